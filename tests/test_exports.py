@@ -1,0 +1,40 @@
+"""What `import raiopt` offers, what it leaves alone, and what the wheel will hold."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import raiopt
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", raiopt.__all__)
+def test_every_public_name_loads(name):
+    value = getattr(raiopt, name)
+    assert value.__name__ == name
+    assert value.__doc__
+
+
+def test_an_unknown_name_is_an_attribute_error_that_lists_the_known_ones():
+    with pytest.raises(AttributeError, match=r"no attribute 'L3ProjectedOptim'.*L2ProjectedOptim"):
+        _ = raiopt.L3ProjectedOptim
+
+
+def test_dir_lists_the_public_names():
+    assert set(raiopt.__all__) <= set(dir(raiopt))
+
+
+def test_importing_raiopt_leaves_torch_alone():
+    code = "import sys, raiopt; sys.exit(bool({'torch', 'torchvision', 'hydra'} & sys.modules.keys()))"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_every_package_is_shipped_and_the_versions_agree():
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "raiopt").rglob("*.py")}
+    assert set(pyproject["tool"]["setuptools"]["packages"]) == folders | {"raiopt.conf"}
+    assert pyproject["project"]["version"] == raiopt.__version__
