@@ -1,0 +1,97 @@
+"""Errors about arguments, in one voice: the name, the rule, the value, and the remedy if it is known."""
+
+import math
+from collections.abc import Iterable
+from difflib import get_close_matches
+from numbers import Integral, Real
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def number(
+    name: str,
+    value: T,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    integer: bool = False,
+    remedy: str = "",
+) -> T:
+    """Returns `value` if it is a finite number, or a tensor of such numbers, within the limits.
+
+    Args:
+        name: What the caller calls the value.
+        value: A bool is no number here, for it is always a mistake.
+        low: The smallest value that is allowed.
+        high: The largest value that is allowed.
+        above: The value must be larger than this.
+        integer: Refuse everything that is not a whole number by its type.
+        remedy: A sentence that the message ends with.
+
+    Raises:
+        TypeError: It is no number at all.
+        ValueError: It is NaN, infinite or outside the limits.
+
+    >>> number("epsilon", -3, low=0)
+    Traceback (most recent call last):
+    ValueError: epsilon=-3 must be a finite number, at least 0.
+    """
+    limits = {"at least": low, "above": above, "at most": high}
+    kind = "an integer" if integer else "a finite number"
+    rule = ", ".join([f"must be {kind}", *(f"{word} {limit}" for word, limit in limits.items() if limit is not None)])
+    ending = f"{rule}. {remedy}".rstrip()
+    if hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, Real):
+        _entries(name, value, low=low, high=high, above=above, ending=ending)
+    elif isinstance(value, bool) or not isinstance(value, Integral if integer else Real):
+        raise TypeError(f"{name}={value!r} {ending}")
+    elif not math.isfinite(value) or bool(_outside(value, low, high, above)):
+        raise ValueError(f"{name}={value!r} {ending}")
+    return value
+
+
+def _outside(value: Any, low: float | None, high: float | None, above: float | None) -> Any:
+    """Returns where `value` breaks a limit: one bool, or a tensor of them."""
+    wrong = value != value
+    if low is not None:
+        wrong = wrong | (value < low)
+    if high is not None:
+        wrong = wrong | (value > high)
+    if above is not None:
+        wrong = wrong | (value <= above)
+    return wrong
+
+
+def _entries(name: str, value: Any, *, ending: str, **limits: float | None) -> None:
+    """Raises unless all entries of a tensor or an array are finite and within the limits."""
+    if "bool" in str(value.dtype) or "complex" in str(value.dtype):
+        raise TypeError(f"{name}, of type {value.dtype}, {ending}")
+    if str(getattr(value, "device", "")) == "meta":  # has a shape, but no values to look at
+        return
+    wrong = _outside(value, **limits) | (abs(value) == math.inf)
+    if wrong.any():
+        count, first = int(wrong.sum()), value[wrong].reshape(-1)[0].item()
+        raise ValueError(
+            f"{name} {ending} {count} of its {wrong.reshape(-1).shape[0]} entries break this, first {first}."
+        )
+
+
+def choice(name: str, value: T, options: Iterable[T]) -> T:
+    """Returns `value` if it is one of the options; the error lists them and names the nearest.
+
+    >>> choice("optim", "addam", ["sgd", "adam"])
+    Traceback (most recent call last):
+    ValueError: optim='addam' must be one of 'sgd', 'adam'. Did you mean 'adam'?
+    """
+    known = list(options)
+    if value in known:
+        return value
+    similar = near(str(value), [str(option) for option in known])
+    hint = f" Did you mean {similar[0]!r}?" if similar else ""
+    raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, known))}.{hint}")
+
+
+def near(word: str, words: Iterable[str]) -> list[str]:
+    """Returns the words that look like `word`, the most similar first."""
+    return get_close_matches(word, list(words))

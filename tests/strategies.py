@@ -1,0 +1,49 @@
+"""What tests draw: shapes, tensors, and how to split them into data."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import Tensor
+
+
+def shapes(min_ndim: int = 1, max_ndim: int = 4, max_side: int = 4) -> st.SearchStrategy[tuple[int, ...]]:
+    return hnp.array_shapes(min_dims=min_ndim, max_dims=max_ndim, max_side=max_side)
+
+
+def tensors(
+    shape: tuple[int, ...] | st.SearchStrategy[tuple[int, ...]] | None = None,
+    *,
+    low: float = -100.0,
+    high: float = 100.0,
+    dtype: torch.dtype = torch.float32,
+) -> st.SearchStrategy[Tensor]:
+    """Tensors of ordinary magnitudes, zeros and repeated entries among them. Without a shape: (N, d0, ...)."""
+    width = 64 if dtype is torch.float64 else 32
+    elements = st.floats(low, high, width=width, allow_subnormal=False)
+    arrays = hnp.arrays(
+        np.float64 if width == 64 else np.float32, shapes(min_ndim=2) if shape is None else shape, elements=elements
+    )
+    return arrays.map(lambda array: torch.from_numpy(array).to(dtype))
+
+
+def scales(exponent: int = 6) -> st.SearchStrategy[float]:
+    """Powers of ten: to spread magnitudes."""
+    return st.integers(-exponent, exponent).map(lambda e: 10.0**e)
+
+
+@st.composite
+def boxed(draw: st.DrawFn, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """A tensor x of shape (N, d0, ...) with bounds lower <= 0 <= upper of its shape."""
+    x = draw(tensors(**kwargs))
+    wall = tensors(tuple(x.shape), low=0.0, high=2.0, dtype=x.dtype)
+    return x, -draw(wall), draw(wall)
+
+
+@st.composite
+def split(draw: st.DrawFn) -> tuple[tuple[int, ...], int | None]:
+    """A shape, and a `param_ndim` that it allows."""
+    shape = draw(shapes())
+    return shape, draw(st.none() | st.integers(-len(shape), len(shape)))
