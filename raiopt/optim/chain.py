@@ -1,0 +1,88 @@
+"""Several transforming optimizers in a row, around one inner optimizer."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.optim import SGD
+from torch.optim.optimizer import ParamsT
+
+from raiopt.optim.base import ParamTransformingOptimizer
+from raiopt.optim.inner import InnerOptimizer
+
+_OF_THE_CHAIN = ("params", "InnerOpt", "param_ndim", "grad_scale", "grad_bias", "lr")
+
+
+class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
+    """Applies several optimizers' gradient transforms in order, steps once, then applies their parameter transforms.
+
+    The members share the groups, so a hyperparameter has one value for all of them.
+
+    Args:
+        transforming_optimizers: Classes, or partials that hold the hyperparameters of the member alone. `param_ndim`,
+            `grad_scale`, `grad_bias`, `InnerOpt` and `lr` belong to the chain.
+
+    >>> import torch
+    >>> from functools import partial
+    >>> from raiopt.optim import L1NormedGradientOptim, ProjectedParameterOptimizer
+    >>> x = torch.zeros(1, 2, requires_grad=True)
+    >>> optimizer = ChainedParamTransformingOptimizer(
+    ...     L1NormedGradientOptim, partial(ProjectedParameterOptimizer, p=2, epsilon=0.5), params=[x], lr=1.0
+    ... )
+    >>> x.backward(gradient=torch.tensor([[-3.0, -4.0]]))
+    >>> optimizer.step()
+    >>> x.grad, x
+    (tensor([[-0.4286, -0.5714]]), tensor([[0.3000, 0.4000]], requires_grad=True))
+    """
+
+    _chain: tuple[ParamTransformingOptimizer, ...] = ()
+
+    def __init__(
+        self,
+        *transforming_optimizers: Callable[..., ParamTransformingOptimizer],
+        params: ParamsT | None = None,
+        InnerOpt: InnerOptimizer = SGD,
+        param_ndim: int | None = -1,
+        grad_scale: float = 1.0,
+        grad_bias: float = 0.0,
+        defaults: dict[str, Any] | None = None,
+        **inner_opt_kwargs: Any,
+    ) -> None:
+        super().__init__(
+            params,
+            InnerOpt,
+            param_ndim=param_ndim,
+            grad_scale=grad_scale,
+            grad_bias=grad_bias,
+            defaults=defaults,
+            **inner_opt_kwargs,
+        )
+        self._chain = tuple(self._member(make) for make in transforming_optimizers)
+        self.ball = next((member.ball for member in reversed(self._chain) if member.ball is not None), None)
+
+    def _member(self, make: Callable[..., ParamTransformingOptimizer]) -> ParamTransformingOptimizer:
+        """Returns the member, built around the inner optimizer of the chain."""
+        if not callable(make):
+            raise TypeError(f"A chain is made of classes and partials of them, not of {make!r}.")
+        if misplaced := [name for name in _OF_THE_CHAIN if name in getattr(make, "keywords", {})]:
+            raise TypeError(f"{misplaced[0]} belongs to the chain as a whole: give it to the chain, not to a member.")
+        member = make(params=None, InnerOpt=self.inner_opt)
+        if not isinstance(member, ParamTransformingOptimizer):
+            raise TypeError(f"A chain is made of transforming optimizers, but {make!r} makes {type(member).__name__}.")
+        return member
+
+    def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
+        for member in self._chain:
+            member._pre_step_transform_(param=param, optim_group=optim_group)
+
+    def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
+        for member in self._chain:
+            member._post_step_transform_(param=param, optim_group=optim_group)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        for member in self._chain:
+            member._check_group(group)
+
+    def _title(self) -> str:
+        return " ○ ".join(member._title() for member in reversed(self._chain)) or super()._title()
