@@ -1,0 +1,186 @@
+"""Gradient ascent on a perturbation: the loop that every attack shares, and the function that solves one batch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from raiopt import checks
+from raiopt.perturbations.freezing import evaluating, frozen
+from raiopt.perturbations.losses import cross_entropy
+from raiopt.perturbations.models import AdditivePerturbation, PerturbationModel
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+
+class Iterate(NamedTuple):
+    """One point of the search: perturbed data, the model's output for it, and the loss of each sample; no graph."""
+
+    data: Tensor
+    logits: Tensor
+    losses: Tensor
+
+
+class Best:
+    """Keeps, sample by sample, the values that came with the highest scores.
+
+    >>> best = Best()
+    >>> best.update([torch.tensor([1.0, 5.0])], step=torch.tensor([0, 0]))
+    >>> best.update([torch.tensor([2.0, 4.0])], step=torch.tensor([1, 1]))
+    >>> best.values["step"]
+    tensor([1, 0])
+    """
+
+    def __init__(self) -> None:
+        self.scores: list[Tensor] = []
+        self.values: dict[str, Tensor] = {}
+
+    def update(self, scores: Sequence[Tensor], **values: Tensor) -> None:
+        """Takes the values of each sample whose scores are higher; a later score decides where the earlier are equal.
+
+        Args:
+            scores: Tensors of one shape, (N,) or (N, ...); NaN counts as lowest.
+            values: Tensors whose leading dimensions are those of the scores.
+        """
+        scores = [s.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf")) for s in scores]
+        if not self.scores:
+            self.scores, self.values = scores, {name: value.clone() for name, value in values.items()}
+            return
+        better = torch.zeros_like(scores[0], dtype=torch.bool)
+        for new, old in zip(reversed(scores), reversed(self.scores), strict=True):
+            better = (new > old) | ((new == old) & better)
+        self.scores = [_choose(better, *pair) for pair in zip(scores, self.scores, strict=True)]
+        self.values = {name: _choose(better, value, self.values[name]) for name, value in values.items()}
+
+
+def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(mask.view(mask.shape + (1,) * (new.ndim - mask.ndim)), new, old)
+
+
+def iterates(
+    model: Callable[[Tensor], Tensor],
+    perturb: Callable[[Tensor], Tensor],
+    optimizer: Optimizer,
+    data: Tensor,
+    target: Tensor,
+    *,
+    steps: int,
+    criterion: Criterion,
+    targeted: bool = False,
+    reduction_fn: Callable[[Tensor], Tensor] = torch.sum,
+) -> Iterator[Iterate]:
+    """Yields the start and the iterate after each of the `steps` steps, `steps + 1` in all, the last evaluated too."""
+    for remaining in range(steps, -1, -1):
+        with torch.set_grad_enabled(remaining > 0):
+            perturbed = perturb(data)
+            logits = model(perturbed)
+            losses = criterion(logits, target)
+        yield Iterate(perturbed.detach(), logits.detach(), losses.detach())
+        if remaining:
+            loss = reduction_fn(losses)
+            optimizer.zero_grad(set_to_none=True)
+            (loss if targeted else -loss).backward()
+            optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def gradient_ascent(
+    *,
+    model: Callable[[Tensor], Tensor],
+    data: Any,
+    target: Any,
+    optimizer: Optimizer | Callable[..., Optimizer],
+    steps: int,
+    perturbation_model: PerturbationModel | Callable[[Tensor], PerturbationModel] = AdditivePerturbation,
+    targeted: bool = False,
+    use_best: bool = False,
+    criterion: Criterion | None = None,
+    reduction_fn: Callable[[Tensor], Tensor] = torch.sum,
+    **optim_kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Returns the perturbed data (N, ...) and the loss of each sample (N,) after the search.
+
+    The perturbation moves the model's output away from `target`, or towards it. During the search the weights of the
+    model are frozen and it is in eval mode; both are restored.
+
+    Args:
+        model: Differentiable; its output goes to `criterion`.
+        data: Tensor, or what `torch.as_tensor` takes, of shape (N, ...).
+        target: What `criterion` takes as second argument, of shape (N, ...).
+        optimizer: A class or partial, called with the parameters of the perturbation and `optim_kwargs`; or a
+            ready-made optimizer over the parameters of a ready-made `perturbation_model`.
+        steps: Number of steps, at least 0; the model runs once more than that.
+        perturbation_model: A class or partial, called with `data`; or a ready-made model.
+        targeted: False raises the loss (gradient ascent), True lowers it.
+        use_best: Return, for each sample, the iterate with the best loss instead of the last one.
+        criterion: Takes the model's output and `target`, returns one loss a sample. None: cross entropy.
+        reduction_fn: Makes the losses a scalar. Use `torch.mean` for a universal perturbation.
+
+    Raises:
+        TypeError: If a ready-made optimizer comes without a ready-made perturbation, or with `optim_kwargs`.
+        ValueError: If `use_best` is set and `criterion` gives no loss a sample.
+
+    Two points, -1 and 2, move five steps of 0.1 away from 0:
+
+    >>> data, losses = gradient_ascent(
+    ...     data=[-1.0, 2.0],
+    ...     target=0.0,
+    ...     model=lambda x: x,
+    ...     criterion=lambda output, target: (output - target).abs(),
+    ...     optimizer=torch.optim.SGD,
+    ...     lr=0.1,
+    ...     steps=5,
+    ... )
+    >>> data
+    tensor([-1.5000,  2.5000])
+    """
+    data, target = torch.as_tensor(data).detach(), torch.as_tensor(target).detach()
+    checks.number("steps", steps, low=0, integer=True)
+    perturbation, optimizer = _resolve(perturbation_model, optimizer, data, optim_kwargs)
+    modules = [model] if isinstance(model, nn.Module) else []
+    best = Best()
+    with frozen(*modules), evaluating(*modules):
+        for found in iterates(
+            model,
+            perturbation,
+            optimizer,
+            data,
+            target,
+            steps=steps,
+            criterion=criterion or cross_entropy,
+            targeted=targeted,
+            reduction_fn=reduction_fn,
+        ):
+            if use_best:
+                _check_per_sample(found.losses, data)
+                best.update([-found.losses if targeted else found.losses], data=found.data, losses=found.losses)
+    return (best.values["data"], best.values["losses"]) if use_best else (found.data, found.losses)
+
+
+def _resolve(
+    perturbation: Any, optimizer: Any, data: Tensor, optim_kwargs: dict[str, Any]
+) -> tuple[PerturbationModel, Optimizer]:
+    made = not isinstance(perturbation, type) and isinstance(perturbation, PerturbationModel)
+    if not made:
+        perturbation = perturbation(data)
+        if not isinstance(perturbation, PerturbationModel):
+            raise TypeError(f"perturbation_model must be callable and have parameters(), got {perturbation!r}.")
+    if not isinstance(optimizer, Optimizer):
+        if not callable(optimizer):
+            raise TypeError(f"optimizer must be a torch optimizer, or a class or partial of one, got {optimizer!r}.")
+        return perturbation, optimizer(perturbation.parameters(), **optim_kwargs)
+    if not made:
+        raise TypeError("optimizer is ready-made, so perturbation_model must be the ready-made one whose parameters it has.")
+    if optim_kwargs:
+        raise TypeError(f"{', '.join(optim_kwargs)} would have no effect: optimizer is ready-made. Pass its class instead.")
+    return perturbation, optimizer
+
+
+def _check_per_sample(losses: Tensor, data: Tensor) -> None:
+    if losses.shape != data.shape[: losses.ndim] or losses.ndim == 0 < data.ndim:
+        raise ValueError(
+            f"use_best=True needs a criterion that returns one loss a sample, of shape {tuple(data.shape[:1])}; "
+            f'it returned shape {tuple(losses.shape)}. Use reduction="none" in torch\'s losses.'
+        )

@@ -1,0 +1,230 @@
+"""The shared loop, the best iterate, and `gradient_ascent` against closed forms."""
+
+from functools import partial
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.optim import SGD
+from torch.testing import assert_close
+
+from raiopt.optim import L2ProjectedOptim, LinfProjectedOptim
+from raiopt.perturbations import AdditivePerturbation, Best, gradient_ascent, uniform_like_l2_n_ball_
+from raiopt.perturbations.solver import iterates
+
+scores = hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 5)), elements=st.floats(-9, 9, width=32))
+
+
+@given(scores)
+def test_best_is_the_first_highest_score_of_each_sample(history):
+    best = Best()
+    for step, row in enumerate(torch.from_numpy(history)):
+        best.update([row], step=torch.full_like(row, step, dtype=torch.int64))
+    assert_close(best.values["step"], torch.from_numpy(history.argmax(0)))
+
+
+@given(scores, scores)
+def test_a_later_score_decides_ties_of_an_earlier_one(first, second):
+    count = min(len(first), len(second))
+    first, second = np.sign(first[:count, :1]), second[:count, :1]
+    best = Best()
+    for step, (a, b) in enumerate(zip(first, second, strict=True)):
+        best.update([torch.from_numpy(a), torch.from_numpy(b)], step=torch.tensor([step]))
+    expected = max(range(count), key=lambda i: (first[i, 0], second[i, 0]))
+    assert best.values["step"].item() == expected
+
+
+def test_nan_is_never_best():
+    best = Best()
+    for step, score in enumerate([float("nan"), 1.0, float("nan")]):
+        best.update([torch.tensor([score])], step=torch.tensor([step]))
+    assert best.values["step"].item() == 1
+
+
+def test_best_keeps_its_own_copy():
+    best, value = Best(), torch.zeros(2)
+    best.update([torch.zeros(2)], value=value)
+    value.add_(1)
+    assert best.values["value"].sum() == 0
+
+
+def linear(weight):
+    """Returns a model whose loss against any target is its output: <weight, x>."""
+    return {"model": lambda x: x.flatten(1) @ weight.flatten(), "criterion": lambda output, target: output}
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize(
+    ("optimizer", "direction"),
+    [(LinfProjectedOptim, torch.sign), (L2ProjectedOptim, lambda w: w / w.norm())],
+)
+def test_reaches_the_best_point_of_a_linear_model(optimizer, direction, targeted):
+    torch.manual_seed(0)
+    weight, data = torch.randn(3, 4), torch.randn(5, 3, 4)
+    found, losses = gradient_ascent(
+        **linear(weight), data=data, target=0, optimizer=optimizer, epsilon=0.7, lr=0.3, steps=9, targeted=targeted
+    )
+    expected = data + (-0.7 if targeted else 0.7) * direction(weight)
+    assert_close(found, expected)
+    assert_close(losses, expected.flatten(1) @ weight.flatten())
+
+
+@pytest.mark.parametrize("use_best", [False, True])
+def test_a_batch_of_one_equals_a_batch_of_many(use_best):
+    torch.manual_seed(1)
+    net, data, target = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), torch.rand(6, 4), torch.arange(6) % 3
+    solve = partial(
+        gradient_ascent, model=net, optimizer=L2ProjectedOptim, epsilon=0.5, lr=0.4, steps=7, use_best=use_best
+    )
+    together = solve(data=data, target=target)
+    alone = [solve(data=data[i : i + 1], target=target[i : i + 1]) for i in range(6)]
+    assert_close(together[0], torch.cat([x for x, _ in alone]))
+    assert_close(together[1], torch.cat([loss for _, loss in alone]))
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_use_best_returns_the_best_of_all_iterates(targeted):
+    losses_of = []
+
+    def criterion(output, target):
+        losses = (output - target).square().sum(1)
+        losses_of.append(losses.detach())
+        return losses
+
+    data, target = torch.tensor([[3.0], [-1.0]]), torch.tensor([[0.5], [0.0]])
+    found, losses = gradient_ascent(
+        model=torch.sin,
+        data=data,
+        target=target,
+        criterion=criterion,
+        optimizer=SGD,
+        lr=2.5,
+        steps=12,
+        use_best=True,
+        targeted=targeted,
+    )
+    seen = torch.stack(losses_of)
+    assert len(seen) == 13
+    assert_close(losses, seen.amin(0) if targeted else seen.amax(0))
+    assert_close((found.sin() - target).square().sum(1), losses)
+
+
+def test_model_is_frozen_and_evaluating_during_the_search_and_restored_after():
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+    net[1].eval()
+    net[0].weight.requires_grad_(False)
+    modes, flags = [m.training for m in net.modules()], [p.requires_grad for p in net.parameters()]
+    seen = []
+
+    def criterion(logits, target):
+        seen.append((any(m.training for m in net.modules()), any(p.requires_grad for p in net.parameters())))
+        return nn.functional.cross_entropy(logits, target, reduction="none")
+
+    gradient_ascent(
+        model=net, data=torch.rand(3, 2), target=torch.zeros(3).long(), criterion=criterion, optimizer=SGD, lr=1, steps=2
+    )
+    assert set(seen) == {(False, False)}
+    assert [m.training for m in net.modules()] == modes
+    assert [p.requires_grad for p in net.parameters()] == flags
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_model_is_restored_after_an_error():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+
+    def criterion(logits, target):
+        raise RuntimeError("no loss")
+
+    with pytest.raises(RuntimeError, match="no loss"):
+        gradient_ascent(model=net, data=torch.rand(1, 2), target=0, criterion=criterion, optimizer=SGD, lr=1, steps=1)
+    assert net.training
+    assert net[0].weight.requires_grad
+
+
+def test_iterates_and_best_hold_no_graph():
+    perturbation = AdditivePerturbation(torch.zeros(2, 3))
+    optimizer = SGD(perturbation.parameters(), lr=0.1)
+    found = list(
+        iterates(
+            lambda x: x,
+            perturbation,
+            optimizer,
+            torch.zeros(2, 3),
+            torch.tensor([0, 1]),
+            steps=3,
+            criterion=lambda x, t: x.square().sum(1) + x[:, 0],
+        )
+    )
+    assert len(found) == 4
+    assert all(t.grad_fn is None and not t.requires_grad for iterate in found for t in iterate)
+    assert perturbation.delta.grad is None
+
+
+def test_the_mean_of_a_universal_perturbation_does_not_depend_on_repeated_data():
+    torch.manual_seed(2)
+    net, data = nn.Linear(4, 3), torch.rand(5, 4)
+    target = torch.arange(5) % 3
+    solve = partial(
+        gradient_ascent,
+        model=net,
+        perturbation_model=partial(AdditivePerturbation, delta_ndim=-1),
+        optimizer=SGD,
+        lr=0.5,
+        steps=4,
+        reduction_fn=torch.mean,
+    )
+    once, _ = solve(data=data, target=target)
+    twice, _ = solve(data=data.repeat(2, 1), target=target.repeat(2))
+    assert_close(twice[:5], once)
+    assert_close(once - data, (once - data)[:1].expand(5, 4))
+
+
+def test_ready_made_perturbation_and_optimizer_are_used():
+    perturbation = AdditivePerturbation((2,), uniform_like_l2_n_ball_, param_ndim=None)
+    start = perturbation.delta.detach().clone()
+    found, _ = gradient_ascent(
+        model=lambda x: x,
+        data=[0.0, 0.0],
+        target=0.0,
+        criterion=lambda x, t: x,
+        perturbation_model=perturbation,
+        optimizer=SGD(perturbation.parameters(), lr=0.25),
+        steps=2,
+    )
+    assert_close(found, start + 0.5)
+    assert_close(perturbation.delta.detach(), found)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"steps": -1}, ValueError, "steps=-1"),
+        ({"steps": 1.5}, TypeError, "steps=1.5"),
+        ({"optimizer": SGD([torch.zeros(1, requires_grad=True)], lr=1)}, TypeError, "ready-made"),
+        ({"optimizer": "sgd"}, TypeError, "'sgd'"),
+        ({"perturbation_model": lambda data: 3}, TypeError, "parameters"),
+        ({"criterion": lambda x, t: x.sum(), "use_best": True}, ValueError, r"shape \(2,\).*returned shape \(\)"),
+    ],
+)
+def test_what_does_not_fit_is_told(change, error, message):
+    usual = {"model": lambda x: x, "data": torch.zeros(2, 2), "target": torch.zeros(2).long(), "optimizer": SGD}
+    with pytest.raises(error, match=message):
+        gradient_ascent(**{**usual, "steps": 1, **change})
+
+
+def test_options_for_a_ready_made_optimizer_are_refused():
+    perturbation = AdditivePerturbation((1, 2))
+    with pytest.raises(TypeError, match="lr would have no effect"):
+        gradient_ascent(
+            model=lambda x: x,
+            data=torch.zeros(1, 2),
+            target=torch.zeros(1).long(),
+            perturbation_model=perturbation,
+            optimizer=SGD(perturbation.parameters(), lr=1),
+            lr=2,
+            steps=1,
+        )
