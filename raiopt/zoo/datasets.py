@@ -1,0 +1,139 @@
+"""torchvision's data sets for classification, by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from raiopt import checks
+from raiopt.zoo.data import ImageData, check_labels, positions
+from raiopt.zoo.folders import class_indices
+from raiopt.zoo.geometry import Geometry, pixels, square
+from raiopt.zoo.loading import once
+
+# Those whose samples are (PIL image, class index).
+# fmt: off
+NAMES = (
+    "Caltech101", "Caltech256", "CIFAR10", "CIFAR100", "CLEVRClassification", "Country211", "DTD", "EuroSAT",
+    "FakeData", "FashionMNIST", "FER2013", "FGVCAircraft", "Flowers102", "Food101", "GTSRB", "ImageNet", "Imagenette",
+    "KMNIST", "LFWPeople", "MNIST", "OxfordIIITPet", "PCAM", "Places365", "QMNIST", "RenderedSST2", "SEMEION",
+    "StanfordCars", "STL10", "SUN397", "SVHN", "USPS",
+)
+# fmt: on
+
+
+def torchvision_data_sets() -> list[str]:
+    """Returns the names that `torchvision_data` knows."""
+    return list(NAMES)
+
+
+@once
+def torchvision_data(
+    name: str,
+    root: str,
+    *,
+    split: str = "test",
+    download: bool = False,
+    size: int | None = None,
+    limit: int | None = None,
+    indices: Sequence[int] | str | None = None,
+    geometry: Geometry | None = None,
+    categories: tuple[str, ...] | None = None,
+    num_classes: int | None = None,
+) -> ImageData:
+    """Returns a data set of torchvision.
+
+    Args:
+        root: the folder that torchvision's class gets; `download` fetches the files into it.
+        split: "test" or "train"; where a data set has splits of its own, one of their names. Data sets without splits
+            are used whole, and only "test" can be given.
+        size, geometry, categories, num_classes: as in `image_folder`.
+    """
+    checks.choice("data.name", name, NAMES)
+    source = _opened(name, root, split, download)
+    ids = positions(len(source), limit, indices)
+    names = [f"{name}/{split}/{i}" for i in ids]
+    geometry = geometry if size is None else square(size)
+
+    def read(i: int) -> Tensor:
+        image, _ = _sample(name, source[i])
+        return pixels(image) if geometry is None else geometry.apply(image)
+
+    known = _known_labels(name, source)
+    labels = torch.tensor([_sample(name, source[i])[1] for i in ids]) if known is None else known[ids]
+    classes = _class_names(source, categories)
+    count = len(classes) if classes else getattr(source, "num_classes", None if known is None else len(known.unique()))
+    if classes is not None and categories is not None and set(classes) <= set(categories):
+        index_of = class_indices(classes, categories, num_classes)
+        labels = torch.tensor([index_of[classes[label]] for label in labels.tolist()])
+        count = num_classes
+    data = ImageData(name, ids, names, labels, read, classes, count)
+    check_labels(data, num_classes)
+    return data
+
+
+def _opened(name: str, root: str, split: str, download: bool) -> Any:
+    from raiopt.zoo.vision import datasets
+
+    make = getattr(datasets, name)
+    accepted = _parameters(make)
+    arguments: dict[str, Any] = {"root": root} if "root" in accepted else {}
+    if "train" in accepted:
+        arguments["train"] = checks.choice("data.split", split, ("test", "train")) == "train"
+    elif "split" in accepted:
+        arguments["split"] = split
+    else:
+        checks.choice("data.split", split, ("test",))
+    if "download" in accepted:
+        arguments["download"] = download
+    elif download:
+        raise ValueError(f"data.download=true has no effect: torchvision cannot download {name}; put it into {root!r}.")
+    try:
+        return make(**arguments)
+    except (RuntimeError, OSError, ImportError) as error:
+        ways = "give data.download=true, or put them there" if "download" in accepted else "put them there"
+        raise ValueError(
+            f"torchvision cannot open {name} in data.root={root!r} ({error}). If files are missing: {ways}."
+        ) from error
+
+
+def _parameters(make: type) -> set[str]:
+    """Returns the names of all arguments of a class, with its parents' where it passes **kwargs on."""
+    names: set[str] = set()
+    for parent in inspect.getmro(make):
+        parameters = inspect.signature(parent.__init__).parameters
+        names |= parameters.keys()
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return names
+
+
+def _sample(name: str, sample: Any) -> tuple[Image.Image, int]:
+    image, label = sample
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"data.name={name} gives {type(image).__name__}, not a PIL image.")
+    return image, int(label)
+
+
+def _known_labels(name: str, source: Any) -> Tensor | None:
+    """Returns all labels (N,) from the data set's own list; None if only reading the samples tells them."""
+    for attribute in ("targets", "labels"):
+        known = getattr(source, attribute, None)
+        if known is not None and len(known) == len(source) and int(known[0]) == _sample(name, source[0])[1]:
+            return torch.as_tensor(known).to(torch.int64)
+    return None
+
+
+def _class_names(source: Any, categories: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Returns one name a class, None if the data set has none; of several synonyms the one that the model has."""
+    classes = getattr(source, "classes", getattr(source, "categories", None))
+    if classes is None:
+        return None
+    known = set(categories or ())
+    synonyms = [(entry,) if isinstance(entry, str) else tuple(entry) for entry in classes]
+    return tuple(next((name for name in names if name in known), names[0]) for names in synonyms)

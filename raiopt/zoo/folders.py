@@ -1,0 +1,165 @@
+"""A folder of images, with a folder for each class or flat, and how class names become the model's labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from raiopt import checks
+from raiopt.zoo.data import ImageData, check_labels, positions
+from raiopt.zoo.geometry import Geometry, pixels, square
+from raiopt.zoo.loading import once
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+LABELS = ("folder", "predicted")
+DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a broken file
+
+
+@once
+def image_folder(
+    root: str,
+    *,
+    labels: Literal["folder", "predicted"] = "folder",
+    size: int | None = None,
+    limit: int | None = None,
+    indices: Sequence[int] | str | None = None,
+    geometry: Geometry | None = None,
+    categories: tuple[str, ...] | None = None,
+    num_classes: int | None = None,
+) -> ImageData:
+    """Returns the images below `root`, sorted by path, as RGB.
+
+    Args:
+        labels: "folder": `root` holds a folder for each class, see `class_indices`; "predicted": the model's own clean
+            prediction, whatever the folders.
+        size: resize and crop to size by size pixels; None: the geometry of the model's weights, or as they are.
+        geometry, categories, num_classes: the model's.
+    """
+    checks.choice("data.labels", labels, LABELS)
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"data.root={root!r} is no folder.")
+    files = sorted(_image_files(folder))
+    if not files:
+        raise ValueError(f"data.root={root!r} holds no images ({', '.join(SUFFIXES)}).")
+    geometry = geometry if size is None else square(size)
+    ids = positions(len(files), limit, indices)
+    every_label = classes = count = None
+    if labels == "folder":
+        folders = [_class_folder(root, file) for file in files]
+        classes = tuple(sorted(set(folders)))
+        index_of = class_indices(classes, categories, num_classes)
+        every_label = torch.tensor([index_of[name] for name in folders])
+        count = num_classes or len(classes)
+
+    def read(i: int) -> Tensor:
+        with _opened(folder / files[i]) as image:
+            return pixels(image) if geometry is None else geometry.apply(image)
+
+    _check_images([folder / files[i] for i in ids], same_size=geometry is None)
+    data = ImageData(
+        name=folder.resolve().name,
+        ids=ids,
+        names=[files[i] for i in ids],
+        labels=None if every_label is None else every_label[ids],
+        read=read,
+        classes=classes,
+        num_classes=count,
+    )
+    check_labels(data, num_classes)
+    return data
+
+
+def class_indices(names: Sequence[str], categories: Sequence[str] | None, num_classes: int | None) -> dict[str, int]:
+    """Returns the model's class index of each class name of the data, sorted.
+
+    By name if all are categories of the model; else in sorted order if data and model have as many classes.
+
+    Examples:
+        >>> class_indices(["ox", "cat"], ("cat", "dog", "ox"), 3)
+        {'ox': 2, 'cat': 0}
+        >>> class_indices(["a", "b"], ("cat", "dog"), 2)
+        {'a': 0, 'b': 1}
+    """
+    known = list(categories or ())
+    if known and set(names) <= set(known):
+        ambiguous = [name for name in names if known.count(name) > 1]
+        if ambiguous:
+            raise ValueError(
+                f"The class {ambiguous[0]!r} is the name of several categories of the model; leave it out."
+            )
+        return {name: known.index(name) for name in names}
+    if num_classes not in (None, len(names)):
+        unknown = [name for name in names if name not in known]
+        raise ValueError(
+            f"The data have {len(names)} classes and the model {num_classes}, and not all names are categories of the "
+            f"model (e.g. {unknown[0]!r}). Name the folders after the categories, or give data.labels=predicted."
+        )
+    return {name: index for index, name in enumerate(sorted(names))}
+
+
+def _image_files(folder: Path) -> list[str]:
+    """Returns the paths of all images below the folder, relative to it, with forward slashes."""
+    return [
+        Path(directory, file).relative_to(folder).as_posix()
+        for directory, _, files in os.walk(folder, followlinks=True)
+        for file in files
+        if file.lower().endswith(SUFFIXES)
+    ]
+
+
+def _class_folder(root: str, file: str) -> str:
+    name, slash, _ = file.partition("/")
+    if not slash:
+        raise ValueError(
+            f"{file} lies in data.root={root!r} itself, in no class folder. Put each image into a folder named after "
+            "its class, or give data.labels=predicted to take the model's own prediction as label."
+        )
+    return name
+
+
+def _opened(file: Path) -> Image.Image:
+    try:
+        image = Image.open(file)
+        image.load()
+        return image
+    except DAMAGE as error:
+        raise ValueError(f"{file} cannot be read as an image ({error}).") from error
+
+
+def _check_images(files: list[Path], *, same_size: bool) -> None:
+    """Raises a ValueError that names the first file that is damaged, or of another size than the first."""
+    first: tuple[int, int] | None = None
+    for file in files:
+        size = _verified_size(file)
+        first = first or size
+        if same_size and size != first:
+            raise ValueError(
+                f"{files[0]} is {first[0]}x{first[1]} pixels and {file} {size[0]}x{size[1]}; all images of a run must "
+                "have one size: give data.size=..., e.g. data.size=224."
+            )
+
+
+def _verified_size(file: Path) -> tuple[int, int]:
+    """Returns (width, height) of an image that is whole; decodes it only where nothing cheaper can tell."""
+    try:
+        with Image.open(file) as image:
+            if image.format == "PNG":
+                image.verify()
+            elif image.format != "JPEG" or not _ends_as_jpeg(file):
+                image.load()
+            return image.size
+    except DAMAGE as error:
+        raise ValueError(f"{file} cannot be read as an image ({error}).") from error
+
+
+def _ends_as_jpeg(file: Path) -> bool:
+    with file.open("rb") as stream:
+        stream.seek(-2, os.SEEK_END)
+        return stream.read() == b"\xff\xd9"
