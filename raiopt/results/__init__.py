@@ -1,0 +1,1 @@
+"""What a job and a sweep leave behind: folders, tables, pictures, and lines on the terminal."""

@@ -1,0 +1,144 @@
+"""What a person sees on the terminal: progress, the summary of a job, the table of a sweep."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+Advance = Callable[[], None]
+SHORT = {
+    "clean_accuracy": "clean",
+    "robust_accuracy": "robust",
+    "target_reached": "target",
+    "median_l2": "median L2",
+    "median_linf": "median Linf",
+    "forward_passes": "passes",
+    "attack_seconds": "seconds",
+}
+
+
+@contextmanager
+def progress(evaluations: int) -> Iterator[Advance]:
+    """Shows a bar of batch evaluations while the context lasts, and nothing where the output is no terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("attack"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("batch passes"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("attack", total=evaluations)
+        yield lambda: bar.advance(task)
+
+
+def print_summary(record: dict[str, Any], folder: Path) -> None:
+    """Prints the figures of a finished job and where its folder lies."""
+    figures = record["metrics"]
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for name, value in summary_rows(figures):
+        table.add_row(name, value)
+    console = Console()
+    console.print(escape(headline(record)), style="bold", highlight=False)
+    console.print(table)
+    if figures["claimed"] != figures["verified"]:
+        console.print(
+            f"Claimed as broken: {figures['claimed']}, verified: {figures['verified']}. Only verified ones count.",
+            style="yellow",
+        )
+    if record.get("skipped"):
+        console.print("finished before with the same weights and data: nothing was run again", highlight=False)
+    console.print(f"results in {escape(str(folder))}", soft_wrap=True, highlight=False)
+
+
+def headline(record: dict[str, Any]) -> str:
+    """Returns the question of a job in one line."""
+    samples = record["metrics"]["samples"]
+    return f"{record['model']['name']} on {samples} images of {record['data']['name']}, {record['attack']}, {record['ball']}"
+
+
+def summary_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns name and text of each figure of a job's summary."""
+    rows = [("clean accuracy", percent(figures["clean_accuracy"])), ("robust accuracy", percent(figures["robust_accuracy"]))]
+    if "target_reached" in figures:
+        rows.append(("target reached", percent(figures["target_reached"])))
+    rows.append(("undecided", str(figures["undecided"])))
+    for p in ("l0", "l1", "l2", "linf"):
+        median, largest = figures[f"median_{p}"], figures[f"largest_{p}"]
+        rows.append((f"{p.replace('l', 'L', 1)} of what broke", _norms(median, largest)))
+    rows.append(("passes", f"{figures['forward_passes']:,} forward, {figures['backward_passes']:,} backward"))
+    rows.append(("attack", f"{figures['attack_seconds']:.1f} s"))
+    return rows
+
+
+def _norms(median: float | None, largest: float | None) -> str:
+    return "nothing broke" if median is None else f"median {median:.4g}, largest {largest:.4g}"
+
+
+def percent(share: float | None) -> str:
+    """Returns a share in percent with one decimal, a dash for None."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def job_line(record: dict[str, Any]) -> str:
+    """Returns what a finished job came to, in one line."""
+    figures, before = record["metrics"], "finished before: " if record.get("skipped") else ""
+    return f"{before}robust {percent(figures['robust_accuracy'])}, {record['ball']}, {figures['attack_seconds']:.1f} s"
+
+
+def print_sweep(frame: pl.DataFrame, folder: Path) -> None:
+    """Prints the table of a sweep, the best of equal jobs marked, and where it lies."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    options = _options(frame)
+    wide = ("median_l2", "median_linf", "forward_passes") if console.width >= 110 else ()
+    shown = [*options, "ball", "clean_accuracy", "robust_accuracy", *wide, "attack_seconds"]
+    shown += [name for name in ("target_reached", "undecided") if _says_something(frame[name])]
+    table = Table(title=f"{len(frame)} jobs", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("")
+    for name in shown:
+        header = _short(name, options) if name in options else SHORT.get(name, name)
+        table.add_column(escape(header), justify="left" if name in {*options, "ball"} else "right")
+    for row in frame.iter_rows(named=True):
+        cells = [escape(_cell(name, row[name])) for name in shown]
+        table.add_row("*" if row["best"] else "!" if row["error"] else "", *cells, style="bold" if row["best"] else None)
+    console.print(table)
+    console.print("* smallest robust accuracy of equal balls", highlight=False)
+    for row in frame.filter(pl.col("status") != "finished").iter_rows(named=True):
+        why = row["error"] or "see its run.log"
+        console.print(f"! {row['job']} {row['status']}: {escape(why)}", style="red", soft_wrap=True, highlight=False)
+    console.print(f"results in {escape(str(folder))}: sweep.csv, sweep.parquet, a folder a job", soft_wrap=True, highlight=False)
+
+
+def _short(option: str, options: list[str]) -> str:
+    """Returns the last part of an option's name if no other option has the same."""
+    last = option.rpartition(".")[2]
+    return last if [other.rpartition(".")[2] for other in options].count(last) == 1 else option
+
+
+def _options(frame: pl.DataFrame) -> list[str]:
+    return frame.columns[frame.columns.index("status") + 1 : frame.columns.index("ball")]
+
+
+def _says_something(column: pl.Series) -> bool:
+    return bool(column.cast(pl.Float64).fill_null(0).sum())
+
+
+def _cell(name: str, value: Any) -> str:
+    if name.endswith("_accuracy") or name == "target_reached":
+        return percent(value)
+    if value is None:
+        return "-" if name in SHORT or name == "ball" else "null"
+    if isinstance(value, float):
+        return f"{value:.1f}" if name == "attack_seconds" else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and name in SHORT else str(value)
