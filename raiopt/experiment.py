@@ -1,0 +1,265 @@
+"""One job: loads model and data, attacks every sample, verifies, and fills the job's folder."""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from raiopt import checks
+from raiopt.attack import Attack, Ball, Outcome, Search, attack_batch, verify
+from raiopt.perturbations import AdditivePerturbation
+from raiopt.results.folder import RunFolder
+from raiopt.results.gallery import Exhibit, draw_gallery
+from raiopt.results.samples import Verdict, metrics, samples_frame, trace_frame
+from raiopt.results.terminal import headline, progress
+from raiopt.zoo import Batch, Classifier, ImageData
+from raiopt.zoo.data import check_labels
+
+log = logging.getLogger("raiopt")
+SAVE = ("fooled", "all", "none")
+SHOWN = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one job is asked: factories of model and data, the attack, and how to run it.
+
+    Args:
+        model: Loads the model.
+        data: Called with the model; opens the data.
+        attack: The question.
+        device: auto, cpu, cuda, cuda:N or mps.
+        threads: Of torch on the CPU; None leaves them.
+        save: Which perturbations are stored: fooled, all or none.
+        words: A name of the optimizer for titles.
+    """
+
+    model: Callable[[], Classifier]
+    data: Callable[[Classifier], ImageData]
+    attack: Attack
+    device: str = "auto"
+    threads: int | None = None
+    batch_size: int = 64
+    save: str = "fooled"
+    words: str = "attack"
+
+    def __post_init__(self) -> None:
+        checks.choice("save", self.save, SAVE)
+        checks.number("batch_size", self.batch_size, low=1, integer=True)
+        if self.threads is not None:
+            checks.number("threads", self.threads, low=1, integer=True)
+
+
+@dataclass
+class Collected:
+    """What the batches of a job left, in the order of the data."""
+
+    samples: list[pl.DataFrame] = field(default_factory=list)
+    searches: list[Search] = field(default_factory=list)
+    kept: list[tuple[list[int], Tensor]] = field(default_factory=list)
+    exhibits: list[Exhibit] = field(default_factory=list)
+    others: list[Exhibit] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any]) -> dict[str, Any]:
+    """Carries out a job in its folder and returns its record.
+
+    A folder that holds the finished answer to the same question about the same weights and data is left as it is.
+
+    Args:
+        make: Builds the job; what is wrong with its options becomes part of the folder's record.
+        about: What else run.json shall say: job key, overrides, ...
+
+    Raises:
+        FileExistsError: If the folder holds a finished run with other weights or data.
+    """
+    before = folder.finished_record()
+    if before is not None:
+        return _compared(before, make(), folder)
+    with folder.recording(about):
+        job = make()
+        device = choose_device(job.device)
+        if job.threads is not None:
+            torch.set_num_threads(job.threads)
+        torch.set_flush_denormal(True)  # weights that decayed into denormals cost a factor of eight
+        ball = try_optimizer(job.attack)
+        model, data = load(job, device)
+        folder.save(
+            device={"type": str(device), "name": _device_name(device), "threads": torch.get_num_threads()},
+            model={"name": model.name, "preset": model.preset, "classes": model.num_classes},
+            data={"name": data.name, "samples": len(data)},
+            attack=job.words,
+            ball=str(ball),
+        )
+        log.info("Pixels are in [0, 1]; the model normalises them itself: %s.", model.preset)
+        digest = hashlib.sha256()
+        found = _attack_all(job, model, data, device, digest)
+        table = pl.concat(found.samples)
+        figures = {**metrics(table), "attack_seconds": round(found.seconds, 3)}
+        folder.save(
+            hashes={"weights": model.weights_hash(), "data": digest.hexdigest()},
+            coupled=any(search.coupled for search in found.searches),
+            metrics=figures,
+        )
+        _write(job, folder, found, table)
+        _report_doubts(folder.record, table)
+    return folder.record
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device of that name; auto takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ValueError: If there is no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    checks.choice("device", kind, ["auto", "cpu", "cuda", "mps"])
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.mps.is_available())}[kind]
+    if int(number or 0) >= count:
+        raise ValueError(f"device={name} is not there: this machine has {count or 'no'} {kind} device. Use device=auto.")
+    return torch.device(name)
+
+
+def try_optimizer(attack: Attack) -> Ball:
+    """Builds the optimizer for one small image, so that wrong settings are told before any work; returns its ball."""
+    perturbation = attack.perturbation(torch.zeros(1, 3, 1, 1))
+    try:
+        return Ball.of(attack.optimizer(perturbation.parameters()))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"optim: {error}") from error
+
+
+def load(job: Job, device: torch.device) -> tuple[Classifier, ImageData]:
+    """Returns model and data after they were seen to fit each other.
+
+    Raises:
+        ValueError: If the model's output is not (N, classes), or data and model have different classes.
+    """
+    model = job.model().to(device)
+    data = job.data(model)
+    with torch.no_grad():
+        logits = model(data.image(0)[None].to(device))
+    if logits.ndim != 2 or len(logits) != 1:
+        raise ValueError(f"The model {model.name} must return logits (N, classes), not shape {tuple(logits.shape)}.")
+    check_labels(data, logits.shape[1])
+    return model, data
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _attack_all(job: Job, model: Classifier, data: ImageData, device: torch.device, digest: Any) -> Collected:
+    found = Collected()
+    batches = -(-len(data) // job.batch_size)
+    with progress(batches * (job.attack.steps + 1)) as advance:
+        for batch in data.batches(job.batch_size):
+            _feed(digest, batch)
+            images = batch.images.to(device)
+            labels = None if batch.labels is None else batch.labels.to(device)
+            began = time.perf_counter()
+            outcome = attack_batch(model, batch.ids, batch.names, images, labels, job.attack, advance)
+            found.seconds += time.perf_counter() - began
+            _collect(found, outcome, model, data, job.save)
+            log.info("Attacked %d of %d samples.", sum(map(len, found.samples)), len(data))
+    return found
+
+
+def _feed(digest: Any, batch: Batch) -> None:
+    """Adds the samples one by one, so that the hash does not depend on the batch size."""
+    for position, name in enumerate(batch.names):
+        label = "" if batch.labels is None else int(batch.labels[position])
+        digest.update(f"{name} {label}\n".encode())
+        digest.update(batch.images[position].contiguous().numpy().tobytes())
+
+
+def _collect(found: Collected, outcome: Outcome, model: Classifier, data: ImageData, save: str) -> None:
+    verdict = None
+    search = outcome.search
+    if search is not None:
+        images, labels = outcome.images[outcome.attacked], outcome.labels[outcome.attacked]
+        verdict = Verdict(*verify(model, images, labels, search.delta, search.ball))
+        found.searches.append(search)
+        ids = [i for i, attacked in zip(outcome.ids, outcome.attacked.tolist(), strict=True) if attacked]
+        keep = torch.ones_like(verdict.broken) if save == "all" else verdict.broken
+        if save != "none" and keep.any():
+            delta = search.delta.expand_as(images)[keep]
+            found.kept.append(([i for i, k in zip(ids, keep.tolist(), strict=True) if k], delta.cpu()))
+        _exhibit(found, outcome, search, verdict, model.classes or data.classes)
+    found.samples.append(samples_frame(outcome, verdict))
+
+
+def _exhibit(
+    found: Collected, outcome: Outcome, search: Search, verdict: Verdict, classes: Iterable[str] | None
+) -> None:
+    """Keeps the first few broken samples for the gallery, and a few others in case too few break."""
+    names = list(classes) if classes is not None else None
+
+    def class_name(number: int) -> str:
+        return names[number] if names else f"class {number}"
+
+    positions = outcome.attacked.nonzero().flatten().tolist()
+    deltas = search.delta.expand(len(positions), *search.delta.shape[-3:])
+    for row, position in enumerate(positions):
+        shelf = found.exhibits if verdict.broken[row] else found.others
+        if len(shelf) < SHOWN:
+            shelf.append(
+                Exhibit(
+                    name=outcome.names[position],
+                    image=outcome.images[position].cpu(),
+                    delta=deltas[row].cpu(),
+                    label=class_name(int(outcome.labels[position])),
+                    prediction=class_name(int(verdict.prediction[row])),
+                    broken=bool(verdict.broken[row]),
+                )
+            )
+
+
+def _write(job: Job, folder: RunFolder, found: Collected, table: pl.DataFrame) -> None:
+    table.write_parquet(folder / "samples.parquet")
+    trace_frame(found.searches).write_parquet(folder / "trace.parquet")
+    if job.save != "none":
+        ids = torch.tensor([i for part, _ in found.kept for i in part], dtype=torch.int64)
+        delta = torch.cat([delta for _, delta in found.kept]) if found.kept else torch.zeros(0)
+        save_file({"ids": ids, "delta": delta.contiguous()}, folder / "perturbations.safetensors")
+    shown = (found.exhibits + found.others)[:SHOWN]
+    draw_gallery(shown, folder / "gallery.png", headline(folder.record))
+
+
+def _report_doubts(record: dict[str, Any], table: pl.DataFrame) -> None:
+    """Warns of what a reader of the figures must know."""
+    if record["coupled"]:
+        log.warning("Samples of a batch share a perturbation or a ball: the batch is part of the question.")
+    lost = table.filter((pl.col("stopped") == "not_finite"))
+    for row in lost.head(5).iter_rows(named=True):
+        where = "clean image" if row["not_finite_step"] is None else f"step {row['not_finite_step']}"
+        log.warning("Sample %s (id %d): not finite at %s; not decided.", row["name"], row["id"], where)
+    if len(lost) > 5:
+        log.warning("%d samples in all are not decided: see the column undecided of samples.parquet.", len(lost))
+
+
+def _compared(before: dict[str, Any], job: Job, folder: RunFolder) -> dict[str, Any]:
+    """Returns the finished record if weights and data are still what they were."""
+    model, data = load(job, choose_device(job.device))
+    digest = hashlib.sha256()
+    for batch in data.batches(job.batch_size):
+        _feed(digest, batch)
+    now = {"weights": model.weights_hash(), "data": digest.hexdigest()}
+    for part, value in now.items():
+        if before["hashes"][part] != value:
+            raise FileExistsError(
+                f"{folder.path} holds a finished run with other {part} (hash {before['hashes'][part][:10]}, now "
+                f"{value[:10]}). Nothing was overwritten; give another name=..."
+            )
+    log.info("Finished before, with the same weights and data: nothing was run again.")
+    return {**before, "skipped": True}

@@ -1,0 +1,53 @@
+"""The name of a job's folder: the same question has the same key, however it was typed."""
+
+import hashlib
+import json
+import re
+from datetime import datetime
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+VOLATILE = ("name", "outputs", "device", "threads", "note", "progress", "tracker", "force", "retry", "yes", "hydra")
+"""Options that say where and how a job runs, not what it asks."""
+
+
+def question(config: DictConfig) -> dict[str, Any]:
+    """Returns the resolved config of a job without the volatile options."""
+    kept = OmegaConf.masked_copy(config, [str(key) for key in config if key not in VOLATILE])
+    container = OmegaConf.to_container(kept, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def job_key(config: DictConfig) -> str:
+    """Returns ten hexadecimal digits that stand for the question which a job's config asks."""
+    text = json.dumps(question(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def checked_name(name: str) -> str:
+    """Returns the name of a run or sweep if it can be a folder's name below `outputs`."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise ValueError(f"name={name!r} must be letters, digits, '.', '-' or '_', the first a letter or digit.")
+    return name
+
+
+def register_resolvers() -> None:
+    """Makes the names of folders available to the config as ${raiopt....:}.
+
+    They are cached with the config, so that all jobs of a sweep see one time of its start.
+    """
+
+    def sweep_folder(name: str | None) -> str:
+        return f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}" if name is None else checked_name(name)
+
+    def run_folder(name: str | None, key: str) -> str:
+        return sweep_folder(name) if name is None else f"{sweep_folder(name)}/{key}"
+
+    def key(*, _root_: DictConfig) -> str:
+        return job_key(_root_)
+
+    OmegaConf.register_new_resolver("raiopt.sweep_folder", sweep_folder, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("raiopt.run_folder", run_folder, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("raiopt.job_key", key, replace=True)

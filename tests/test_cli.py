@@ -1,0 +1,317 @@
+"""The command as a user types it: jobs, sweeps, folders, and what bad input is answered with."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from raiopt import zoo
+from raiopt.cli import main
+
+SMALL = ["data.limit=8", "solver.steps=2", "threads=1"]
+OWN = '''
+import torch
+from torch import nn
+
+class Sick(nn.Module):
+    """Three classes; NaN for images whose first pixel is white."""
+    def forward(self, x):
+        logits = torch.stack([x.mean((1, 2, 3)), 0.5 - x.mean((1, 2, 3)), -x.amax((1, 2, 3))], 1)
+        return torch.where(x[:, 0, 0, 0, None] > 0.999, torch.nan, logits)
+
+def sick():
+    return Sick()
+
+def data():
+    x = torch.linspace(0, 0.9, 6).view(6, 1, 1, 1).expand(6, 3, 4, 4).clone()
+    x[3, 0, 0, 0] = 1
+    return x, torch.ones(6).long()
+'''
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+
+def folders(tmp_path):
+    return sorted(path.parent for path in tmp_path.glob("outputs/**/run.json"))
+
+
+def record(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_a_job_leaves_a_complete_folder(tmp_path, capsys):
+    assert main([*SMALL, "optim.epsilon=0.4", "optim.lr=0.2", "save=all", "note=hello"]) == 0
+    (folder,) = folders(tmp_path)
+    assert {path.name for path in folder.iterdir()} == {
+        ".hydra",
+        "gallery.png",
+        "perturbations.safetensors",
+        "run.json",
+        "run.log",
+        "samples.parquet",
+        "trace.parquet",
+    }
+    assert {path.name for path in (folder / ".hydra").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    found = record(folder)
+    assert (found["status"], found["schema"], found["note"], found["ball"]) == ("finished", 1, "hello", "Linf 0.4")
+    assert found["hashes"]["weights"] == zoo.load_model("digits_robust").weights_hash()
+    samples = pl.read_parquet(folder / "samples.parquet")
+    assert len(samples) == 8
+    assert found["metrics"]["forward_passes"] == samples["forward_passes"].sum()
+    assert found["metrics"]["backward_passes"] == samples["backward_passes"].sum()
+    assert len(pl.read_parquet(folder / "trace.parquet")) == 3
+    stored = load_file(folder / "perturbations.safetensors")
+    assert stored["delta"].shape == (samples["forward_passes"].count(), 3, 64, 64)
+    assert stored["delta"].abs().max() <= 0.4 * (1 + 1e-6)
+    out = capsys.readouterr().out
+    assert "clean accuracy" in out
+    assert str(folder) in out.replace("\n", "")
+
+
+def test_what_is_stored_can_be_verified_without_raiopts_engine(tmp_path):
+    assert main(["data.limit=16", "solver.steps=4", "optim.epsilon=0.4", "optim.lr=0.2", "save=all"]) == 0
+    (folder,) = folders(tmp_path)
+    stored, samples = load_file(folder / "perturbations.safetensors"), pl.read_parquet(folder / "samples.parquet")
+    data = zoo.digits(limit=16)
+    rows = [data.ids.index(i) for i in stored["ids"].tolist()]
+    images = torch.stack([data.image(row) for row in rows])
+    prediction = zoo.load_model("digits_robust")((images + stored["delta"]).clamp(0, 1)).argmax(1)
+    attacked = samples.filter(pl.col("forward_passes").is_not_null())
+    assert prediction.tolist() == attacked["adversarial_prediction"].to_list()
+    assert attacked["verified"].sum() > 0
+    norms = stored["delta"].double().flatten(1).norm(dim=1)
+    assert_close(norms, torch.tensor(attacked["l2"].to_list(), dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("save", "rows"), [("fooled", "verified"), ("none", None)])
+def test_save_says_which_perturbations_are_stored(tmp_path, save, rows):
+    assert main([*SMALL, "optim.epsilon=0.4", "optim.lr=0.2", f"save={save}"]) == 0
+    (folder,) = folders(tmp_path)
+    if rows is None:
+        assert not (folder / "perturbations.safetensors").exists()
+    else:
+        samples = pl.read_parquet(folder / "samples.parquet").filter(pl.col(rows))
+        assert load_file(folder / "perturbations.safetensors")["ids"].tolist() == samples["id"].to_list()
+
+
+@pytest.mark.parametrize("changes", [["batch_size=3"], ["data.indices=::-1"], []])
+def test_the_same_question_gives_the_same_starts_and_verdicts(tmp_path, changes):
+    words = ["data.split=test", "data.limit=null", "data.indices=0:8", "save=all", "init=uniform_linf", "threads=1"]
+    if "data.indices=::-1" in changes:
+        words[2], changes = "data.indices=7::-1", []
+    assert main([*words, "solver.steps=0", *changes]) == 0
+    assert main([*words[:2], "data.indices=0:8", *words[3:], "solver.steps=0"]) == 0
+    (one, two) = (load_file(folder / "perturbations.safetensors") for folder in folders(tmp_path))
+    order, other = one["ids"].argsort(), two["ids"].argsort()
+    assert torch.equal(one["ids"][order], two["ids"][other])
+    assert torch.equal(one["delta"][order], two["delta"][other])
+    assert one["delta"].abs().amax() > 0.09
+
+
+def test_a_sweep_is_a_table_of_its_jobs(tmp_path, capsys):
+    words = ["-m", "optim=l1_normed,l2_projected", "optim.param_ndim=-1,null", "optim.grad_scale=1,2"]
+    assert main([*words, "data.limit=4", "solver.steps=1", "save=none"]) == 0
+    jobs = folders(tmp_path)
+    assert len(jobs) == 8
+    assert len({job.parent for job in jobs}) == 1
+    assert all(record(job)["status"] == "finished" for job in jobs)
+    assert sorted({str(record(job)["overrides"]["optim.param_ndim"]) for job in jobs}) == ["-1", "None"]
+    table = pl.read_parquet(jobs[0].parent / "sweep.parquet")
+    assert {"optim", "optim.param_ndim", "optim.grad_scale", "ball", "robust_accuracy", "best"} <= set(table.columns)
+    assert table["optim.param_ndim"].to_list() == [-1, -1, None, None] * 2
+    assert set(table["ball"]) == {"Linf 0.1", "L2 1.5", "L2 1.5 in all"}
+    assert (jobs[0].parent / "sweep.csv").exists()
+    out = capsys.readouterr().out
+    assert "8 jobs" in out
+    assert "param_ndim" in out
+
+
+def test_a_job_that_fails_is_a_row_and_the_others_finish(tmp_path, capsys):
+    assert main(["-m", "optim.lr=0.1,-1,0.2", *SMALL, "save=none"]) == 1
+    table = pl.read_parquet(next(tmp_path.glob("outputs/*/*/sweep.parquet")))
+    assert table["status"].to_list() == ["finished", "failed", "finished"]
+    assert "lr=-1.0 must be" in table["error"][1]
+    failed = tmp_path / "outputs"
+    (log,) = [path for path in failed.glob("**/run.log") if table["job"][1] in str(path)]
+    assert "Traceback" in log.read_text()
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.out + captured.err
+    assert "lr=-1.0 must be" in captured.out
+
+
+def test_an_experiment_may_be_a_sweep(tmp_path):
+    words = ["experiment=step_size_grid", "data.limit=2", "save=none", "hydra.sweeper.params={solver.steps:'0,1'}"]
+    assert main(words) == 0
+    asked = {(job["solver.steps"], job["optim.lr"]) for job in (record(f)["overrides"] for f in folders(tmp_path))}
+    assert asked == {(steps, lr) for steps in (0, 1) for lr in (0.0125, 0.025, 0.05, 0.1)}
+
+
+def test_under_one_name_the_same_question_is_answered_once(tmp_path, capsys):
+    assert main([*SMALL, "name=first"]) == 0
+    (folder,) = folders(tmp_path)
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "run.log"}
+    assert folder.parent == tmp_path / "outputs" / "first"
+    assert main([*SMALL, "name=first", "note=again", "optim.lr=0.0250"]) == 0
+    assert "finished before" in capsys.readouterr().out
+    assert files == {n: (folder / n).read_bytes() for n in files}
+    assert main([*SMALL, "name=first", "optim.lr=0.05"]) == 0
+    assert len(folders(tmp_path)) == 2
+
+
+def test_a_finished_run_about_other_weights_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(OWN)
+    words = ["model=python", "model.factory=mine:sick", "data=python", "data.factory=mine:data", "solver.steps=1"]
+    assert main([*words, "name=a"]) == 0
+    (folder,) = folders(tmp_path)
+    changed = record(folder)
+    changed["hashes"]["data"] = "0" * 64
+    (folder / "run.json").write_text(json.dumps(changed))
+    assert main([*words, "name=a"]) == 1
+    assert "holds a finished run with other data" in capsys.readouterr().err
+    assert record(folder) == changed
+
+
+def test_samples_that_are_not_finite_are_marked_and_told(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(OWN)
+    words = ["model=python", "model.factory=mine:sick", "data=python", "data.factory=mine:data"]
+    assert main([*words, "solver.steps=3"]) == 0
+    samples = pl.read_parquet(folders(tmp_path)[0] / "samples.parquet")
+    assert samples["stopped"][3] == "not_finite"
+    assert samples["clean_prediction"].is_null().to_list() == [False, False, False, True, False, False]
+    assert record(folders(tmp_path)[0])["metrics"]["undecided"] == 1
+    assert "not finite at clean image" in capsys.readouterr().err
+
+
+def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        noise = np.random.default_rng(number).integers(0, 255, (70, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "pictures" / f"{number}.png")
+    words = ["data=image_folder", "data.root=pictures", "data.labels=predicted", "data.size=64"]
+    assert main([*words, "solver.steps=1"]) == 0
+    samples = pl.read_parquet(folders(tmp_path)[0] / "samples.parquet")
+    assert samples["name"].to_list() == ["0.png", "1.png", "2.png"]
+    assert (samples["label"] == samples["clean_prediction"]).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["optim=l2_proj"], "optim=l2_proj is not an option of optim. Did you mean l2_projected"),
+        (["optim/InnerOpt=adan"], "optim/InnerOpt=adan is not an option of optim/InnerOpt. Did you mean adam"),
+        (["optim.lrr=1"], "optim.lrr is not an option. Did you mean optim.lr"),
+        (["optimm=signed"], "optimm is not an option. Did you mean optim"),
+        (["solverr.steps=1"], "solverr.steps is not an option. Did you mean solver"),
+        (["optim=adam", "optim.InnerOpt.betas=[0,0]"], "optim=adam is not an option of optim"),
+        (["optim.InnerOpt=adam"], "write it with a slash: optim/InnerOpt=adam"),
+        (["experiment=nosuch"], "experiment=nosuch is not an option of experiment. There are quick"),
+        (["optim.epsilon=-1"], "optim: epsilon=-1.0 must be a finite number, at least 0"),
+        (["optim.epsilon=nan"], "optim: epsilon=nan must be a finite number"),
+        (["optim.epsilon=much"], "optim.epsilon: Value 'much' of type 'str' could not be converted to Float"),
+        (["optim.lr=-0.1"], "optim: lr=-0.1 must be a finite number, at least 0"),
+        (["optim.lr=inf"], "optim: lr=inf must be a finite number"),
+        (["solver.steps=-1"], "solver.steps=-1 must be an integer, at least 0"),
+        (["solver.steps=1.5"], "solver.steps: Value '1.5' of type 'float' could not be converted to Integer"),
+        (["optim.param_ndim=7"], "optim: param_ndim=7 is out of range"),
+        (["optim.param_ndim=None"], "optim.param_ndim: Value 'None' of type 'str' could not be converted to Integer"),
+        (["batch_size=0"], "batch_size=0 must be an integer, at least 1"),
+        (["threads=0"], "threads=0 must be an integer, at least 1"),
+        (["save=some"], "save='some' must be one of 'fooled', 'all', 'none'"),
+        (["device=cuda:99"], "device=cuda:99 is not there"),
+        (["device=gpu"], "device='gpu' must be one of 'auto', 'cpu', 'cuda', 'mps'"),
+        (["data.split=val"], "'val'"),
+        (["data.limit=0"], "data.limit=0 must be an integer, at least 1"),
+        (["data.indices=[3,3]"], "data.indices holds 3 twice"),
+        (["data.indices=[500]"], "data.indices holds 500, but the data set has 500 samples"),
+        (["model=torchvision"], "model.name must be given"),
+        (["model=torchvision", "model.name=resnet81", "model.weights=DEFAULT"], "resnet18"),
+        (["data=image_folder", "data.root=nowhere"], "nowhere"),
+        (["solver.target=3"], "solver.target=3 has no effect without solver.targeted=true"),
+        (["solver.targeted=true", "solver.target=12"], "solver.target=12 must be"),
+        (["name=../up"], "name='../up' must be letters"),
+        (["outputs=file/inside"], "file/inside"),
+        (["+surplus=1"], "+surplus has no effect"),
+        (["~optim"], "~optim takes away what every job needs"),
+        (["lsit"], "Did you mean 'raiopt list'"),
+        (["list", "optima"], "raiopt list='optima' must be one of"),
+        (["-m", "optim.lr=glob(*)"], "The sweep has no jobs"),
+        (["-m", "optim.lr=0.1,abc"], "optim.lr: Value 'abc' of type 'str' could not be converted to Float"),
+        (["optim.lr=[unclosed"], "optim.lr=[unclosed cannot be read"),
+    ],
+)
+def test_bad_input_is_one_message_before_any_work(tmp_path, capsys, words, message):
+    (tmp_path / "file").write_text("in the way")
+    assert main(words) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("raiopt: ")
+    assert message in captured.err
+    assert "Traceback" not in captured.err + captured.out
+    assert not list(tmp_path.glob("outputs/**/samples.parquet"))
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_the_full_error_is_there_for_who_asks(monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ValueError, match="epsilon=-1"):
+        main(["optim.epsilon=-1"])
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"
+
+
+def test_ctrl_c_is_told_and_recorded(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("raiopt.experiment.load", interrupted)
+    assert main(SMALL) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert record(folders(tmp_path)[0])["error"]["type"] == "KeyboardInterrupt"
+
+
+def test_help_lists_groups_and_settings(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "optim/InnerOpt: sgd, adam, adamw, rmsprop" in out
+    assert "  optim.lr=0.025\n" in out
+    assert "  optim/InnerOpt=sgd\n" in out
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [
+        ("optim", ["l2_projected", "epsilon=1.5"]),
+        ("model", ["digits_standard", "resnet50"]),
+        ("data", ["image_folder", "CIFAR10"]),
+        ("experiment", ["step_size_grid", "A sweep of 12 jobs"]),
+    ],
+)
+def test_list_tells_what_can_be_asked_for(capsys, group, words):
+    assert main(["list", group]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert all(word in out for word in words)
+
+
+def test_list_alone_lists_every_group(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"{option}=" in out for option in ("criterion", "data", "init", "model", "optim", "solver"))
+
+
+@pytest.mark.parametrize(("typed", "expected"), [("optim/InnerOpt=", "optim/InnerOpt=adam"), ("optim.", "optim.lr=")])
+def test_tab_completion_knows_groups_and_settings(typed, expected):
+    environment = {**os.environ, "COMP_LINE": f"raiopt {typed}", "COMP_POINT": str(len(typed) + 7)}
+    done = subprocess.run(
+        [sys.executable, "-m", "raiopt", "-sc", "query=bash"], env=environment, capture_output=True, text=True
+    )
+    assert expected in done.stdout.split()
