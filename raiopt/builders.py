@@ -8,7 +8,7 @@ from typing import Any
 
 from raiopt import checks
 
-BALLS: dict[str | None, float | None] = {"linf": float("inf"), "l2": 2.0, None: None}
+BALLS = {"linf": float("inf"), "l2": 2.0}
 
 
 # optim: called with the parameters; `shared` are the fields that all options have (configs.Optim)
@@ -47,12 +47,11 @@ def _bounded(transform: str, params: Any, InnerOpt: Any, ball: str | None, *, ep
     from raiopt import optim
 
     checks.number("optim.epsilon", epsilon, low=0)
-    if ball not in BALLS:
-        checks.choice("optim.ball", ball, [name for name in BALLS if name])
     kind = getattr(optim, transform)
     if ball is None:
         return kind(params, InnerOpt, **shared)
-    projection = partial(optim.ProjectedParameterOptimizer, p=BALLS[ball], epsilon=epsilon)
+    p = BALLS[checks.choice("optim.ball", ball, list(BALLS))]
+    projection = partial(optim.ProjectedParameterOptimizer, p=p, epsilon=epsilon)
     return optim.ChainedParamTransformingOptimizer(kind, projection, params=params, InnerOpt=InnerOpt, **shared)
 
 
@@ -199,7 +198,7 @@ def python_model(*, factory: str, kwargs: dict[str, Any] | None = None, mean: An
 # data: called with the loaded model, whose geometry and classes it may need
 
 
-def digits(model: Any, *, split: str = "test", limit: int | None = None, indices: Any = None) -> Any:
+def digits(model: Any, *, split: Any = "test", limit: int | None = None, indices: Any = None) -> Any:
     """Built-in handwritten digits, 8 by 8 enlarged to (3, 64, 64); 500 test images."""
     from raiopt import zoo
 
@@ -210,7 +209,7 @@ def image_folder(
     model: Any,
     *,
     root: str,
-    labels: str = "folder",
+    labels: Any = "folder",
     size: int | None = None,
     limit: int | None = None,
     indices: Any = None,

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from raiopt import __version__
 from raiopt.configs import Job, store
 from raiopt.explain import check_words, explain
 from raiopt.listing import list_options, print_help
@@ -34,6 +35,9 @@ def main(argv: list[str] | None = None) -> int:
             return list_options(words[1:])
         if {"-h", "--help"} & set(words):
             return print_help()
+        if words == ["--version"]:
+            print(f"raiopt {__version__}")
+            return 0
         check_words(words)
         return _run(words)
     except KeyboardInterrupt:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from raiopt import checks
 from raiopt.attack import Attack, Ball, Outcome, Search, attack_batch, verify
-from raiopt.perturbations import AdditivePerturbation
 from raiopt.results.folder import RunFolder
 from raiopt.results.gallery import Exhibit, draw_gallery
 from raiopt.results.samples import Verdict, metrics, samples_frame, trace_frame
@@ -126,7 +125,9 @@ def choose_device(name: str) -> torch.device:
     checks.choice("device", kind, ["auto", "cpu", "cuda", "mps"])
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.mps.is_available())}[kind]
     if int(number or 0) >= count:
-        raise ValueError(f"device={name} is not there: this machine has {count or 'no'} {kind} device. Use device=auto.")
+        raise ValueError(
+            f"device={name} is not there: this machine has {count or 'no'} {kind} device. Use device=auto."
+        )
     return torch.device(name)
 
 
@@ -215,7 +216,6 @@ def _exhibit(
         if len(shelf) < SHOWN:
             shelf.append(
                 Exhibit(
-                    name=outcome.names[position],
                     image=outcome.images[position].cpu(),
                     delta=deltas[row].cpu(),
                     label=class_name(int(outcome.labels[position])),
@@ -240,7 +240,7 @@ def _report_doubts(record: dict[str, Any], table: pl.DataFrame) -> None:
     """Warns of what a reader of the figures must know."""
     if record["coupled"]:
         log.warning("Samples of a batch share a perturbation or a ball: the batch is part of the question.")
-    lost = table.filter((pl.col("stopped") == "not_finite"))
+    lost = table.filter(pl.col("stopped") == "not_finite")
     for row in lost.head(5).iter_rows(named=True):
         where = "clean image" if row["not_finite_step"] is None else f"step {row['not_finite_step']}"
         log.warning("Sample %s (id %d): not finite at %s; not decided.", row["name"], row["id"], where)

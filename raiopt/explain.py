@@ -45,11 +45,15 @@ def check_words(words: list[str]) -> None:
             hint = f"Did you mean 'raiopt {near[0]}'?" if near else "Options are given as key=value: see raiopt --help."
             raise ValueError(f"{word!r} is neither a verb ({', '.join(VERBS)}) nor an option. {hint}")
         if key in groups:
-            raise ValueError(f"{word}: {groups[key]} is a group of options; write it with a slash: {groups[key]}={value}")
+            raise ValueError(
+                f"{word}: {groups[key]} is a group of options; write it with a slash: {groups[key]}={value}"
+            )
         try:
             parser.parse_override(word)
         except HydraException:
-            raise ValueError(f"{word} cannot be read. Put a text with special characters in quotes: '{key}=\"...\"'") from None
+            raise ValueError(
+                f"{word} cannot be read. Put a text with special characters in quotes: '{key}=\"...\"'"
+            ) from None
 
 
 def explain(error: BaseException, words: Sequence[str] = ()) -> str:

@@ -6,9 +6,6 @@ from typing import Any
 
 from hydra_zen import get_target
 from omegaconf import OmegaConf
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from raiopt import checks
 from raiopt.configs import INNER, Job, store
@@ -27,7 +24,7 @@ usage: raiopt [key=value ...]                     one job
   raiopt model=torchvision model.name=resnet50 model.weights=DEFAULT data=image_folder data.root=DIR
   raiopt experiment=step_size_grid                a named run or sweep; one's own with --config-dir DIR
 
-flags: --cfg job (show the config), -sc install=bash (tab completion), --hydra-help (all others)
+flags: --cfg job (show the config), -sc install=bash (tab completion), --version, --hydra-help (all others)
 """
 
 
@@ -67,6 +64,10 @@ def _without_targets(node: Any) -> Any:
 
 def list_options(groups: list[str]) -> int:
     """Prints what the groups offer; without a name, all groups."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     known = options()
     for group in groups:
         checks.choice("raiopt list", group, sorted(known))
@@ -79,7 +80,7 @@ def list_options(groups: list[str]) -> int:
             table.add_row(f"{escape(group)}={escape(name)}", *map(escape, _described(group, name)))
         console.print(table)
         console.print()
-    for group, title, names in _by_name(groups):
+    for title, names in _by_name(groups):
         console.print(f"[bold]{escape(title)}[/bold]: {escape(', '.join(names))}\n")
     return 0
 
@@ -112,7 +113,7 @@ def _yaml_comment(group: str, name: str) -> str:
     return comments[0] if comments else ""
 
 
-def _by_name(groups: list[str]) -> list[tuple[str, str, list[str]]]:
+def _by_name(groups: list[str]) -> list[tuple[str, list[str]]]:
     """Returns the names that torchvision offers for the groups that were asked for one by one."""
     if not {"model", "data"} & set(groups):
         return []
@@ -120,4 +121,4 @@ def _by_name(groups: list[str]) -> list[tuple[str, str, list[str]]]:
 
     lists = {"model": ("model.name of model=torchvision", zoo.torchvision_models)}
     lists["data"] = ("data.name of data=torchvision", zoo.torchvision_data_sets)
-    return [(group, lists[group][0], lists[group][1]()) for group in groups if group in lists]
+    return [(title, names()) for title, names in (lists[group] for group in groups if group in lists)]

@@ -29,7 +29,8 @@ def norms(x: Tensor, p: float) -> Tensor:
     limits = torch.finfo(x.dtype)
     unit = largest.clamp(limits.tiny, limits.max)
     powers = (x / unit).square_() if p == 2 else (x / unit).abs_()
-    # Rows are short enough for float32; their many sums are not. A float64 copy of all powers would cost far more.
+    # torch sums in pairs, so that float32 serves for the last dimension; a float64 copy of all powers is many times
+    # slower, one of the sums costs nothing.
     wide = torch.float32 if x.device.type == "mps" else torch.float64
     total = powers.sum(-1, keepdim=True).flatten(1).sum(1, dtype=wide).view_as(largest)
     return (total.sqrt() if p == 2 else total) * unit
@@ -77,7 +78,7 @@ def project_l2_(
     tensor([[0.6000, 0.6000]])
     """
     if lower is not None or upper is not None:
-        x.mul_(_box_scale(x, epsilon, lower, upper).to(x.dtype))
+        x.mul_(_box_scale(x, epsilon, lower, upper))
         clamp_(x, lower, upper)
     size = norms(x, 2)
     work = torch.promote_types(x.dtype, torch.float32)
@@ -100,7 +101,7 @@ def _box_scale(
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     limits = torch.finfo(x.dtype)
     dims = tuple(range(1, x.ndim))
-    unit = epsilon.clamp(min=limits.tiny) if isinstance(epsilon, Tensor) else max(epsilon, limits.tiny)
+    unit = epsilon.to(x.dtype).clamp(min=limits.tiny) if isinstance(epsilon, Tensor) else max(epsilon, limits.tiny)
     walls = clamp_(x.sign().mul_(limits.max), lower, upper).div_(unit).square_()
     powers = (x / unit).square_().clamp_(max=limits.max / max(1, math.prod(x.shape[1:])))  # so that sums stay finite
     knots = walls / powers  # from this value of s² on, an entry stands at its wall

@@ -12,6 +12,7 @@ from raiopt import checks
 from raiopt.attack.outcome import Outcome, Search, Watch
 from raiopt.attack.verify import Ball
 from raiopt.batching import as_batch
+from raiopt.optim import ParamTransformingOptimizer
 from raiopt.perturbations.models import AdditivePerturbation
 from raiopt.perturbations.solver import Criterion, iterates
 from raiopt.sampling import keyed_generator
@@ -158,7 +159,7 @@ def _start_(
     if bounds:
         for group in optimizer.param_groups:
             group["lower"], group["upper"] = bounds
-    if hasattr(optimizer, "project"):
+    if isinstance(optimizer, ParamTransformingOptimizer):
         optimizer.project()
 
 

@@ -86,7 +86,7 @@ class Watch:
         )
 
     def keep_finite(self, gradient: Tensor) -> Tensor:
-        """Returns the gradient of `delta` with zeros for each sample whose gradient is not finite, and notes the step."""
+        """Returns the gradient of `delta`, zero for each sample whose gradient is not finite, and notes the step."""
         finite = gradient.isfinite()
         rows = finite.all() if self.shared else finite.flatten(1).all(1)
         self.not_finite = _first(self.not_finite, ~rows, len(self.losses) - 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from raiopt.batching import as_batch
+from raiopt.batching import as_batch, merged_dims
 
 TOLERANCE = 1e-6
 """Relative for the norm, absolute for the box: what rounding to float32 explains."""
@@ -22,18 +22,25 @@ class Ball:
         p: The norm's order; None if there is no ball.
         epsilon: The radius, in units of pixels in [0, 1].
         param_ndim: As in the optimizer: every row of `as_batch(delta, param_ndim)` has a ball of its own.
+        scope: What one ball holds if it is not the perturbation of one image: "in all", "per row of ...".
     """
 
     p: float | None
     epsilon: float | None
     param_ndim: int | None = -1
+    scope: str = ""
 
     @classmethod
     def of(cls, optimizer: Optimizer) -> "Ball":
-        """Returns the ball of an optimizer; of a plain torch optimizer, no ball."""
+        """Returns the ball that an optimizer of perturbations (n, C, H, W), or of a shared one (C, H, W), holds."""
         group = optimizer.param_groups[0]
-        p = getattr(optimizer, "ball", None)
-        return cls(p, group["epsilon"] if p is not None else None, group.get("param_ndim", -1))
+        p, param_ndim = getattr(optimizer, "ball", None), group.get("param_ndim", -1)
+        if p is None:
+            return cls(None, None, param_ndim)
+        shape = group["params"][0].shape
+        datum = shape[merged_dims(shape, param_ndim) :]
+        scope = "" if len(datum) == 3 or math.isinf(p) else "in all" if len(datum) > 3 else f"per {len(datum)}-d row"
+        return cls(p, group["epsilon"], param_ndim, scope)
 
     def holds(self, delta: Tensor) -> Tensor:
         """Says for each row of `delta` (n, ...) whether it lies in the ball, of shape (n,); norms in float64."""
@@ -47,10 +54,7 @@ class Ball:
     def __str__(self) -> str:
         if self.p is None:
             return "unbounded"
-        name = f"L{'inf' if math.isinf(self.p) else f'{self.p:g}'} {self.epsilon:g}"
-        if math.isinf(self.p) or self.param_ndim == -1:
-            return name
-        return f"{name} in all" if self.param_ndim is None else f"{name} per row (param_ndim={self.param_ndim})"
+        return f"L{'inf' if math.isinf(self.p) else f'{self.p:g}'} {self.epsilon:g} {self.scope}".rstrip()
 
 
 @torch.no_grad()
@@ -65,7 +69,7 @@ def verify(
     Args:
         model: The plain model in float32.
         images: Clean images (n, C, H, W) in [0, 1].
-        delta: (n, C, H, W), or (C, H, W) if all samples share it; the image is then clamped to [0, 1], as in the attack.
+        delta: (n, C, H, W), or (C, H, W) if all samples share it; images are then clamped to [0, 1], as in the attack.
     """
     perturbed = images + delta
     if delta.shape == images.shape:

@@ -15,7 +15,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, target: Tensor) -> Tensor:
-    """Returns the best other logit minus the logit of `target`, of shape (N,): positive where the sample is misclassified.
+    """Returns the best other logit minus the logit of `target`, of shape (N,): positive where misclassified.
 
     Source: Carlini and Wagner, 2017 (https://arxiv.org/abs/1608.04644), function f6 without its bound.
 

@@ -140,7 +140,7 @@ def gradient_ascent(
     checks.number("steps", steps, low=0, integer=True)
     perturbation, optimizer = _resolve(perturbation_model, optimizer, data, optim_kwargs)
     modules = [model] if isinstance(model, nn.Module) else []
-    best = Best()
+    best, found = Best(), None
     with frozen(*modules), evaluating(*modules):
         for found in iterates(
             model,
@@ -156,25 +156,32 @@ def gradient_ascent(
             if use_best:
                 _check_per_sample(found.losses, data)
                 best.update([-found.losses if targeted else found.losses], data=found.data, losses=found.losses)
+    assert found is not None  # the start, at least
     return (best.values["data"], best.values["losses"]) if use_best else (found.data, found.losses)
 
 
 def _resolve(
-    perturbation: Any, optimizer: Any, data: Tensor, optim_kwargs: dict[str, Any]
+    given: Any, optimizer: Any, data: Tensor, optim_kwargs: dict[str, Any]
 ) -> tuple[PerturbationModel, Optimizer]:
-    made = not isinstance(perturbation, type) and isinstance(perturbation, PerturbationModel)
+    made = not isinstance(given, type) and isinstance(given, PerturbationModel)
+    perturbation: Any = given
     if not made:
-        perturbation = perturbation(data)
+        perturbation = given(data)
         if not isinstance(perturbation, PerturbationModel):
             raise TypeError(f"perturbation_model must be callable and have parameters(), got {perturbation!r}.")
     if not isinstance(optimizer, Optimizer):
         if not callable(optimizer):
             raise TypeError(f"optimizer must be a torch optimizer, or a class or partial of one, got {optimizer!r}.")
-        return perturbation, optimizer(perturbation.parameters(), **optim_kwargs)
+        make: Callable[..., Any] = optimizer
+        return perturbation, make(perturbation.parameters(), **optim_kwargs)
     if not made:
-        raise TypeError("optimizer is ready-made, so perturbation_model must be the ready-made one whose parameters it has.")
+        raise TypeError(
+            "optimizer is ready-made, so perturbation_model must be the ready-made one whose parameters it has."
+        )
     if optim_kwargs:
-        raise TypeError(f"{', '.join(optim_kwargs)} would have no effect: optimizer is ready-made. Pass its class instead.")
+        raise TypeError(
+            f"{', '.join(optim_kwargs)} would have no effect: optimizer is ready-made. Pass its class instead."
+        )
     return perturbation, optimizer
 
 

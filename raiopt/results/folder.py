@@ -1,4 +1,4 @@
-"""The folder of one job: its record `run.json`, written at the start and replaced at the end, and the files beside it."""
+"""The folder of one job, and its record `run.json`: written at the start, replaced at the end."""
 
 import json
 import os

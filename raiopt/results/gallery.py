@@ -17,7 +17,6 @@ INK, QUIET, GOOD, BAD, PAPER = "#1c2430", "#667085", "#0b6e4f", "#b42318", "#fff
 class Exhibit:
     """One sample of the gallery: image and perturbation (C, H, W), and the names of its classes."""
 
-    name: str
     image: Tensor
     delta: Tensor
     label: str
@@ -69,9 +68,7 @@ def _picture(pixels: Tensor) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 
 
-def _fit(
-    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
-) -> str:
+def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """Returns the text, cut at its end with an ellipsis if it is wider than `width` pixels."""
     if draw.textlength(text, font) <= width:
         return text

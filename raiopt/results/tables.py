@@ -60,7 +60,7 @@ def _row(path: Path, record: dict[str, Any], swept: list[str]) -> dict[str, Any]
 def _column(values: list[Any]) -> list[Any]:
     """Returns the values as one type: numbers, booleans or texts; mixtures and nested values become JSON texts."""
     kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int, float} or len(kinds) <= 1 and not kinds & {list, dict}:
+    if kinds <= {int, float} or (len(kinds) <= 1 and not kinds & {list, dict}):
         return values
     return [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
 

@@ -62,13 +62,16 @@ def print_summary(record: dict[str, Any], folder: Path) -> None:
 
 def headline(record: dict[str, Any]) -> str:
     """Returns the question of a job in one line."""
-    samples = record["metrics"]["samples"]
-    return f"{record['model']['name']} on {samples} images of {record['data']['name']}, {record['attack']}, {record['ball']}"
+    model, data = record["model"]["name"], record["data"]
+    return f"{model} on {data['samples']} images of {data['name']}, {record['attack']}, {record['ball']}"
 
 
 def summary_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns name and text of each figure of a job's summary."""
-    rows = [("clean accuracy", percent(figures["clean_accuracy"])), ("robust accuracy", percent(figures["robust_accuracy"]))]
+    rows = [
+        ("clean accuracy", percent(figures["clean_accuracy"])),
+        ("robust accuracy", percent(figures["robust_accuracy"])),
+    ]
     if "target_reached" in figures:
         rows.append(("target reached", percent(figures["target_reached"])))
     rows.append(("undecided", str(figures["undecided"])))
@@ -111,13 +114,17 @@ def print_sweep(frame: pl.DataFrame, folder: Path) -> None:
         table.add_column(escape(header), justify="left" if name in {*options, "ball"} else "right")
     for row in frame.iter_rows(named=True):
         cells = [escape(_cell(name, row[name])) for name in shown]
-        table.add_row("*" if row["best"] else "!" if row["error"] else "", *cells, style="bold" if row["best"] else None)
+        table.add_row(
+            "*" if row["best"] else "!" if row["error"] else "", *cells, style="bold" if row["best"] else None
+        )
     console.print(table)
     console.print("* smallest robust accuracy of equal balls", highlight=False)
     for row in frame.filter(pl.col("status") != "finished").iter_rows(named=True):
         why = row["error"] or "see its run.log"
         console.print(f"! {row['job']} {row['status']}: {escape(why)}", style="red", soft_wrap=True, highlight=False)
-    console.print(f"results in {escape(str(folder))}: sweep.csv, sweep.parquet, a folder a job", soft_wrap=True, highlight=False)
+    console.print(
+        f"results in {escape(str(folder))}: sweep.csv, sweep.parquet, a folder a job", soft_wrap=True, highlight=False
+    )
 
 
 def _short(option: str, options: list[str]) -> str:

@@ -124,7 +124,9 @@ def test_keeps_the_fooled_iterate_with_the_largest_loss_rather_than_the_largest_
 @pytest.mark.parametrize("use_best", [True, False])
 def test_use_best_false_keeps_the_last_iterate(use_best):
     x = images(1)
-    attack = question(partial(SignedGradientOptim, lr=1.0), criterion=lambda z, t: (z[:, 0] / 50).sin(), use_best=use_best)
+    attack = question(
+        partial(SignedGradientOptim, lr=1.0), criterion=lambda z, t: (z[:, 0] / 50).sin(), use_best=use_best
+    )
     search = run(x, attack=attack).search
     assert use_best or search.best_step.item() == 5
     kept = search.losses[search.best_step.item(), 0]

@@ -6,7 +6,7 @@ from torch.optim import SGD
 from torch.testing import assert_close
 
 from raiopt.attack import Ball, verify
-from raiopt.optim import L2NormedGradientOptim, L2ProjectedOptim
+from raiopt.optim import L2NormedGradientOptim, L2ProjectedOptim, LinfProjectedOptim
 
 INF = float("inf")
 
@@ -77,24 +77,31 @@ def test_a_shared_perturbation_is_judged_once_and_clamped():
 
 
 def test_the_ball_of_an_optimizer():
-    x = torch.zeros(2, 3, requires_grad=True)
-    assert Ball.of(L2ProjectedOptim([x], lr=1, epsilon=0.5, param_ndim=1)) == Ball(2, 0.5, 1)
+    x = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    assert Ball.of(L2ProjectedOptim([x], lr=1, epsilon=0.5)) == Ball(2, 0.5)
     assert Ball.of(L2NormedGradientOptim([x], lr=1)) == Ball(None, None, -1)
     assert Ball.of(SGD([x], lr=1)) == Ball(None, None, -1)
 
 
 @pytest.mark.parametrize(
-    ("ball", "text"),
+    ("kind", "ndim", "param_ndim", "text"),
     [
-        (Ball(INF, 0.1, None), "Linf 0.1"),
-        (Ball(2, 1.5), "L2 1.5"),
-        (Ball(2, 1.5, None), "L2 1.5 in all"),
-        (Ball(2, 1.5, 1), "L2 1.5 per row (param_ndim=1)"),
-        (Ball(None, None), "unbounded"),
+        (LinfProjectedOptim, 4, -1, "Linf 1.5"),
+        (LinfProjectedOptim, 4, None, "Linf 1.5"),
+        (LinfProjectedOptim, 4, 1, "Linf 1.5"),
+        (L2ProjectedOptim, 4, -1, "L2 1.5"),
+        (L2ProjectedOptim, 4, 3, "L2 1.5"),
+        (L2ProjectedOptim, 3, None, "L2 1.5"),
+        (L2ProjectedOptim, 4, None, "L2 1.5 in all"),
+        (L2ProjectedOptim, 4, 1, "L2 1.5 per 1-d row"),
+        (L2ProjectedOptim, 3, -1, "L2 1.5 per 2-d row"),
+        (L2NormedGradientOptim, 4, -1, "unbounded"),
     ],
 )
-def test_balls_that_are_not_equal_have_different_names(ball, text):
-    assert str(ball) == text
+def test_equal_balls_have_one_name_and_others_another(kind, ndim, param_ndim, text):
+    x = torch.zeros((2, 3, 4, 4)[-ndim:], requires_grad=True)
+    radius = {} if kind is L2NormedGradientOptim else {"epsilon": 1.5}
+    assert str(Ball.of(kind([x], lr=1, param_ndim=param_ndim, **radius))) == text
 
 
 def test_no_gradient_is_recorded():

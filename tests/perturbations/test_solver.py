@@ -76,7 +76,11 @@ def test_reaches_the_best_point_of_a_linear_model(optimizer, direction, targeted
 @pytest.mark.parametrize("use_best", [False, True])
 def test_a_batch_of_one_equals_a_batch_of_many(use_best):
     torch.manual_seed(1)
-    net, data, target = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), torch.rand(6, 4), torch.arange(6) % 3
+    net, data, target = (
+        nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)),
+        torch.rand(6, 4),
+        torch.arange(6) % 3,
+    )
     solve = partial(
         gradient_ascent, model=net, optimizer=L2ProjectedOptim, epsilon=0.5, lr=0.4, steps=7, use_best=use_best
     )
@@ -125,7 +129,13 @@ def test_model_is_frozen_and_evaluating_during_the_search_and_restored_after():
         return nn.functional.cross_entropy(logits, target, reduction="none")
 
     gradient_ascent(
-        model=net, data=torch.rand(3, 2), target=torch.zeros(3).long(), criterion=criterion, optimizer=SGD, lr=1, steps=2
+        model=net,
+        data=torch.rand(3, 2),
+        target=torch.zeros(3).long(),
+        criterion=criterion,
+        optimizer=SGD,
+        lr=1,
+        steps=2,
     )
     assert set(seen) == {(False, False)}
     assert [m.training for m in net.modules()] == modes

@@ -9,7 +9,7 @@ from raiopt.results.gallery import CAPTION, CELL, GAP, MARGIN, TITLE, Exhibit, d
 
 
 def exhibit(image, delta, broken=True):
-    return Exhibit("name", image, delta, "a very long name of a class that does not fit", "b", broken)
+    return Exhibit(image, delta, "a very long name of a class that does not fit", "b", broken)
 
 
 def cell(path, column, row):

@@ -107,4 +107,6 @@ def test_trace_of_nothing_has_its_columns_and_a_step_without_losses_is_nan():
 
 def test_a_shared_perturbation_counts_for_each_sample():
     shared = replace(SEARCH, delta=torch.full((1, 2, 2), 0.5))
-    assert_close(torch.tensor(samples_frame(replace(OUTCOME, search=shared), VERDICT)["l2"].to_list()[:4]), torch.ones(4))
+    assert_close(
+        torch.tensor(samples_frame(replace(OUTCOME, search=shared), VERDICT)["l2"].to_list()[:4]), torch.ones(4)
+    )

@@ -11,7 +11,9 @@ from raiopt.results.terminal import print_sweep
 def make(root, number, robust, ball="Linf 0.1", weights="w", status="finished", **overrides):
     folder = root / f"job{number}"
     folder.mkdir()
-    fields = {"metrics": {"robust_accuracy": robust, "clean_accuracy": 0.9, "undecided": 0}} if robust is not None else {}
+    fields = (
+        {"metrics": {"robust_accuracy": robust, "clean_accuracy": 0.9, "undecided": 0}} if robust is not None else {}
+    )
     if status == "failed":
         fields["error"] = {"type": "ValueError", "message": "lr=-1 must be [0, inf)"}
     RunFolder(folder).save(

@@ -1,0 +1,45 @@
+"""The README against what the command really does."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from raiopt.configs import store
+from raiopt.sweep.job_key import register_resolvers
+
+TEXT = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line.strip() for line in TEXT.replace("\\\n", " ").splitlines() if line.startswith("    raiopt ")]
+
+
+def composed(words):
+    register_resolvers()
+    store.add_to_hydra_store(overwrite_ok=True)
+    with initialize_config_module("raiopt.conf", version_base="1.3"):
+        return compose("raiopt", overrides=[word for word in words if word != "-m"], return_hydra_config=True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_composes(command):
+    words = shlex.split(command, comments=True)[1:]
+    if "-m" in words:  # the first value of each
+        words = [re.sub(r",(?![^\[]*\]).*", "", word) for word in words]
+    composed(words)
+
+
+def test_there_are_commands_and_every_option_of_optim_is_in_the_table():
+    assert len(COMMANDS) > 8
+    names = [entry["name"] for entry in store if entry["group"] == "optim"]
+    assert sorted(names) == sorted(re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE))
+
+
+@pytest.mark.parametrize("row", re.findall(r"^\| `\w+` \|.*$", TEXT, re.MULTILINE))
+def test_the_table_tells_the_defaults(row):
+    name, _, ball, epsilon, lr = (cell.strip() for cell in row.strip("|").split("|"))
+    optim = composed([f"optim={name.strip('`')}"]).optim
+    assert (optim.epsilon, optim.lr) == (float(epsilon), float(lr))
+    assert optim.get("ball", name.strip("`").removesuffix("_projected")) in ball
+    assert OmegaConf.missing_keys(optim) == set()
