@@ -55,8 +55,13 @@ def _run(words: list[str]) -> int:
 
     _ended.clear()
     SweepRecorder.folder = None
-    with _hydra_raises(), _arguments(words):
-        hydra.main(config_path="pkg://raiopt.conf", config_name="raiopt", version_base="1.3")(job)()
+    try:
+        with _hydra_raises(), _arguments(words):
+            hydra.main(config_path="pkg://raiopt.conf", config_name="raiopt", version_base="1.3")(job)()
+    except KeyboardInterrupt:
+        if SweepRecorder.folder is not None and _ended:
+            _end_sweep(SweepRecorder.folder)  # the table so far
+        raise
     if SweepRecorder.folder is not None:
         return _end_sweep(SweepRecorder.folder)
     for error in filter(None, _ended):
@@ -91,9 +96,9 @@ def _end_sweep(folder: Path) -> int:
     from raiopt.results.tables import load_sweep, save_sweep
     from raiopt.results.terminal import print_sweep
 
-    if not _ended:
-        raise ValueError("The sweep has no jobs. A glob chooses among the options of a group: 'optim=glob(l*)'.")
     frame = load_sweep(folder)
+    if frame.is_empty():
+        raise ValueError("The sweep has no jobs. A glob chooses among the options of a group: 'optim=glob(l*)'.")
     save_sweep(frame, folder)
     print_sweep(frame, folder)
     return int((frame["status"] != "finished").any())
@@ -102,6 +107,7 @@ def _end_sweep(folder: Path) -> int:
 def job(config: DictConfig) -> dict[str, Any]:
     """Runs one job in the folder that Hydra made; returns its record, which says so if the job failed."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     from raiopt import experiment
     from raiopt.results.folder import RunFolder
@@ -109,7 +115,7 @@ def job(config: DictConfig) -> dict[str, Any]:
 
     logging.captureWarnings(True)
     hydra_config = HydraConfig.get()
-    is_sweep = SweepRecorder.folder is not None
+    is_sweep = hydra_config.mode == RunMode.MULTIRUN
     folder = RunFolder(hydra_config.runtime.output_dir)
     about = describe(config, hydra_config)
     if folder.finished_record() is None:

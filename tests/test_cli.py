@@ -279,6 +279,24 @@ def test_ctrl_c_is_told_and_recorded(tmp_path, monkeypatch, capsys):
     assert record(folders(tmp_path)[0])["error"]["type"] == "KeyboardInterrupt"
 
 
+def test_ctrl_c_in_a_sweep_leaves_the_table_so_far(tmp_path, monkeypatch, capsys):
+    from raiopt import experiment
+
+    real, calls = experiment.load, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr("raiopt.experiment.load", interrupted)
+    assert main(["-m", "optim.lr=0.1,0.2,0.3", "data.limit=2", "solver.steps=0"]) == 130
+    table = pl.read_parquet(next(tmp_path.glob("outputs/*/*/sweep.parquet")))
+    assert table["status"].to_list() == ["finished", "failed"]
+    assert "interrupted" in capsys.readouterr().err
+
+
 def test_help_lists_groups_and_settings(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out

@@ -1,0 +1,102 @@
+"""One job: devices, models and data that do not fit, and what a second process would find."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from raiopt.attack import Attack
+from raiopt.experiment import Job, choose_device, load, run
+from raiopt.optim import LinfProjectedOptim
+from raiopt.perturbations import AdditivePerturbation, cross_entropy
+from raiopt.results.folder import RunFolder
+from raiopt.zoo import Classifier, ImageData
+
+ATTACK = Attack(
+    optimizer=partial(LinfProjectedOptim, epsilon=0.1, lr=0.1),
+    perturbation=AdditivePerturbation,
+    init=lambda rows, generator: rows,
+    criterion=cross_entropy,
+    steps=1,
+)
+
+
+def data(_=None, classes=None, labels=(0, 1, 1)):
+    images = torch.linspace(0, 1, 3 * 12).view(3, 3, 2, 2)
+    ids = list(range(3))
+    return ImageData("three", ids, ["a", "b", "c"], torch.tensor(labels), lambda i: images[i], num_classes=classes)
+
+
+class Head(nn.Module):
+    def __init__(self, classes=2):
+        super().__init__()
+        self.linear = nn.Linear(12, classes)
+        nn.init.constant_(self.linear.bias, 0.1)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+
+def job(net=None, data=data, **options):
+    return Job(model=lambda: Classifier(net or Head(), name="net").frozen(), data=data, attack=ATTACK, **options)
+
+
+def test_auto_finds_a_device_and_others_are_taken_by_name():
+    assert choose_device("auto").type in {"cpu", "cuda", "mps"}
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda:63", "mps:1", "cpu:1"])
+def test_a_device_that_is_not_there_is_told(name):
+    with pytest.raises(ValueError, match=f"device={name} is not there: this machine has .* device. Use device=auto"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("name", ["tpu", ""])
+def test_a_device_that_does_not_exist_is_told(name):
+    with pytest.raises(ValueError, match="must be one of 'auto', 'cpu', 'cuda', 'mps'"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (job(nn.Identity()), r"The model net must return logits \(N, classes\), not shape \(1, 3, 2, 2\)"),
+        (job(data=partial(data, classes=3)), "has 3 classes and the model 2"),
+        (job(data=partial(data, labels=(0, 1, 2))), "c has the label 2; labels must lie between 0 and 1"),
+    ],
+)
+def test_model_and_data_that_do_not_fit_are_told(made, message):
+    with pytest.raises(ValueError, match=message):
+        load(made, torch.device("cpu"))
+
+
+def test_hash_of_the_data_does_not_depend_on_the_batch_size_but_on_every_pixel(tmp_path):
+    def digest(name, **options):
+        (tmp_path / name).mkdir()
+        return run(lambda: job(**options), RunFolder(tmp_path / name), {})["hashes"]["data"]
+
+    assert digest("a", batch_size=1) == digest("b", batch_size=2) == digest("c")
+    changed = data()
+    brighter = ImageData(**{**vars(changed), "read": lambda i: changed.read(i).clamp(max=0.99)})
+    assert digest("d", data=lambda _: brighter) != digest("a2")
+
+
+def test_the_global_random_generator_is_left_alone(tmp_path):
+    before = torch.random.get_rng_state()
+    net = Head()
+    torch.random.set_rng_state(before)
+    run(lambda: job(net), RunFolder(tmp_path), {})
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_job_in_which_nothing_is_attacked_is_complete(tmp_path):
+    net = Head()
+    with torch.no_grad():
+        net.linear.bias.copy_(torch.tensor([100.0, -100.0]))
+    record = run(lambda: job(net, data=partial(data, labels=(1, 1, 1))), RunFolder(tmp_path), {})
+    assert record["metrics"]["clean_accuracy"] == record["metrics"]["robust_accuracy"] == 0
+    assert record["metrics"]["forward_passes"] == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"gallery.png", "perturbations.safetensors", "run.json", "samples.parquet", "trace.parquet"}
