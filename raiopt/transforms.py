@@ -88,7 +88,7 @@ def project_l2_(
 
 
 # Perturbations of images take 8 at most, nearly always 4. After too few, a datum is still in the ball and in the box.
-_NEWTON_STEPS = 12
+_NEWTON_STEPS = 10
 
 
 def _box_scale(

@@ -39,13 +39,16 @@ def test_a_clamp_without_bounds_is_refused() -> None:
 
 @pytest.mark.parametrize("row", CLASSES, ids=str)
 def test_hydra_zen_builds_every_class_with_its_full_signature(row: Row) -> None:  # defaults once were generators
-    config = builds(row.make, zen_partial=True, populate_full_signature=True)
-    assert "params" not in to_yaml(config) or inspect.signature(row.make).parameters["params"].default is None
     x = torch.zeros(1, 2, requires_grad=True)
-    optimizer = instantiate(config, **row.required, InnerOpt=Adam, lr=0.5)([x])
-    assert type(optimizer) is row.make
-    assert type(optimizer.inner_opt) is Adam
-    assert optimizer.param_groups[0]["lr"] == 0.5
+    has_default = str(row) == "ParamTransformingOptimizer"  # then hydra's partial cannot take params by position
+    for InnerOpt, expected in ((SGD, SGD), (builds(Adam, zen_partial=True, eps=1e-4), Adam)):
+        config = builds(row.make, zen_partial=True, populate_full_signature=True, InnerOpt=InnerOpt)
+        assert "param_ndim: -1" in to_yaml(config)
+        make = instantiate(config, **row.required)
+        optimizer = make(params=[x]) if has_default else make([x])
+        assert type(optimizer) is row.make
+        assert type(optimizer.inner_opt) is expected
+        assert optimizer.param_groups[0].get("eps", 1e-4) == 1e-4
 
 
 @pytest.mark.parametrize("row", CLASSES, ids=str)

@@ -10,8 +10,8 @@ from raiopt.optim import ClampedParameterOptimizer, L2ProjectedOptim, ParamTrans
 NAN = float("nan")
 
 
-def checked(shape: tuple[int, ...] = (2, 3, 4), **group: Any) -> None:
-    optimizer = ParamTransformingOptimizer([torch.zeros(shape, requires_grad=True)], lr=1.0)
+def checked(group: dict[str, Any]) -> None:
+    optimizer = ParamTransformingOptimizer([torch.zeros(2, 3, 4, requires_grad=True)], lr=1.0)
     optimizer.param_groups[0].update(group)
     optimizer._check_group(optimizer.param_groups[0])
 
@@ -38,14 +38,14 @@ def checked(shape: tuple[int, ...] = (2, 3, 4), **group: Any) -> None:
 )
 def test_a_bad_value_is_named_with_its_rule(group: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        checked(**group)
+        checked(group)
 
 
 @pytest.mark.parametrize("name", ["epsilon", "lower", "upper", "clamp_min", "clamp_max", "grad_scale", "lr"])
 def test_a_value_of_another_type_is_a_type_error(name: str) -> None:
     for value in ("1", True, [1.0]):
         with pytest.raises(TypeError, match=f"{name}="):
-            checked(**{name: value})
+            checked({name: value})
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_value_of_another_type_is_a_type_error(name: str) -> None:
     ],
 )
 def test_numbers_and_tensors_that_broadcast_pass(group: dict[str, Any]) -> None:
-    checked(**group)
+    checked(group)
 
 
 class Looking(ParamTransformingOptimizer):
