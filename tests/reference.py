@@ -42,7 +42,7 @@ def project_l2(x: Array, epsilon: float | Array, lower: Array | float, upper: Ar
     radius = np.broadcast_to(np.asarray(epsilon, dtype=np.float64).reshape(-1), len(x))
     ones = [1] * (x.ndim - 1)
     near, far = np.zeros(len(x)), np.ones(len(x))
-    for _ in range(400):
+    for _ in range(160):
         scale = (near + far) / 2
         inside = norms(np.clip(x * scale.reshape(-1, *ones), lower, upper), 2) <= radius
         near, far = np.where(inside, scale, near), np.where(inside, far, scale)
