@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -114,6 +115,7 @@ def job(config: DictConfig) -> dict[str, Any]:
     from raiopt.results.terminal import job_line, print_summary
 
     logging.captureWarnings(True)
+    warnings.formatwarning = lambda message, *_, **__: str(message)
     hydra_config = HydraConfig.get()
     is_sweep = hydra_config.mode == RunMode.MULTIRUN
     folder = RunFolder(hydra_config.runtime.output_dir)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any
 
 from hydra.conf import HydraConf, JobConf, RunDir, SweepDir
-from hydra_zen import MISSING, ZenStore, make_config, make_custom_builds_fn
+from hydra_zen import MISSING, ZenStore, make_custom_builds_fn
+from omegaconf import OmegaConf
 
 from raiopt import builders as b
 
@@ -80,10 +81,11 @@ _group(
 )
 _group("perturbation", additive=partial(b.additive))
 store(
-    make_config(perturbation=partial(b.universal), optim={"param_ndim": None}),
+    OmegaConf.create({"perturbation": partial(b.universal), "optim": {"param_ndim": None}}),
     group="perturbation",
     name="universal",
     package="_global_",
+    to_config=lambda node: node,
 )
 _group(
     "init",

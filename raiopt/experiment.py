@@ -17,7 +17,7 @@ from raiopt.attack import Attack, Ball, Outcome, Search, attack_batch, verify
 from raiopt.results.folder import RunFolder
 from raiopt.results.gallery import Exhibit, draw_gallery
 from raiopt.results.samples import Verdict, metrics, samples_frame, trace_frame
-from raiopt.results.terminal import headline, progress
+from raiopt.results.terminal import COUPLED, headline, progress
 from raiopt.zoo import Batch, Classifier, ImageData
 from raiopt.zoo.data import check_labels
 
@@ -239,7 +239,7 @@ def _write(job: Job, folder: RunFolder, found: Collected, table: pl.DataFrame) -
 def _report_doubts(record: dict[str, Any], table: pl.DataFrame) -> None:
     """Warns of what a reader of the figures must know."""
     if record["coupled"]:
-        log.warning("Samples of a batch share a perturbation or a ball: the batch is part of the question.")
+        log.info(COUPLED)
     lost = table.filter(pl.col("stopped") == "not_finite")
     for row in lost.head(5).iter_rows(named=True):
         where = "clean image" if row["not_finite_step"] is None else f"step {row['not_finite_step']}"

@@ -333,3 +333,49 @@ def test_tab_completion_knows_groups_and_settings(typed, expected):
         [sys.executable, "-m", "raiopt", "-sc", "query=bash"], env=environment, capture_output=True, text=True
     )
     assert expected in done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["optim/InnerOpt=adam", "optim.InnerOpt.betas=[0.9,0.99]"],
+        ["optim/InnerOpt=adamw"],
+        ["optim/InnerOpt=rmsprop"],
+        ["optim=l2_projected", "init=uniform_l2"],
+        ["optim=signed", "optim.ball=null", "criterion=margin"],
+        ["optim=l2_normed", "optim.ball=l2", "optim.epsilon=2"],
+        ["model=digits_standard", "solver.targeted=true", "solver.target=next"],
+    ],
+)
+def test_every_part_can_be_exchanged(tmp_path, words):
+    assert main([*words, *SMALL]) == 0
+    (folder,) = folders(tmp_path)
+    assert record(folder)["metrics"]["verified"] == record(folder)["metrics"]["claimed"]
+
+
+def test_a_universal_perturbation_is_one_for_all_samples(tmp_path, capsys):
+    assert main(["perturbation=universal", "optim.epsilon=0.5", "optim.lr=0.2", "save=all", *SMALL]) == 0
+    (folder,) = folders(tmp_path)
+    assert record(folder)["coupled"]
+    delta = load_file(folder / "perturbations.safetensors")["delta"]
+    assert torch.equal(delta, delta[:1].expand_as(delta))
+    assert "the batch is part of the question" in " ".join(capsys.readouterr().out.split())
+
+
+def test_published_weights_are_taken_from_the_cache(tmp_path, monkeypatch):
+    """A file under the published name, that raiopt must load without a network, warning that it is another one."""
+    from raiopt.zoo import vision
+
+    weights = vision.models.ResNet18_Weights.DEFAULT
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("asked the network"))
+    cached = tmp_path / "torch" / "hub" / "checkpoints" / weights.url.rpartition("/")[2]
+    cached.parent.mkdir(parents=True)
+    torch.save(vision.models.resnet18().state_dict(), cached)
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (80, 60), "teal").save(tmp_path / "pictures" / "a.png")
+    words = ["model=torchvision", "model.name=resnet18", "model.weights=DEFAULT", "data=image_folder"]
+    with pytest.warns(UserWarning, match="is not the published file"):
+        assert main([*words, "data.root=pictures", "data.labels=predicted", "solver.steps=1"]) == 0
+    found = record(folders(tmp_path)[0])
+    assert (found["model"]["preset"], found["model"]["classes"]) == ("ResNet18_Weights.IMAGENET1K_V1", 1000)

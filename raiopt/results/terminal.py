@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 Advance = Callable[[], None]
+COUPLED = "Samples of a batch share a perturbation or a ball: the batch is part of the question."
 SHORT = {
     "clean_accuracy": "clean",
     "robust_accuracy": "robust",
@@ -48,13 +49,15 @@ def print_summary(record: dict[str, Any], folder: Path) -> None:
     for name, value in summary_rows(figures):
         table.add_row(name, value)
     console = Console()
-    console.print(escape(headline(record)), style="bold", highlight=False)
+    console.print(escape(headline(record)), style="bold", highlight=False, soft_wrap=True)
     console.print(table)
     if figures["claimed"] != figures["verified"]:
         console.print(
             f"Claimed as broken: {figures['claimed']}, verified: {figures['verified']}. Only verified ones count.",
             style="yellow",
         )
+    if record["coupled"]:
+        console.print(COUPLED, style="yellow", soft_wrap=True)
     if record.get("skipped"):
         console.print("finished before with the same weights and data: nothing was run again", highlight=False)
     console.print(f"results in {escape(str(folder))}", soft_wrap=True, highlight=False)
@@ -77,14 +80,16 @@ def summary_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("undecided", str(figures["undecided"])))
     for p in ("l0", "l1", "l2", "linf"):
         median, largest = figures[f"median_{p}"], figures[f"largest_{p}"]
-        rows.append((f"{p.replace('l', 'L', 1)} of what broke", _norms(median, largest)))
+        rows.append(
+            (f"{p.replace('l', 'L', 1)} of what broke", _norms(median, largest, ",.0f" if p == "l0" else ".4g"))
+        )
     rows.append(("passes", f"{figures['forward_passes']:,} forward, {figures['backward_passes']:,} backward"))
     rows.append(("attack", f"{figures['attack_seconds']:.1f} s"))
     return rows
 
 
-def _norms(median: float | None, largest: float | None) -> str:
-    return "nothing broke" if median is None else f"median {median:.4g}, largest {largest:.4g}"
+def _norms(median: float | None, largest: float | None, form: str) -> str:
+    return "nothing broke" if median is None else f"median {median:{form}}, largest {largest:{form}}"
 
 
 def percent(share: float | None) -> str:
@@ -111,7 +116,7 @@ def print_sweep(frame: pl.DataFrame, folder: Path) -> None:
     table.add_column("")
     for name in shown:
         header = _short(name, options) if name in options else SHORT.get(name, name)
-        table.add_column(escape(header), justify="left" if name in {*options, "ball"} else "right")
+        table.add_column(escape(header), justify="left" if name in {*options, "ball"} else "right", no_wrap=True)
     for row in frame.iter_rows(named=True):
         cells = [escape(_cell(name, row[name])) for name in shown]
         table.add_row(
