@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from raiopt import __version__
 from raiopt.configs import Job, store
-from raiopt.explain import check_words, explain
+from raiopt.explain import check_words, explain, typed
 from raiopt.listing import list_options, print_help
 from raiopt.sweep.job_key import job_key, register_resolvers
 from raiopt.sweep.recorder import SweepRecorder
@@ -44,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("raiopt: interrupted; what was finished is kept.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # lest Python flushes into the pipe at exit
+        return 1
     except Exception as error:
         if full_errors:
             raise
@@ -130,7 +133,12 @@ def job(config: DictConfig) -> dict[str, Any]:
         failure, record = error, folder.record
     _ended.append(failure)
     if is_sweep:
-        print(f"\t   {job_line(record) if failure is None else f'failed: {explain(failure)}'}")
+        words = " ".join(
+            f"{key}={typed(value)}" for key, value in about["overrides"].items() if key in SweepRecorder.swept
+        )
+        print(
+            f"{about['job_number']:4} {words}: {job_line(record) if failure is None else f'failed: {explain(failure)}'}"
+        )
     elif failure is None:
         print_summary(record, folder.path)
     return record

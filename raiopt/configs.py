@@ -108,7 +108,7 @@ class Job:
         seed: Key of all random starts.
         device: auto, cpu, cuda (cuda:1, ...) or mps.
         threads: Of torch on the CPU; null leaves torch's choice.
-        batch_size: Samples attacked together.
+        batch_size: Samples attacked together; null: by the size of the images, 256 at most.
         save: Which perturbations are stored: fooled, all or none.
     """
 
@@ -131,7 +131,7 @@ class Job:
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
-    batch_size: int = 64
+    batch_size: int | None = None
     save: str = "fooled"
     model: Any = MISSING
     data: Any = MISSING
@@ -167,8 +167,8 @@ _JOB_LOG = {
 _SWEEP_LOG = {
     "version": 1,
     "formatters": {"plain": {"format": "%(message)s"}},
-    "handlers": {"terminal": {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stdout"}},
-    "root": {"level": "INFO", "handlers": ["terminal"]},
+    "handlers": {"terminal": {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stderr"}},
+    "root": {"level": "WARNING", "handlers": ["terminal"]},
     "disable_existing_loggers": False,
 }
 _HYDRA = HydraConf(

@@ -36,6 +36,7 @@ class Job:
         attack: The question.
         device: auto, cpu, cuda, cuda:N or mps.
         threads: Of torch on the CPU; None leaves them.
+        batch_size: None: so many images that they have the pixels of 64 at 224 by 224, between 16 and 256.
         save: Which perturbations are stored: fooled, all or none.
         words: A name of the optimizer for titles.
     """
@@ -45,15 +46,15 @@ class Job:
     attack: Attack
     device: str = "auto"
     threads: int | None = None
-    batch_size: int = 64
+    batch_size: int | None = None
     save: str = "fooled"
     words: str = "attack"
 
     def __post_init__(self) -> None:
         checks.choice("save", self.save, SAVE)
-        checks.number("batch_size", self.batch_size, low=1, integer=True)
-        if self.threads is not None:
-            checks.number("threads", self.threads, low=1, integer=True)
+        for name in ("batch_size", "threads"):
+            if getattr(self, name) is not None:
+                checks.number(name, getattr(self, name), low=1, integer=True)
 
 
 @dataclass
@@ -95,6 +96,7 @@ def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any]) -> di
             device={"type": str(device), "name": _device_name(device), "threads": torch.get_num_threads()},
             model={"name": model.name, "preset": model.preset, "classes": model.num_classes},
             data={"name": data.name, "samples": len(data)},
+            batch_size=batch_size(job, data),
             attack=job.words,
             ball=str(ball),
         )
@@ -156,15 +158,21 @@ def load(job: Job, device: torch.device) -> tuple[Classifier, ImageData]:
     return model, data
 
 
+def batch_size(job: Job, data: ImageData) -> int:
+    """Returns how many samples are attacked together."""
+    pixels = data.shape[-1] * data.shape[-2]
+    return job.batch_size or max(16, min(256, 64 * 224 * 224 // pixels))
+
+
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _attack_all(job: Job, model: Classifier, data: ImageData, device: torch.device, digest: Any) -> Collected:
     found = Collected()
-    batches = -(-len(data) // job.batch_size)
-    with progress(batches * (job.attack.steps + 1)) as advance:
-        for batch in data.batches(job.batch_size):
+    size = batch_size(job, data)
+    with progress(-(-len(data) // size) * (job.attack.steps + 1)) as advance:
+        for batch in data.batches(size):
             _feed(digest, batch)
             images = batch.images.to(device)
             labels = None if batch.labels is None else batch.labels.to(device)
@@ -252,7 +260,7 @@ def _compared(before: dict[str, Any], job: Job, folder: RunFolder) -> dict[str, 
     """Returns the finished record if weights and data are still what they were."""
     model, data = load(job, choose_device(job.device))
     digest = hashlib.sha256()
-    for batch in data.batches(job.batch_size):
+    for batch in data.batches(batch_size(job, data)):
         _feed(digest, batch)
     now = {"weights": model.weights_hash(), "data": digest.hexdigest()}
     for part, value in now.items():

@@ -1,5 +1,6 @@
 """What went wrong, in one message: errors of options and configs in the words of the command."""
 
+import json
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -26,6 +27,11 @@ def options() -> dict[str, list[str]]:
             names = sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
             found.setdefault(folder.name, []).extend(names)
     return {group: names for group, names in found.items() if names}
+
+
+def typed(value: Any) -> str:
+    """Returns a setting's value as one types it: null, true, [1, 2]."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def check_words(words: list[str]) -> None:

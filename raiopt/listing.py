@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from raiopt import checks
 from raiopt.configs import INNER, Job, store
-from raiopt.explain import options
+from raiopt.explain import options, typed
 
 USAGE = """raiopt finds the smallest changes of an input that break an image classifier. An attack is an optimizer.
 
@@ -42,7 +42,7 @@ def print_help() -> int:
     with initialize_config_module("raiopt.conf", version_base="1.3"):
         config = OmegaConf.to_container(compose("raiopt"))
     for key, value in _settings(_without_targets(config)):
-        print(f"  {key}={chosen.get(key) or _plain(value)}")
+        print(f"  {key}={chosen.get(key) or typed(value)}")
     return 0
 
 
@@ -96,12 +96,8 @@ def _described(group: str, name: str) -> tuple[str, str]:
     settings = _without_targets(OmegaConf.to_container(OmegaConf.structured(node)))
     settings.pop("InnerOpt", None)
     settings.pop("defaults", None)
-    text = ", ".join(f"{key}={'required' if value == '???' else _plain(value)}" for key, value in settings.items())
+    text = ", ".join(f"{key}={'required' if value == '???' else typed(value)}" for key, value in settings.items())
     return (inspect.getdoc(target) or "").partition("\n")[0], text
-
-
-def _plain(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _yaml_comment(group: str, name: str) -> str:

@@ -1,17 +1,29 @@
-"""Remembers where a sweep lies, and which options were swept, for the table at its end."""
+"""Remembers where a sweep lies and what it sweeps over, for its lines and its table on the terminal."""
 
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
 class SweepRecorder(Callback):
-    """A Hydra callback; `folder` is that of the sweep which this process started last, None if it started none."""
+    """A Hydra callback that notes facts of the sweep which this process started last.
+
+    Attributes:
+        folder: Its folder; None if there was no sweep.
+        swept: The options that were given several values.
+    """
 
     folder: Path | None = None
+    swept: tuple[str, ...] = ()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Notes the sweep's folder before its first job."""
+        """Notes the facts before the first job, and says where the results will be."""
+        params = OmegaConf.select(config, "hydra.sweeper.params", default=None) or {}
+        words = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+        parsed = OverridesParser.create().parse_overrides(words)
         SweepRecorder.folder = Path(config.hydra.sweep.dir)
+        SweepRecorder.swept = tuple(word.key_or_group for word in parsed if word.is_sweep_override())
+        print(f"sweep over {', '.join(SweepRecorder.swept)}, in {SweepRecorder.folder}")
