@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim.optimizer import ParamsT
 
-from raiopt import transforms
+from raiopt import checks, transforms
 from raiopt.batching import as_batch
 from raiopt.optim.groups import check_group, seen_as_batch
 from raiopt.optim.inner import InnerOptimizer, built, check_agreement, ready_made
@@ -156,6 +156,8 @@ class ParamTransformingOptimizer(Optimizer):
         into a group later (bounds, say) may call it again.
         """
         check_group(group)
+        if self.ball is not None:
+            checks.number("epsilon", group["epsilon"], low=0)
 
     @torch.no_grad()
     def _apply_pre_step_transform_(self) -> None:

@@ -19,11 +19,6 @@ def _project_(param: Tensor, group: dict[str, Any], p: float) -> None:
     project_(param, group["epsilon"], group.get("lower"), group.get("upper"))
 
 
-def _check_radius(group: dict[str, Any]) -> None:
-    """Raises if a class that projects has no ball."""
-    checks.number("epsilon", group["epsilon"], low=0)
-
-
 class ProjectedParameterOptimizer(ParamTransformingOptimizer):
     """Projects each datum onto the Lp ball after the inner optimizer stepped, and leaves the gradient alone.
 
@@ -66,10 +61,6 @@ class ProjectedParameterOptimizer(ParamTransformingOptimizer):
             defaults={"epsilon": epsilon, **(defaults or {})},
             **inner_opt_kwargs,
         )
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        _check_radius(group)
 
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         _project_(param, optim_group, self.p)
@@ -117,10 +108,6 @@ class L2ProjectedOptim(L2NormedGradientOptim):
             **inner_opt_kwargs,
         )
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        _check_radius(group)
-
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         _project_(param, optim_group, 2)
 
@@ -164,10 +151,6 @@ class LinfProjectedOptim(SignedGradientOptim):
             defaults={"epsilon": epsilon, **(defaults or {})},
             **inner_opt_kwargs,
         )
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        _check_radius(group)
 
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         _project_(param, optim_group, math.inf)
