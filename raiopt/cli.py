@@ -130,6 +130,7 @@ def job(config: DictConfig) -> dict[str, Any]:
         record = experiment.run(lambda: build(config, about["choices"]), folder, about)
     except Exception as error:  # told when Hydra is done: it would print lines of its own
         log.info("The job failed.\n%s", traceback.format_exc())
+        error.add_note(f"The traceback is in {folder / 'run.log'}.")
         failure, record = error, folder.record
     _ended.append(failure)
     if is_sweep:

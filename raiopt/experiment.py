@@ -4,7 +4,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
@@ -126,7 +126,7 @@ def choose_device(name: str) -> torch.device:
     kind, _, number = name.partition(":")
     checks.choice("device", kind, ["auto", "cpu", "cuda", "mps"])
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.mps.is_available())}[kind]
-    if int(number or 0) >= count:
+    if not (number or "0").isdigit() or int(number or 0) >= count:
         raise ValueError(
             f"device={name} is not there: this machine has {count or 'no'} {kind} device. Use device=auto."
         )
@@ -198,7 +198,7 @@ def _collect(found: Collected, outcome: Outcome, model: Classifier, data: ImageD
     if search is not None:
         images, labels = outcome.images[outcome.attacked], outcome.labels[outcome.attacked]
         verdict = Verdict(*verify(model, images, labels, search.delta, search.ball))
-        found.searches.append(search)
+        found.searches.append(replace(search, delta=search.delta[:0]))  # its losses alone: memory must not grow
         ids = [i for i, attacked in zip(outcome.ids, outcome.attacked.tolist(), strict=True) if attacked]
         keep = torch.ones_like(verdict.broken) if save == "all" else verdict.broken
         if save != "none" and keep.any():

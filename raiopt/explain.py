@@ -74,7 +74,9 @@ def explain(error: BaseException, words: Sequence[str] = ()) -> str:
         return _unknown_key(match[1], words)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _shortened(text)
-    return text if isinstance(error, ValueError | TypeError | OSError) else f"{type(error).__name__}: {text}"
+    if isinstance(error, ValueError | TypeError | OSError):
+        return text
+    return " ".join([f"{type(error).__name__}: {text}", *getattr(error, "__notes__", [])])
 
 
 def _innermost(error: BaseException) -> str:

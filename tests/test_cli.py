@@ -262,6 +262,15 @@ def test_bad_input_is_one_message_before_any_work(tmp_path, capsys, words, messa
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+def test_an_error_of_ones_own_model_says_where_its_traceback_is(tmp_path, capsys):
+    (tmp_path / "broken.py").write_text("from torch import nn\ndef net():\n    return nn.Linear(7, 3)\n")
+    assert main(["model=python", "model.factory=broken:net", "solver.steps=1"]) == 1
+    (folder,) = folders(tmp_path)
+    assert f"The traceback is in {folder / 'run.log'}." in capsys.readouterr().err
+    assert "Traceback" in (folder / "run.log").read_text()
+    assert record(folder)["status"] == "failed"
+
+
 def test_the_full_error_is_there_for_who_asks(monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(ValueError, match="epsilon=-1"):

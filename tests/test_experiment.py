@@ -47,7 +47,7 @@ def test_auto_finds_a_device_and_others_are_taken_by_name():
     assert choose_device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["cuda:63", "mps:1", "cpu:1"])
+@pytest.mark.parametrize("name", ["cuda:63", "mps:1", "cpu:1", "cuda:one"])
 def test_a_device_that_is_not_there_is_told(name):
     with pytest.raises(ValueError, match=f"device={name} is not there: this machine has .* device. Use device=auto"):
         choose_device(name)

@@ -58,6 +58,7 @@ def print_summary(record: dict[str, Any], folder: Path) -> None:
         )
     if record["coupled"]:
         console.print(COUPLED, style="yellow", soft_wrap=True)
+    console.print(f"normalisation of the model: {escape(record['model']['preset'])}", soft_wrap=True, highlight=False)
     if record.get("skipped"):
         console.print("finished before with the same weights and data: nothing was run again", highlight=False)
     console.print(f"results in {escape(str(folder))}", soft_wrap=True, highlight=False)
