@@ -1,6 +1,9 @@
-"""Hypothesis runs its default number of examples, and no example is too slow on a busy machine."""
+"""Hypothesis runs its default number of examples, and neither it nor torch's threads mind a busy machine."""
+
+import os
 
 from hypothesis import settings
 
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported; see raiopt.cli.main
 settings.register_profile("raiopt", deadline=None)
 settings.load_profile("raiopt")
