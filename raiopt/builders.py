@@ -50,7 +50,7 @@ def _bounded(transform: str, params: Any, InnerOpt: Any, ball: str | None, *, ep
     kind = getattr(optim, transform)
     if ball is None:
         return kind(params, InnerOpt, **shared)
-    p = BALLS[checks.choice("optim.ball", ball, list(BALLS))]
+    p = BALLS[checks.choice("ball", ball, [*BALLS, "null"])]
     projection = partial(optim.ProjectedParameterOptimizer, p=p, epsilon=epsilon)
     return optim.ChainedParamTransformingOptimizer(kind, projection, params=params, InnerOpt=InnerOpt, **shared)
 
@@ -71,7 +71,7 @@ def adam(
     """torch.optim.Adam."""
     from torch.optim import Adam
 
-    return Adam(params, lr, betas=tuple(betas), eps=eps, amsgrad=amsgrad)  # pyright: ignore[reportArgumentType]
+    return Adam(params, lr, betas=_two("betas", betas), eps=eps, amsgrad=amsgrad)  # pyright: ignore[reportArgumentType]
 
 
 def adamw(
@@ -85,7 +85,13 @@ def adamw(
     """torch.optim.AdamW: its weight decay pulls the perturbation towards zero."""
     from torch.optim import AdamW
 
-    return AdamW(params, lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)  # pyright: ignore[reportArgumentType]
+    return AdamW(params, lr, betas=_two("betas", betas), eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)  # pyright: ignore[reportArgumentType]
+
+
+def _two(name: str, values: Any) -> Any:
+    if len(values) != 2:
+        raise ValueError(f"{name}={list(values)} must be two numbers, as in optim.InnerOpt.{name}=[0.9,0.999].")
+    return tuple(values)
 
 
 def rmsprop(

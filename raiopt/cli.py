@@ -3,11 +3,12 @@
 import logging
 import math
 import os
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     # Threads of torch that wait for each other by spinning take the cores from each other on a busy machine: ten times
     # slower was measured. Read when torch is imported; who sets it otherwise keeps it.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    with suppress(ValueError):  # only the main thread may
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         register_resolvers()
         store.add_to_hydra_store(overwrite_ok=True)
@@ -44,9 +47,9 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         check_words(words)
         return _run(words)
-    except KeyboardInterrupt:
-        print("raiopt: interrupted; what was finished is kept.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        print(f"raiopt: {str(interrupt) or 'interrupted'}; what was finished is kept.", file=sys.stderr)
+        return 143 if interrupt.args else 130
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # lest Python flushes into the pipe at exit
         return 1
@@ -55,6 +58,11 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"raiopt: {explain(error, words)}", file=sys.stderr)
         return 1
+
+
+def _terminated(*_: Any) -> None:
+    """Ends the command as Ctrl-C does, so that the job's record says so."""
+    raise KeyboardInterrupt("terminated")
 
 
 def _run(words: list[str]) -> int:
@@ -144,7 +152,7 @@ def job(config: DictConfig) -> dict[str, Any]:
             f"{about['job_number']:4} {words}: {job_line(record) if failure is None else f'failed: {explain(failure)}'}"
         )
     elif failure is None:
-        print_summary(record, folder.path)
+        print_summary(record, Path(os.path.relpath(folder.path)))
     return record
 
 
@@ -171,6 +179,10 @@ def plain(value: Any) -> Any:
     """Returns a config's value as JSON knows it: lists for nodes, texts for NaN and infinity."""
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [plain(entry) for entry in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -58,8 +58,8 @@ _group(
     linf_projected=_optim(b.linf_projected),
     l2_projected=_optim(b.l2_projected, epsilon=1.5, lr=0.3),
     signed=_optim(b.signed),
-    l1_normed=_optim(b.l1_normed, lr=100.0),
-    l2_normed=_optim(b.l2_normed, lr=1.0),
+    l1_normed=_optim(b.l1_normed, lr=300.0),
+    l2_normed=_optim(b.l2_normed, lr=3.0),
 )
 _group(
     "optim/InnerOpt",
@@ -184,8 +184,8 @@ _HYDRA = HydraConf(
         {"env": "default"},
         "_self_",
     ],
-    run=RunDir("${outputs}/${raiopt.run_folder:${name},${raiopt.job_key:}}"),
-    sweep=SweepDir("${outputs}/${raiopt.sweep_folder:${name}}", "${raiopt.job_key:}"),
+    run=RunDir("${raiopt.run_folder:${outputs},${name},${raiopt.job_key:}}"),
+    sweep=SweepDir("${raiopt.sweep_folder:${outputs},${name}}", "${raiopt.job_key:}"),
     job=JobConf(name="raiopt", chdir=False),
     job_logging=_JOB_LOG,
     hydra_logging=_SWEEP_LOG,

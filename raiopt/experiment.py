@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from raiopt import checks
@@ -17,7 +17,7 @@ from raiopt.attack import Attack, Ball, Outcome, Search, attack_batch, verify
 from raiopt.results.folder import RunFolder
 from raiopt.results.gallery import Exhibit, draw_gallery
 from raiopt.results.samples import Verdict, metrics, samples_frame, trace_frame
-from raiopt.results.terminal import COUPLED, headline, progress
+from raiopt.results.terminal import coupling, headline, progress
 from raiopt.zoo import Batch, Classifier, ImageData
 from raiopt.zoo.data import check_labels
 
@@ -108,6 +108,7 @@ def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any]) -> di
         folder.save(
             hashes={"weights": model.weights_hash(), "data": digest.hexdigest()},
             coupled=any(search.coupled for search in found.searches),
+            clamped=any(search.delta.ndim < 4 for search in found.searches),
             metrics=figures,
         )
         _write(job, folder, found, table)
@@ -180,7 +181,7 @@ def _attack_all(job: Job, model: Classifier, data: ImageData, device: torch.devi
             outcome = attack_batch(model, batch.ids, batch.names, images, labels, job.attack, advance)
             found.seconds += time.perf_counter() - began
             _collect(found, outcome, model, data, job.save)
-            log.info("Attacked %d of %d samples.", sum(map(len, found.samples)), len(data))
+            log.info("Done with %d of %d samples.", sum(map(len, found.samples)), len(data))
     return found
 
 
@@ -239,7 +240,8 @@ def _write(job: Job, folder: RunFolder, found: Collected, table: pl.DataFrame) -
     if job.save != "none":
         ids = torch.tensor([i for part, _ in found.kept for i in part], dtype=torch.int64)
         delta = torch.cat([delta for _, delta in found.kept]) if found.kept else torch.zeros(0)
-        save_file({"ids": ids, "delta": delta.contiguous()}, folder / "perturbations.safetensors")
+        stored = save({"ids": ids, "delta": delta.contiguous()}, metadata={"clamped": str(folder.record["clamped"])})
+        (folder / "perturbations.safetensors").write_bytes(stored)
     shown = (found.exhibits + found.others)[:SHOWN]
     draw_gallery(shown, folder / "gallery.png", headline(folder.record))
 
@@ -247,11 +249,11 @@ def _write(job: Job, folder: RunFolder, found: Collected, table: pl.DataFrame) -
 def _report_doubts(record: dict[str, Any], table: pl.DataFrame) -> None:
     """Warns of what a reader of the figures must know."""
     if record["coupled"]:
-        log.info(COUPLED)
+        log.info(coupling(record))
     lost = table.filter(pl.col("stopped") == "not_finite")
     for row in lost.head(5).iter_rows(named=True):
-        where = "clean image" if row["not_finite_step"] is None else f"step {row['not_finite_step']}"
-        log.warning("Sample %s (id %d): not finite at %s; not decided.", row["name"], row["id"], where)
+        where = "the clean image" if row["not_finite_step"] is None else f"step {row['not_finite_step']}"
+        log.warning("Sample %s (id %d): not finite at %s: not decided.", row["name"], row["id"], where)
     if len(lost) > 5:
         log.warning("%d samples in all are not decided: see the column undecided of samples.parquet.", len(lost))
 

@@ -100,7 +100,9 @@ def _unknown_option(group: str, name: str) -> str:
 def _unknown_key(key: str, words: Sequence[str]) -> str:
     """Tells the near keys of the config that the groups among the words lead to."""
     known = _keys([word for word in words if word.partition("=")[0] in options() and "," not in word])
-    groups = [group for group in options() if checks.near(key.partition(".")[0], [group])]
+    if same := [name for name in known if name.rpartition(".")[2] == key]:
+        return f"{key} is not an option. Did you mean {' or '.join(same)}?"
+    groups = [] if key.partition(".")[0] in options() else list(options())
     return _with_near(f"{key} is not an option", key, known + groups, show_all=False)
 
 

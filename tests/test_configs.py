@@ -96,7 +96,7 @@ def test_gradient_transforms_come_with_a_ball(name, ball, p):
 
 
 def test_a_ball_that_is_not_there_is_told():
-    with pytest.raises(ValueError, match=r"optim.ball='l3' must be one of 'linf', 'l2'"):
+    with pytest.raises(ValueError, match=r"ball='l3' must be one of 'linf', 'l2', 'null'"):
         builders.signed([], None, ball="l3", epsilon=1.0)
 
 

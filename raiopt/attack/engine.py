@@ -58,7 +58,7 @@ class Attack:
         if not self.targeted and self.target is not None:
             raise ValueError(f"solver.target={self.target} has no effect without solver.targeted=true.")
         if isinstance(self.target, str):
-            checks.choice("solver.target", self.target, TARGET_RULES)
+            checks.choice("solver.target", self.target, [*TARGET_RULES, "the number of a class"])
         elif self.target is not None:
             checks.number("solver.target", self.target, low=0, integer=True)
 

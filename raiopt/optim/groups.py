@@ -44,7 +44,8 @@ def _full(name: str, value: Tensor, param: Tensor, rows: Tensor) -> Tensor:
         return value.expand(param.shape).reshape(rows.shape).flatten(1)
     except RuntimeError:
         raise ValueError(
-            f"{name} of shape {tuple(value.shape)} must broadcast to the parameter's shape {tuple(param.shape)}."
+            f"{name} of shape {tuple(value.shape)} must broadcast to the parameter's shape {tuple(param.shape)}; "
+            f"one value for each of its rows has the shape {(*param.shape[:1], *[1] * (param.ndim - 1))}."
         ) from None
 
 

@@ -55,7 +55,7 @@ class RunFolder:
         try:
             yield
         except BaseException as error:
-            message = str(error) or type(error).__name__
+            message = str(error) or {"KeyboardInterrupt": "interrupted"}.get(type(error).__name__, type(error).__name__)
             self.save(
                 status="failed",
                 seconds=round(time.perf_counter() - began, 3),

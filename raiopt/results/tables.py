@@ -34,8 +34,11 @@ def load_sweep(folder: Path) -> pl.DataFrame:
     records.sort(key=lambda pair: (pair[1].get("job_number") or 0, pair[0].name))
     swept = _swept([record for _, record in records])
     rows = [_row(path, record, swept) for path, record in records]
-    frame = pl.DataFrame({name: _column([row[name] for row in rows]) for name in rows[0]}) if rows else pl.DataFrame()
-    return _mark_best(frame, [record for _, record in records]) if rows else frame
+    if not rows:
+        return pl.DataFrame()
+    frame = pl.DataFrame({name: _column([row[name] for row in rows]) for name in rows[0]})
+    frame = frame.with_columns(pl.col(METRICS).cast(pl.Float64), pl.col("error", "ball").cast(pl.String))
+    return _mark_best(frame, [record for _, record in records])
 
 
 def _swept(records: list[dict[str, Any]]) -> list[str]:

@@ -13,7 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 Advance = Callable[[], None]
-COUPLED = "Samples of a batch share a perturbation or a ball: the batch is part of the question."
 SHORT = {
     "clean_accuracy": "clean",
     "robust_accuracy": "robust",
@@ -57,11 +56,19 @@ def print_summary(record: dict[str, Any], folder: Path) -> None:
             style="yellow",
         )
     if record["coupled"]:
-        console.print(COUPLED, style="yellow", soft_wrap=True)
+        console.print(escape(coupling(record)), style="yellow", soft_wrap=True)
     console.print(f"normalisation of the model: {escape(record['model']['preset'])}", soft_wrap=True, highlight=False)
     if record.get("skipped"):
         console.print("finished before with the same weights and data: nothing was run again", highlight=False)
     console.print(f"results in {escape(str(folder))}", soft_wrap=True, highlight=False)
+
+
+def coupling(record: dict[str, Any]) -> str:
+    """Returns what the samples of a batch have in common, for a job in which that matters."""
+    size = record["batch_size"]
+    if record["clamped"]:
+        return f"One perturbation for each batch of {size}; perturbed images are clamped to [0, 1]."
+    return f"One ball for each batch of {size}: with another batch_size it is another question."
 
 
 def headline(record: dict[str, Any]) -> str:
@@ -78,7 +85,8 @@ def summary_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if "target_reached" in figures:
         rows.append(("target reached", percent(figures["target_reached"])))
-    rows.append(("undecided", str(figures["undecided"])))
+    undecided = figures["undecided"]
+    rows.append(("undecided", f"{undecided}, counted neither as robust nor as broken" if undecided else "0"))
     for p in ("l0", "l1", "l2", "linf"):
         median, largest = figures[f"median_{p}"], figures[f"largest_{p}"]
         rows.append(
@@ -106,24 +114,15 @@ def job_line(record: dict[str, Any]) -> str:
 
 def print_sweep(frame: pl.DataFrame, folder: Path) -> None:
     """Prints the table of a sweep, the best of equal jobs marked, and where it lies."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
-    options = _options(frame)
-    wide = ("median_l2", "median_linf", "forward_passes") if console.width >= 110 else ()
-    shown = [*options, "ball", "clean_accuracy", "robust_accuracy", *wide, "attack_seconds"]
-    shown += [name for name in ("target_reached", "undecided") if _says_something(frame[name])]
-    table = Table(title=f"{len(frame)} jobs", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("")
-    for name in shown:
-        header = _short(name, options) if name in options else SHORT.get(name, name)
-        table.add_column(escape(header), justify="left" if name in {*options, "ball"} else "right", no_wrap=True)
-    for row in frame.iter_rows(named=True):
-        cells = [escape(_cell(name, row[name])) for name in shown]
-        table.add_row(
-            "*" if row["best"] else "!" if row["error"] else "", *cells, style="bold" if row["best"] else None
-        )
-    console.print(table)
+    console, unlimited = Console(), Console(width=1000)
+    extra = ["attack_seconds", "clean_accuracy", "median_linf", "median_l2", "forward_passes"]
+    table = _table(frame, extra)
+    while extra and console.is_terminal and unlimited.measure(table).maximum > console.width:
+        extra.pop()
+        table = _table(frame, extra)
+    wide = Console(width=max(console.width, unlimited.measure(table).maximum))  # no cell is ever cut
+    wide.print(f"{len(frame)} jobs in {escape(str(folder))}", style="bold", highlight=False)
+    wide.print(table)
     console.print("* smallest robust accuracy of equal balls", highlight=False)
     for row in frame.filter(pl.col("status") != "finished").iter_rows(named=True):
         why = row["error"] or "see its run.log"
@@ -133,10 +132,29 @@ def print_sweep(frame: pl.DataFrame, folder: Path) -> None:
     )
 
 
+def _table(frame: pl.DataFrame, extra: list[str]) -> Table:
+    """Returns the table with the options, the ball, robust accuracy, and those of the other columns in `extra`."""
+    options = _options(frame)
+    shown = [*options, "ball"]
+    shown += [name for name in frame.columns if name == "robust_accuracy" or name in extra]
+    shown += [name for name in ("target_reached", "undecided") if _says_something(frame[name])]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for name in shown:
+        header = _short(name, options) if name in options else SHORT.get(name, name)
+        table.add_column(escape(header), justify="left" if name in {*options, "ball"} else "right", no_wrap=True)
+    for row in frame.iter_rows(named=True):
+        cells = [escape(_cell(name, row[name])) for name in shown]
+        table.add_row(
+            "*" if row["best"] else "!" if row["error"] else "", *cells, style="bold" if row["best"] else None
+        )
+    return table
+
+
 def _short(option: str, options: list[str]) -> str:
     """Returns the last part of an option's name if no other option has the same."""
     last = option.rpartition(".")[2]
-    return last if [other.rpartition(".")[2] for other in options].count(last) == 1 else option
+    return last if ["ball", *(other.rpartition(".")[2] for other in options)].count(last) == 1 else option
 
 
 def _options(frame: pl.DataFrame) -> list[str]:

@@ -39,11 +39,13 @@ def register_resolvers() -> None:
     They are cached with the config, so that all jobs of a sweep see one time of its start.
     """
 
-    def sweep_folder(name: str | None) -> str:
-        return f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}" if name is None else checked_name(name)
+    def sweep_folder(outputs: str, name: str | None) -> str:
+        if not outputs:
+            raise ValueError(f"outputs={outputs!r} must name a folder; the usual one is outputs=outputs.")
+        return f"{outputs}/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}" if name is None else f"{outputs}/{checked_name(name)}"
 
-    def run_folder(name: str | None, key: str) -> str:
-        return sweep_folder(name) if name is None else f"{sweep_folder(name)}/{key}"
+    def run_folder(outputs: str, name: str | None, key: str) -> str:
+        return sweep_folder(outputs, name) if name is None else f"{sweep_folder(outputs, name)}/{key}"
 
     def key(*, _root_: DictConfig) -> str:
         return job_key(_root_)

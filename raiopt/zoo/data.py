@@ -100,6 +100,10 @@ def positions(count: int, limit: int | None = None, indices: Sequence[int] | str
     """
     if limit is not None:
         checks.number("data.limit", limit, low=1, integer=True)
+    if not count:
+        raise ValueError("The data set is empty.")
+    if not isinstance(indices, Sequence | None):
+        raise TypeError(f'data.indices={indices!r} must be a list like [3,1,7] or a slice like "10:20" or "::-1".')
     if isinstance(indices, str):
         chosen = list(range(count))[_slice(indices)]
     else:

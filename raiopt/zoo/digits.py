@@ -66,13 +66,13 @@ def digits(
     images, labels, test = (stored()[key] for key in ("images", "labels", "test"))
     in_test = torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, test, True)
     mask = {"test": in_test, "train": ~in_test, "all": torch.ones_like(in_test)}[split]
-    ids = mask.nonzero().flatten().tolist()
+    scans = mask.nonzero().flatten().tolist()
     data = ImageData(
         name="digits",
-        ids=ids,
-        names=[f"digits/{i:04d}" for i in ids],
-        labels=labels[ids],
-        read=lambda i: enlarged(images[i]),
+        ids=list(range(len(scans))),
+        names=[f"digits/{scan:04d}" for scan in scans],
+        labels=labels[scans],
+        read=lambda i: enlarged(images[scans[i]]),
         classes=CLASSES,
         num_classes=len(CLASSES),
     )

@@ -47,6 +47,17 @@ def imported(name: str, path: str) -> Callable[..., Any]:
     return function
 
 
+def _made(name: str, path: str, kwargs: Mapping[str, Any] | None) -> Any:
+    """Returns what the function makes; an error of its own is raised again with the function's name."""
+    if not isinstance(kwargs, Mapping | None):
+        raise TypeError(f"{name.partition('.')[0]}.kwargs={kwargs!r} must be a mapping, as in {{depth: 3}}.")
+    function = imported(name, path)
+    try:
+        return function(**(kwargs or {}))
+    except Exception as error:
+        raise ValueError(f"{name}={path!r} raised {type(error).__name__}: {error}") from error
+
+
 @once
 def python_model(
     factory: str,
@@ -56,7 +67,7 @@ def python_model(
     std: float | Sequence[float] | None = None,
 ) -> Classifier:
     """Returns the network that factory(**kwargs) makes: an nn.Module from normalised images to logits."""
-    net = imported("model.factory", factory)(**(kwargs or {}))
+    net = _made("model.factory", factory, kwargs)
     if not isinstance(net, nn.Module):
         raise TypeError(f"model.factory={factory!r} must return a torch.nn.Module, not {type(net).__name__}.")
     return Classifier(net, name=factory, mean=mean, std=std).frozen()
@@ -80,7 +91,7 @@ def python_data(
     whose images are tensors (C, H, W) in [0, 1], taken as they are, or PIL images, which `size` or the model's geometry
     resizes. Labels are the model's class indices.
     """
-    made = imported("data.factory", factory)(**(kwargs or {}))
+    made = _made("data.factory", factory, kwargs)
     if isinstance(made, (tuple, list)) and len(made) == 2 and hasattr(made[0], "shape"):
         made = _Arrays(factory, *made)
     if not (hasattr(made, "__len__") and hasattr(made, "__getitem__")):

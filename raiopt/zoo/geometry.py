@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from raiopt import checks
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -44,6 +46,7 @@ class Geometry:
 
 def square(size: int) -> Geometry:
     """Returns the geometry that makes every image size by size: shorter side resized, rest cropped."""
+    checks.number("data.size", size, low=1, integer=True)
     return Geometry(resize=size, crop=size)
 
 

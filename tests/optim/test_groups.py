@@ -22,7 +22,10 @@ def checked(group: dict[str, Any]) -> None:
         ({"epsilon": -1.0}, "epsilon=-1.0 must be a finite number, at least 0."),
         ({"epsilon": NAN}, "epsilon=nan must"),
         ({"epsilon": torch.tensor([[[1.0]], [[-2.0]]])}, "1 of its 2 entries break this, first -2.0"),
-        ({"epsilon": torch.ones(5)}, "epsilon of shape (5,) must broadcast to the parameter's shape (2, 3, 4)."),
+        (
+            {"epsilon": torch.ones(5)},
+            "epsilon of shape (5,) must broadcast to the parameter's shape (2, 3, 4); one value",
+        ),
         ({"epsilon": torch.arange(3.0).view(3, 1)}, "epsilon of shape (3, 1) must be constant within each datum"),
         ({"lower": 0.1}, "lower=0.1 must be a finite number, at most 0."),
         ({"upper": torch.full((4,), -0.1)}, "upper must be a finite number, at least 0."),

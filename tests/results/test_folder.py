@@ -32,7 +32,7 @@ def test_an_error_is_recorded_and_goes_on(tmp_path, error):
         raise error
     record = on_disk(folder)
     assert record["status"] == "failed"
-    assert record["error"] == {"type": type(error).__name__, "message": str(error) or "KeyboardInterrupt"}
+    assert record["error"] == {"type": type(error).__name__, "message": str(error) or "interrupted"}
     assert folder.finished_record() is None
 
 

@@ -84,3 +84,18 @@ def test_the_printed_table_marks_the_best_and_says_why_others_failed(tmp_path, c
     assert any(line.split()[:2] == ["*", "0.5"] and "25.0 %" in line for line in lines)
     assert any(line.split()[:2] == ["!", "-1"] for line in lines)
     assert "! job2 failed: lr=-1 must be [0, inf)" in lines
+
+
+@pytest.mark.parametrize(("columns", "terminal"), [(80, True), (100, True), (120, True), (80, False)])
+def test_no_cell_of_the_printed_table_is_cut(tmp_path, capsys, monkeypatch, columns, terminal):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("rich.console.Console.is_terminal", property(lambda _: terminal))
+    for number in range(4):
+        options = {"optim": "l2_projected", "optim.param_ndim": number or None, "optim.lr": number / 2}
+        make(tmp_path, number, number / 8, ball="L2 1.5 per 1-d row", **options, **{"optim.grad_scale": number})
+    print_sweep(load_sweep(tmp_path), tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert not any("\u2026" in line for line in lines)
+    (best,) = [line.split() for line in lines if "37.5 %" in line or line.lstrip().startswith("*  0")][:1]
+    assert any(line.startswith((" * ", "\x1b[1m * ", "* ")) for line in lines)
+    assert best

@@ -9,14 +9,22 @@ from raiopt.zoo.digits import ASSETS, digits_model, enlarged, stored
 def test_the_splits_share_no_sample_and_are_all():
     test, train, everything = (digits(split) for split in ("test", "train", "all"))
     assert (len(test), len(train), len(everything)) == (500, 1297, 1797)
-    assert sorted(test.ids + train.ids) == everything.ids == list(range(1797))
-    assert test.ids == sorted(test.ids)
+    assert sorted(test.names + train.names) == everything.names == [f"digits/{i:04d}" for i in range(1797)]
+    assert test.names == sorted(test.names)
+
+
+@pytest.mark.parametrize("split", ["test", "train", "all"])
+def test_ids_are_the_positions_that_indices_choose(split):
+    data = digits(split)
+    assert data.ids == list(range(len(data)))
+    assert digits(split, indices=[7, 3]).ids == [7, 3]
+    assert digits(split, indices=[7, 3]).names == [data.names[7], data.names[3]]
 
 
 def test_a_sample_is_the_same_in_every_split():
     test, everything = digits("test"), digits("all")
     for position in (0, 17, 499):
-        index = test.ids[position]
+        index = everything.names.index(test.names[position])
         assert torch.equal(test.image(position), everything.image(index))
         assert test.names[position] == everything.names[index] == f"digits/{index:04d}"
         assert test.labels is not None

@@ -62,3 +62,9 @@ def test_16_bit_grey_is_scaled_and_not_clipped():
 def test_an_unknown_interpolation_is_refused():
     with pytest.raises(ValueError, match="blurry"):
         Geometry(8, 8, interpolation="blurry").apply(noise(9, 9))
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_a_size_that_is_none_is_told(size):
+    with pytest.raises(ValueError, match=f"data.size={size} must be an integer, at least 1"):
+        square(size)
