@@ -123,10 +123,12 @@ def choose_device(name: str) -> torch.device:
         ValueError: If there is no such device on this machine.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
     kind, _, number = name.partition(":")
     checks.choice("device", kind, ["auto", "cpu", "cuda", "mps"])
-    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.mps.is_available())}[kind]
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
     if not (number or "0").isdigit() or int(number or 0) >= count:
         raise ValueError(
             f"device={name} is not there: this machine has {count or 'no'} {kind} device. Use device=auto."
