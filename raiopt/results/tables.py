@@ -8,19 +8,19 @@ import polars as pl
 
 from raiopt.results.folder import read_record
 
-METRICS = (
-    "clean_accuracy",
-    "robust_accuracy",
-    "undecided",
-    "target_reached",
-    "median_l0",
-    "median_l1",
-    "median_l2",
-    "median_linf",
-    "forward_passes",
-    "backward_passes",
-    "attack_seconds",
-)
+METRICS = {
+    "clean_accuracy": pl.Float64,
+    "robust_accuracy": pl.Float64,
+    "undecided": pl.Int64,
+    "target_reached": pl.Float64,
+    "median_l0": pl.Float64,
+    "median_l1": pl.Float64,
+    "median_l2": pl.Float64,
+    "median_linf": pl.Float64,
+    "forward_passes": pl.Int64,
+    "backward_passes": pl.Int64,
+    "attack_seconds": pl.Float64,
+}
 
 
 def load_sweep(folder: Path) -> pl.DataFrame:
@@ -37,7 +37,7 @@ def load_sweep(folder: Path) -> pl.DataFrame:
     if not rows:
         return pl.DataFrame()
     frame = pl.DataFrame({name: _column([row[name] for row in rows]) for name in rows[0]})
-    frame = frame.with_columns(pl.col(METRICS).cast(pl.Float64), pl.col("error", "ball").cast(pl.String))
+    frame = frame.cast({**METRICS, "error": pl.String, "ball": pl.String})
     return _mark_best(frame, [record for _, record in records])
 
 

@@ -45,7 +45,8 @@ def register_resolvers() -> None:
         return f"{outputs}/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}" if name is None else f"{outputs}/{checked_name(name)}"
 
     def run_folder(outputs: str, name: str | None, key: str) -> str:
-        return sweep_folder(outputs, name) if name is None else f"{sweep_folder(outputs, name)}/{key}"
+        folder = sweep_folder(outputs, name)
+        return folder if name is None else f"{folder}/{key}"
 
     def key(*, _root_: DictConfig) -> str:
         return job_key(_root_)

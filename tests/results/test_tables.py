@@ -86,6 +86,18 @@ def test_the_printed_table_marks_the_best_and_says_why_others_failed(tmp_path, c
     assert "! job2 failed: lr=-1 must be [0, inf)" in lines
 
 
+def test_counts_are_whole_numbers_whatever_the_jobs_hold(tmp_path, capsys):
+    make(tmp_path, 0, None, status="failed")
+    make(tmp_path, 1, 0.5)
+    RunFolder(tmp_path / "job1").save(
+        status="finished", ball="Linf 0.1", metrics={"robust_accuracy": 0.5, "forward_passes": 20254}
+    )
+    frame = load_sweep(tmp_path)
+    assert (frame.schema["forward_passes"], frame.schema["target_reached"]) == (pl.Int64, pl.Float64)
+    print_sweep(frame, tmp_path)
+    assert "20,254" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("columns", "terminal"), [(80, True), (100, True), (120, True), (80, False)])
 def test_no_cell_of_the_printed_table_is_cut(tmp_path, capsys, monkeypatch, columns, terminal):
     monkeypatch.setenv("COLUMNS", str(columns))
