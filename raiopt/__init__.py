@@ -7,21 +7,37 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "as_batch": "raiopt.batching",
     "AdditivePerturbation": "raiopt.perturbations",
+    "AffinePerturbation": "raiopt.perturbations",
     "ChainedParamTransformingOptimizer": "raiopt.optim",
     "ClampedGradientOptimizer": "raiopt.optim",
     "ClampedParameterOptimizer": "raiopt.optim",
+    "FrankWolfe": "raiopt.optim",
+    "L0ProjectedOptim": "raiopt.optim",
+    "L1FrankWolfe": "raiopt.optim",
     "L1NormedGradientOptim": "raiopt.optim",
+    "L1ProjectedOptim": "raiopt.optim",
+    "L1qFrankWolfe": "raiopt.optim",
+    "L1qNormedGradientOptim": "raiopt.optim",
+    "L2FrankWolfe": "raiopt.optim",
     "L2NormedGradientOptim": "raiopt.optim",
     "L2ProjectedOptim": "raiopt.optim",
+    "LinfFrankWolfe": "raiopt.optim",
+    "LinfNormedGradientOptim": "raiopt.optim",
     "LinfProjectedOptim": "raiopt.optim",
+    "LpNormedGradientOptim": "raiopt.optim",
+    "MomentumGradientOptim": "raiopt.optim",
     "ParamTransformingOptimizer": "raiopt.optim",
+    "PatchPerturbation": "raiopt.perturbations",
     "ProjectedParameterOptimizer": "raiopt.optim",
     "SignedGradientOptim": "raiopt.optim",
+    "SteepestGradientOptim": "raiopt.optim",
+    "TopQGradientOptimizer": "raiopt.optim",
+    "as_batch": "raiopt.batching",
     "gradient_ascent": "raiopt.perturbations",
     "load_data": "raiopt.zoo",
     "load_model": "raiopt.zoo",
+    "random_restart": "raiopt.perturbations",
 }
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"

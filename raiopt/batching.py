@@ -27,7 +27,7 @@ def merged_dims(shape: tuple[int, ...], param_ndim: int | None) -> int:
 
 
 def as_batch(x: Tensor, param_ndim: int | None) -> Tensor:
-    """Returns a view of `x` of shape (N, d0, ...), in which (d0, ...) has `param_ndim` dimensions.
+    """Returns `x` or a view of it, of shape (N, d0, ...), in which (d0, ...) has `param_ndim` dimensions.
 
     A transform treats each of the N data alone, so `param_ndim` chooses between one datum per image, per row, per
     entry, and a single one.
@@ -49,6 +49,8 @@ def as_batch(x: Tensor, param_ndim: int | None) -> Tensor:
     if x.layout is not strided:
         raise TypeError(f"x must be dense, but its layout is {x.layout}: call .to_dense() first.")
     merged = merged_dims(x.shape, param_ndim)
+    if merged == 1 < x.ndim:
+        return x
     try:
         return x.view(math.prod(x.shape[:merged]), *(x.shape[merged:] or (1,)))
     except RuntimeError:

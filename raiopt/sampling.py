@@ -43,15 +43,82 @@ def uniform_like_l2_n_ball_(
     >>> x.norm(dim=1) <= 0.5
     tensor([True, True])
     """
-    data = as_batch(x, param_ndim)
-    checks.number("epsilon", epsilon, low=0)
-    work = torch.promote_types(x.dtype, torch.float32)  # half precision draws too coarse radii
-    direction = torch.empty(data.shape, dtype=work, device=x.device).normal_(generator=generator)
-    share = torch.empty(len(data), *[1] * (data.ndim - 1), dtype=work, device=x.device).uniform_(generator=generator)
-    radius = share.pow_(1 / math.prod(data.shape[1:])).mul_(epsilon)
-    data.copy_(transforms.normalize_(direction, p=2).mul_(radius))
+    data, direction = _directions(x, epsilon, param_ndim, generator)
+    share = direction.new_empty(len(data), *[1] * (data.ndim - 1)).uniform_(generator=generator)
+    data.copy_(direction.mul_(share.pow_(1 / math.prod(data.shape[1:])).mul_(epsilon)))
     transforms.project_l2_(data, epsilon)
     return x
+
+
+@torch.no_grad()
+def uniform_like_l2_n_sphere_(
+    x: Tensor, epsilon: float = 1.0, param_ndim: int | None = -1, generator: Generator | None = None
+) -> Tensor:
+    """Fills `x` with data drawn uniformly from the L2 sphere: of norm `epsilon`, in a random direction.
+
+    The arguments are those of `uniform_like_l2_n_ball_`.
+
+    >>> uniform_like_l2_n_sphere_(torch.zeros(2, 3), epsilon=0.5).norm(dim=1)
+    tensor([0.5000, 0.5000])
+    """
+    data, direction = _directions(x, epsilon, param_ndim, generator)
+    data.copy_(direction.mul_(epsilon))
+    transforms.project_l2_(data, epsilon)
+    return x
+
+
+def _directions(
+    x: Tensor, epsilon: float, param_ndim: int | None, generator: Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Returns `x` as data, and for each datum a vector of norm 1 in a direction of which none is preferred."""
+    data = as_batch(x, param_ndim)
+    checks.number("epsilon", epsilon, low=0)
+    return data, transforms.normalize_(_work(data).normal_(generator=generator), p=2)
+
+
+def _work(x: Tensor) -> Tensor:
+    """Returns an empty tensor like `x`, in float32 at least: half precision draws too coarse radii."""
+    return torch.empty(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+
+
+@torch.no_grad()
+def uniform_like_l1_n_ball_(
+    x: Tensor, epsilon: float = 1.0, param_ndim: int | None = -1, generator: Generator | None = None
+) -> Tensor:
+    """Fills `x` with data drawn uniformly from the L1 ball.
+
+    The magnitudes are the first d of d + 1 exponential variables, divided by the sum of all (Devroye, 1986,
+    Non-Uniform Random Variate Generation, chapter V, http://www.nrbook.com/devroye). The arguments are those of
+    `uniform_like_l2_n_ball_`.
+
+    >>> x = uniform_like_l1_n_ball_(torch.zeros(2, 3), epsilon=0.5)
+    >>> x.abs().sum(dim=1) <= 0.5
+    tensor([True, True])
+    """
+    data = as_batch(x, param_ndim)
+    checks.number("epsilon", epsilon, low=0)
+    size = _work(data).exponential_(generator=generator)
+    rest = size.new_empty(len(data), *[1] * (data.ndim - 1)).exponential_(generator=generator)
+    signs = _work(data).uniform_(-1, 1, generator=generator).sign_()
+    data.copy_(size.mul_(signs).mul_(epsilon / (transforms.norms(size, 1) + rest)))
+    transforms.project_l1_(data, epsilon)
+    return x
+
+
+@torch.no_grad()
+def gaussian_like_(
+    x: Tensor, std: float = 1.0, param_ndim: int | None = -1, generator: Generator | None = None
+) -> Tensor:
+    """Fills `x` with independent normal numbers of mean 0 and standard deviation `std`; they lie in no ball.
+
+    The other arguments are those of `uniform_like_linf_n_ball_`; here too `param_ndim` makes no difference.
+
+    >>> gaussian_like_(torch.empty(2, 3), std=0.0)
+    tensor([[0., 0., 0.],
+            [0., 0., 0.]])
+    """
+    as_batch(x, param_ndim)
+    return x.normal_(0.0, checks.number("std", std, low=0), generator=generator)
 
 
 def keyed_generator(seed: int, sample_id: int, restart: int = 0) -> Generator:

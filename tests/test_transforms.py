@@ -61,8 +61,8 @@ def test_eps_bounds_the_divisor() -> None:
 
 
 def test_other_norms_and_single_data_are_refused() -> None:
-    with pytest.raises(ValueError, match="p=3 must be one of 1, 2, inf"):
-        transforms.normalize_(torch.ones(1, 2), 3)
+    with pytest.raises(ValueError, match="p=0.5 must be a finite number, at least 1. Infinity is allowed too"):
+        transforms.normalize_(torch.ones(1, 2), 0.5)
     with pytest.raises(ValueError, match=r"\(4,\) must have the shape \(N, d0, ...\)"):
         transforms.normalize_(torch.ones(4), 2)
 

@@ -2,28 +2,49 @@
 
 from raiopt.optim.base import ParamTransformingOptimizer
 from raiopt.optim.chain import ChainedParamTransformingOptimizer
+from raiopt.optim.frank_wolfe import FrankWolfe, L1FrankWolfe, L1qFrankWolfe, L2FrankWolfe, LinfFrankWolfe
 from raiopt.optim.gradients import (
     ClampedGradientOptimizer,
     L1NormedGradientOptim,
     L2NormedGradientOptim,
+    LinfNormedGradientOptim,
+    LpNormedGradientOptim,
+    MomentumGradientOptim,
     SignedGradientOptim,
+    SteepestGradientOptim,
 )
 from raiopt.optim.projections import (
     ClampedParameterOptimizer,
+    L0ProjectedOptim,
+    L1ProjectedOptim,
     L2ProjectedOptim,
     LinfProjectedOptim,
     ProjectedParameterOptimizer,
 )
+from raiopt.optim.sparse import L1qNormedGradientOptim, TopQGradientOptimizer
 
 __all__ = [
     "ChainedParamTransformingOptimizer",
     "ClampedGradientOptimizer",
     "ClampedParameterOptimizer",
+    "FrankWolfe",
+    "L0ProjectedOptim",
+    "L1FrankWolfe",
     "L1NormedGradientOptim",
+    "L1ProjectedOptim",
+    "L1qFrankWolfe",
+    "L1qNormedGradientOptim",
+    "L2FrankWolfe",
     "L2NormedGradientOptim",
     "L2ProjectedOptim",
+    "LinfFrankWolfe",
+    "LinfNormedGradientOptim",
     "LinfProjectedOptim",
+    "LpNormedGradientOptim",
+    "MomentumGradientOptim",
     "ParamTransformingOptimizer",
     "ProjectedParameterOptimizer",
     "SignedGradientOptim",
+    "SteepestGradientOptim",
+    "TopQGradientOptimizer",
 ]

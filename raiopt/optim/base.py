@@ -1,7 +1,9 @@
 """The optimizer that transforms: before the step of another optimizer its gradients, after it its parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from inspect import signature
+from itertools import islice
 from typing import Any, overload
 
 import torch
@@ -13,6 +15,7 @@ from raiopt import checks, transforms
 from raiopt.batching import as_batch
 from raiopt.optim.groups import check_group, seen_as_batch
 from raiopt.optim.inner import InnerOptimizer, built, check_agreement, ready_made
+from raiopt.optim.signatures import completed
 
 
 def _owned_by_inner(name: str) -> Any:
@@ -99,6 +102,8 @@ class ParamTransformingOptimizer(Optimizer):
 
     #: The p of the ball of radius `epsilon` that the last transform projects onto; None: it projects onto no ball.
     ball: float | None = None
+    #: Whether an L0 ball counts pixels, with all their channels, instead of entries.
+    pixels: bool = False
 
     inner_opt: Optimizer
     param_groups = _owned_by_inner("param_groups")
@@ -137,6 +142,13 @@ class ParamTransformingOptimizer(Optimizer):
                 group.setdefault(name, value)
             self._check_group(group)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Lists, in the signature that tools see, what a subclass hands on to its parent as `**kwargs`."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            shown = completed(signature(cls.__init__), signature(cls.__mro__[1].__init__))
+            cls.__init__.__signature__ = shown  # pyright: ignore[reportFunctionMemberAccess]
+
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         """Changes `param.grad` in place, before the inner optimizer steps; does nothing unless overridden.
 
@@ -148,6 +160,20 @@ class ParamTransformingOptimizer(Optimizer):
 
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         """Changes `param` in place, after the inner optimizer stepped; does nothing unless overridden."""
+
+    def _memory(self, name: str, optim_group: dict[str, Any]) -> Tensor:
+        """Returns a tensor that outlives the step, for the parameter whose transform is running; zeros at first.
+
+        It has the shape of the parameter, is viewed as the transform sees that, and stands in `state` under
+        `name.<number of the parameter>`: so it is saved, loaded and copied with the inner optimizer's own state.
+        """
+        index = optim_group["index"]
+        owner = next(islice(self._each_parameter(), index, None))[1]
+        state: Any = self.state
+        key = f"{name}.{index}"
+        if key not in state:
+            state[key] = torch.zeros_like(owner, requires_grad=False)
+        return as_batch(state[key], optim_group["param_ndim"])
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raises unless the group's hyperparameters are valid; subclasses add checks of their own.
@@ -162,30 +188,33 @@ class ParamTransformingOptimizer(Optimizer):
     @torch.no_grad()
     def _apply_pre_step_transform_(self) -> None:
         """Applies `_pre_step_transform_`, `grad_scale` and `grad_bias` to each parameter."""
-        for group in self.param_groups:
-            for param in group["params"]:
-                self._transform_(self._pre_step_transform_, param, group)
-                if param.grad is not None:
-                    if group["grad_scale"] != 1:
-                        param.grad.mul_(group["grad_scale"])
-                    if group["grad_bias"] != 0:
-                        param.grad.add_(group["grad_bias"])
+        for index, (group, param) in enumerate(self._each_parameter()):
+            self._transform_(self._pre_step_transform_, param, group, index)
+            if param.grad is not None:
+                if group["grad_scale"] != 1:
+                    param.grad.mul_(group["grad_scale"])
+                if group["grad_bias"] != 0:
+                    param.grad.add_(group["grad_bias"])
 
     @torch.no_grad()
     def _apply_post_step_transform_(self) -> None:
         """Applies `_post_step_transform_` to each parameter, then clamps it to the group's `lower` and `upper`."""
-        for group in self.param_groups:
-            for param in group["params"]:
-                self._transform_(self._post_step_transform_, param, group)
+        for index, (group, param) in enumerate(self._each_parameter()):
+            self._transform_(self._post_step_transform_, param, group, index)
+            if "lower" in group or "upper" in group:
                 transforms.clamp_(param, group.get("lower"), group.get("upper"))
 
-    def _transform_(self, hook: Callable[..., None], param: Tensor, group: dict[str, Any]) -> None:
+    def _each_parameter(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        return ((group, param) for group in self.param_groups for param in group["params"])
+
+    def _transform_(self, hook: Callable[..., None], param: Tensor, group: dict[str, Any], index: int) -> None:
         """Calls the hook with the parameter and its gradient viewed as a batch."""
-        batch = as_batch(param.detach(), group["param_ndim"])
-        batch.grad = grad = None if param.grad is None else as_batch(param.grad.detach(), group["param_ndim"])
-        with seen_as_batch(group, param, batch):
+        batch, grad, place = as_batch(param, group["param_ndim"]), param.grad, param.data_ptr()
+        if batch is not param:
+            grad = batch.grad = None if grad is None else as_batch(grad, group["param_ndim"])
+        with seen_as_batch(group, param, batch, index):
             hook(param=batch, optim_group=group)
-        if batch.grad is not grad or batch.data_ptr() != param.data_ptr():
+        if batch.grad is not grad or batch.data_ptr() != place:
             raise ValueError(
                 f"{type(self).__name__}.{hook.__name__} bound a new tensor to the parameter or its gradient, which "
                 "would have no effect: change it in place, as in `param.grad.mul_(2)` or `param.grad[:] = new`."

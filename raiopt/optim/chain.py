@@ -42,23 +42,12 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         *transforming_optimizers: Callable[..., ParamTransformingOptimizer],
         params: ParamsT | None = None,
         InnerOpt: InnerOptimizer = SGD,
-        param_ndim: int | None = -1,
-        grad_scale: float = 1.0,
-        grad_bias: float = 0.0,
-        defaults: dict[str, Any] | None = None,
-        **inner_opt_kwargs: Any,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            defaults=defaults,
-            **inner_opt_kwargs,
-        )
+        super().__init__(params, InnerOpt, **shared)
         self._chain = tuple(self._member(make) for make in transforming_optimizers)
-        self.ball = next((member.ball for member in reversed(self._chain) if member.ball is not None), None)
+        bounded = next((member for member in reversed(self._chain) if member.ball is not None), None)
+        self.ball, self.pixels = (bounded.ball, bounded.pixels) if bounded else (None, False)
 
     def _member(self, make: Callable[..., ParamTransformingOptimizer]) -> ParamTransformingOptimizer:
         """Returns the member, built around the inner optimizer of the chain."""

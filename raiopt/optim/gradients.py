@@ -1,5 +1,6 @@
-"""Optimizers that change the gradient alone."""
+"""Optimizers that change the gradient alone: its sign, its norm, its bounds, its memory of earlier steps."""
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 from raiopt import checks, transforms
 from raiopt.optim.base import ParamTransformingOptimizer
 from raiopt.optim.inner import InnerOptimizer
+from raiopt.optim.signatures import with_defaults
 
 
 class SignedGradientOptim(ParamTransformingOptimizer):
@@ -25,26 +27,8 @@ class SignedGradientOptim(ParamTransformingOptimizer):
     (tensor([-1.,  1.]), tensor([-0.5000,  0.5000], requires_grad=True))
     """
 
-    def __init__(
-        self,
-        params: ParamsT | None,
-        InnerOpt: InnerOptimizer = SGD,
-        *,
-        param_ndim: int | None = -1,
-        grad_scale: float = 1.0,
-        grad_bias: float = 0.0,
-        defaults: dict[str, Any] | None = None,
-        **inner_opt_kwargs: Any,
-    ) -> None:
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            defaults=defaults,
-            **inner_opt_kwargs,
-        )
+    def __init__(self, params: ParamsT | None, InnerOpt: InnerOptimizer = SGD, **shared: Any) -> None:
+        super().__init__(params, InnerOpt, **shared)
 
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         if param.grad is not None:
@@ -61,25 +45,13 @@ class _NormedGradientOptim(ParamTransformingOptimizer):
         params: ParamsT | None,
         InnerOpt: InnerOptimizer = SGD,
         *,
-        param_ndim: int | None = -1,
-        grad_scale: float = 1.0,
-        grad_bias: float = 0.0,
-        defaults: dict[str, Any] | None = None,
         div_by_zero_eps: float | None = None,
-        **inner_opt_kwargs: Any,
+        **shared: Any,
     ) -> None:
         if div_by_zero_eps is not None:
             checks.number("div_by_zero_eps", div_by_zero_eps, low=0)
         self.div_by_zero_eps = div_by_zero_eps
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            defaults=defaults,
-            **inner_opt_kwargs,
-        )
+        super().__init__(params, InnerOpt, **shared)
 
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         if param.grad is not None:
@@ -89,8 +61,9 @@ class _NormedGradientOptim(ParamTransformingOptimizer):
 class L1NormedGradientOptim(_NormedGradientOptim):
     """Divides each datum of the gradient by its L1 norm before the inner optimizer steps.
 
-    `div_by_zero_eps` bounds the divisor from below; None means the smallest normal number of the gradient's type, which
-    is 1.18e-38 in float32.
+    Args:
+        div_by_zero_eps: Bounds the divisor from below; None means the smallest normal number of the gradient's type,
+            which is 1.18e-38 in float32.
 
     Here the whole parameter is one datum, whose gradient (2, 2) has the norm 4:
 
@@ -122,6 +95,108 @@ class L2NormedGradientOptim(_NormedGradientOptim):
     p = 2
 
 
+class LinfNormedGradientOptim(_NormedGradientOptim):
+    """Divides each datum of the gradient by its largest magnitude; see `L1NormedGradientOptim`.
+
+    Unlike the sign this keeps the direction of the gradient, and no entry moves further than `lr`.
+
+    >>> import torch
+    >>> x = torch.zeros(1, 3, requires_grad=True)
+    >>> optimizer = LinfNormedGradientOptim([x], lr=1.0)
+    >>> x.backward(gradient=torch.tensor([[3.0, -4.0, 1.0]]))
+    >>> optimizer.step()
+    >>> x.grad
+    tensor([[ 0.7500, -1.0000,  0.2500]])
+    """
+
+    p = math.inf
+
+
+class LpNormedGradientOptim(_NormedGradientOptim):
+    """Divides each datum of the gradient by its p-norm; see `L1NormedGradientOptim`.
+
+    Args:
+        p: At least 1, infinity included.
+
+    >>> import torch
+    >>> x = torch.zeros(1, 2, requires_grad=True)
+    >>> optimizer = LpNormedGradientOptim([x], p=3, lr=1.0)
+    >>> x.backward(gradient=torch.tensor([[1.0, 1.0]]))
+    >>> optimizer.step()
+    >>> x.grad ** 3
+    tensor([[0.5000, 0.5000]])
+    """
+
+    def __init__(self, params: ParamsT | None, InnerOpt: InnerOptimizer = SGD, *, p: float, **shared: Any) -> None:
+        self.p = transforms.check_order(p)
+        super().__init__(params, InnerOpt, **shared)
+
+
+class SteepestGradientOptim(ParamTransformingOptimizer):
+    """Replaces each datum of the gradient by the direction of Lp norm 1 along which the loss changes most.
+
+    That is the sign for p=inf, the gradient divided by its norm for p=2, its largest entry alone (shared among equal
+    ones) for p=1, and what the dual norm asks for otherwise: Boyd and Vandenberghe 2004, section 9.4,
+    https://web.stanford.edu/~boyd/cvxbook/.
+
+    Args:
+        p: Of the norm in which the step has the length `lr`; at least 1, infinity included.
+
+    >>> import torch
+    >>> x = torch.zeros(1, 3, requires_grad=True)
+    >>> optimizer = SteepestGradientOptim([x], p=1, lr=1.0)
+    >>> x.backward(gradient=torch.tensor([[3.0, -4.0, 1.0]]))
+    >>> optimizer.step()
+    >>> x
+    tensor([[0., 1., 0.]], requires_grad=True)
+    """
+
+    def __init__(self, params: ParamsT | None, InnerOpt: InnerOptimizer = SGD, *, p: float, **shared: Any) -> None:
+        self.p = transforms.check_order(p)
+        super().__init__(params, InnerOpt, **shared)
+
+    def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
+        if param.grad is not None:
+            transforms.steepest_(param.grad, self.p)
+
+
+class MomentumGradientOptim(ParamTransformingOptimizer):
+    """Replaces the gradient by the sum of all so far, each step's predecessors multiplied by `mu`.
+
+    In a chain it sums what the members before it made of the gradient, and those after it see the sum: with
+    L1-normed before it and the sign after it, this is MI-FGSM (Dong et al. 2018, https://arxiv.org/abs/1710.06081).
+    The sum is part of the state that checkpoints hold, as `momentum.<number of the parameter>`.
+
+    Args:
+        mu: At least 0; 1 in the paper.
+
+    >>> import torch
+    >>> x = torch.zeros(1, 2, requires_grad=True)
+    >>> optimizer = MomentumGradientOptim([x], mu=0.5, lr=1.0)
+    >>> for gradient in ([[2.0, 0.0]], [[0.0, 2.0]]):
+    ...     x.grad = torch.tensor(gradient)
+    ...     optimizer.step()
+    >>> x.grad
+    tensor([[1., 2.]])
+    """
+
+    def __init__(
+        self, params: ParamsT | None, InnerOpt: InnerOptimizer = SGD, *, mu: float = 1.0, **shared: Any
+    ) -> None:
+        super().__init__(params, InnerOpt, **with_defaults(shared, mu=mu))
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        checks.number("mu", group["mu"], low=0)
+
+    def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
+        if param.grad is None:
+            return
+        total = self._memory("momentum", optim_group)
+        param.grad.add_(total, alpha=optim_group["mu"])
+        total.copy_(param.grad)
+
+
 class ClampingOptimizer(ParamTransformingOptimizer):
     """Holds `clamp_min` and `clamp_max`; subclasses say what is clamped to them.
 
@@ -138,21 +213,9 @@ class ClampingOptimizer(ParamTransformingOptimizer):
         *,
         clamp_min: float | Tensor | None = None,
         clamp_max: float | Tensor | None = None,
-        param_ndim: int | None = -1,
-        grad_scale: float = 1.0,
-        grad_bias: float = 0.0,
-        defaults: dict[str, Any] | None = None,
-        **inner_opt_kwargs: Any,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            defaults={"clamp_min": clamp_min, "clamp_max": clamp_max, **(defaults or {})},
-            **inner_opt_kwargs,
-        )
+        super().__init__(params, InnerOpt, **with_defaults(shared, clamp_min=clamp_min, clamp_max=clamp_max))
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
@@ -162,8 +225,6 @@ class ClampingOptimizer(ParamTransformingOptimizer):
 
 class ClampedGradientOptimizer(ClampingOptimizer):
     """Clamps each entry of the gradient to [clamp_min, clamp_max] before the inner optimizer steps.
-
-    Each bound is a number, a tensor that broadcasts to the parameter's shape, or None; one of them must be given.
 
     >>> import torch
     >>> x = torch.ones(2, requires_grad=True)

@@ -55,13 +55,15 @@ def _known(truth: bool | Tensor) -> bool:
 
 
 @contextmanager
-def seen_as_batch(group: dict[str, Any], param: Tensor, batch: Tensor) -> Iterator[None]:
+def seen_as_batch(group: dict[str, Any], param: Tensor, batch: Tensor, index: int) -> Iterator[None]:
     """Lets the group, for the time of one transform, hold its tensors in the form that broadcasts to `batch`.
 
-    `epsilon` becomes (N, 1, ...), bounds take the shape of `batch`: views where the memory layout allows it.
+    `epsilon` becomes (N, 1, ...), bounds take the shape of `batch`: views where the memory layout allows it. The number
+    of the parameter stands there as `index`.
     """
     kept = {name: group[name] for name in ("epsilon", *_BOUNDS) if isinstance(group.get(name), Tensor)}
-    merged = merged_dims(param.shape, group["param_ndim"])
+    merged = merged_dims(param.shape, group["param_ndim"]) if kept else 0
+    group["index"] = index
     try:
         for name, value in kept.items():
             full = value.expand(param.shape)
@@ -72,4 +74,5 @@ def seen_as_batch(group: dict[str, Any], param: Tensor, batch: Tensor) -> Iterat
                 group[name] = full.reshape(batch.shape)
         yield
     finally:
+        del group["index"]
         group.update(kept)

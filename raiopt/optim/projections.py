@@ -11,12 +11,19 @@ from raiopt import checks, transforms
 from raiopt.optim.base import ParamTransformingOptimizer
 from raiopt.optim.gradients import ClampingOptimizer, L2NormedGradientOptim, SignedGradientOptim
 from raiopt.optim.inner import InnerOptimizer
+from raiopt.optim.signatures import with_defaults
+from raiopt.optim.sparse import L1qNormedGradientOptim
 
 
-def _project_(param: Tensor, group: dict[str, Any], p: float) -> None:
-    """Moves each datum to the nearest point of the ball of the group within the box of the group."""
-    project_ = {2: transforms.project_l2_, math.inf: transforms.project_linf_}[p]
-    project_(param, group["epsilon"], group.get("lower"), group.get("upper"))
+def project_(param: Tensor, group: dict[str, Any], p: float, **options: Any) -> None:
+    """Moves each datum to the nearest point of the group's ball of the p-norm within the group's box."""
+    project = {
+        0: transforms.project_l0_,
+        1: transforms.project_l1_,
+        2: transforms.project_l2_,
+        math.inf: transforms.project_linf_,
+    }[p]
+    project(param, group["epsilon"], group.get("lower"), group.get("upper"), **options)
 
 
 class ProjectedParameterOptimizer(ParamTransformingOptimizer):
@@ -25,9 +32,11 @@ class ProjectedParameterOptimizer(ParamTransformingOptimizer):
     If the group has `lower` and `upper`, it moves to the nearest point that lies in the ball and between them.
 
     Args:
-        p: 2 or infinity.
+        p: 0, 1, 2 or infinity. The L0 ball holds what has at most `epsilon` entries that are not zero.
         epsilon: The radius of the ball of each datum: with `param_ndim=1` each row of pixels has its own ball, with
             None the whole parameter has one. A number, or a tensor that broadcasts to the parameter's shape.
+        pixels: For p=0: count positions, each with all its entries along the first dimension of the datum (the
+            channels), instead of entries.
 
     >>> import torch
     >>> x = torch.zeros(1, 2, requires_grad=True)
@@ -45,25 +54,43 @@ class ProjectedParameterOptimizer(ParamTransformingOptimizer):
         *,
         p: float,
         epsilon: float | Tensor,
-        param_ndim: int | None = -1,
-        grad_scale: float = 1.0,
-        grad_bias: float = 0.0,
-        defaults: dict[str, Any] | None = None,
-        **inner_opt_kwargs: Any,
+        pixels: bool = False,
+        **shared: Any,
     ) -> None:
-        self.p = self.ball = checks.choice("p", p, (2, math.inf))
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            defaults={"epsilon": epsilon, **(defaults or {})},
-            **inner_opt_kwargs,
-        )
+        self.p = self.ball = checks.choice("p", p, (0, 1, 2, math.inf))
+        if pixels and p != 0:
+            raise ValueError(f"pixels=True would have no effect with p={p}: only the L0 ball counts.")
+        self.pixels = pixels
+        super().__init__(params, InnerOpt, **with_defaults(shared, epsilon=epsilon))
 
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
-        _project_(param, optim_group, self.p)
+        project_(param, optim_group, self.p, **({"pixels": True} if self.pixels else {}))
+
+
+class LinfProjectedOptim(SignedGradientOptim):
+    """Replaces the gradient by its sign, and after the step projects each datum onto the Linf ball.
+
+    The projected gradient descent of Madry et al. 2018, https://arxiv.org/abs/1706.06083.
+    `epsilon` and the box are those of `ProjectedParameterOptimizer`.
+
+    >>> import torch
+    >>> x = torch.zeros(1, 2, requires_grad=True)
+    >>> optimizer = LinfProjectedOptim([x], epsilon=0.3, lr=1.0)
+    >>> x.backward(gradient=torch.tensor([[-3.0, 0.1]]))
+    >>> optimizer.step()
+    >>> x
+    tensor([[ 0.3000, -0.3000]], requires_grad=True)
+    """
+
+    ball = p = math.inf
+
+    def __init__(
+        self, params: ParamsT | None, InnerOpt: InnerOptimizer = SGD, *, epsilon: float | Tensor, **shared: Any
+    ) -> None:
+        super().__init__(params, InnerOpt, **with_defaults(shared, epsilon=epsilon))
+
+    def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
+        project_(param, optim_group, math.inf)
 
 
 class L2ProjectedOptim(L2NormedGradientOptim):
@@ -85,50 +112,31 @@ class L2ProjectedOptim(L2NormedGradientOptim):
     ball = 2
 
     def __init__(
-        self,
-        params: ParamsT | None,
-        InnerOpt: InnerOptimizer = SGD,
-        *,
-        epsilon: float | Tensor,
-        param_ndim: int | None = -1,
-        grad_scale: float = 1.0,
-        grad_bias: float = 0.0,
-        defaults: dict[str, Any] | None = None,
-        div_by_zero_eps: float | None = None,
-        **inner_opt_kwargs: Any,
+        self, params: ParamsT | None, InnerOpt: InnerOptimizer = SGD, *, epsilon: float | Tensor, **shared: Any
     ) -> None:
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            defaults={"epsilon": epsilon, **(defaults or {})},
-            div_by_zero_eps=div_by_zero_eps,
-            **inner_opt_kwargs,
-        )
+        super().__init__(params, InnerOpt, **with_defaults(shared, epsilon=epsilon))
 
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
-        _project_(param, optim_group, 2)
+        project_(param, optim_group, 2)
 
 
-class LinfProjectedOptim(SignedGradientOptim):
-    """Replaces the gradient by its sign, and after the step projects each datum onto the Linf ball.
+class L1ProjectedOptim(L1qNormedGradientOptim):
+    """Steps along the sign of the gradient's largest entries, then projects each datum onto the L1 ball.
 
-    The projected gradient descent of Madry et al. 2018, https://arxiv.org/abs/1706.06083.
-    `epsilon` and the box are those of `ProjectedParameterOptimizer`.
+    The step is that of `L1qNormedGradientOptim`, the projection is the nearest point of ball and box (Croce and Hein
+    2021, https://arxiv.org/abs/2103.01208), `epsilon` and the box are those of `ProjectedParameterOptimizer`. With one
+    fixed q all kept entries move alike; `dq` lets the larger ones move more.
 
     >>> import torch
-    >>> x = torch.zeros(1, 2, requires_grad=True)
-    >>> optimizer = LinfProjectedOptim([x], epsilon=0.3, lr=1.0)
-    >>> x.backward(gradient=torch.tensor([[-3.0, 0.1]]))
+    >>> x = torch.zeros(1, 4, requires_grad=True)
+    >>> optimizer = L1ProjectedOptim([x], epsilon=0.5, q=0.5, lr=2.0)
+    >>> x.backward(gradient=torch.tensor([[0.5, 1.0, -2.5, 0.3]]))
     >>> optimizer.step()
     >>> x
-    tensor([[ 0.3000, -0.3000]], requires_grad=True)
+    tensor([[ 0.0000, -0.2500,  0.2500,  0.0000]], requires_grad=True)
     """
 
-    ball = math.inf
-    p = math.inf
+    ball = p = 1
 
     def __init__(
         self,
@@ -136,28 +144,55 @@ class LinfProjectedOptim(SignedGradientOptim):
         InnerOpt: InnerOptimizer = SGD,
         *,
         epsilon: float | Tensor,
-        param_ndim: int | None = -1,
-        grad_scale: float = 1.0,
-        grad_bias: float = 0.0,
-        defaults: dict[str, Any] | None = None,
-        **inner_opt_kwargs: Any,
+        q: float,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            defaults={"epsilon": epsilon, **(defaults or {})},
-            **inner_opt_kwargs,
-        )
+        super().__init__(params, InnerOpt, q=q, **with_defaults(shared, epsilon=epsilon))
 
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
-        _project_(param, optim_group, math.inf)
+        project_(param, optim_group, 1)
+
+
+class L0ProjectedOptim(L2NormedGradientOptim):
+    """Divides each datum of the gradient by its L2 norm, then keeps the `epsilon` best entries of the datum.
+
+    Those are kept by which the projection onto L0 ball and box moves the datum least; the others become 0. Iterative
+    hard thresholding: Blumensath and Davies 2009, https://arxiv.org/abs/0805.0510. As it takes the nearest point, give
+    it the box; without one, entries are unbounded.
+
+    Args:
+        epsilon: How many entries of each datum may differ from 0; a number, or one for each sample.
+        pixels: See `ProjectedParameterOptimizer`.
+
+    >>> import torch
+    >>> x = torch.zeros(1, 3, requires_grad=True)
+    >>> optimizer = L0ProjectedOptim([x], epsilon=1, lr=5.0)
+    >>> x.backward(gradient=torch.tensor([[3.0, -4.0, 0.0]]))
+    >>> optimizer.step()
+    >>> x
+    tensor([[-0., 4., 0.]], requires_grad=True)
+    """
+
+    ball = 0
+
+    def __init__(
+        self,
+        params: ParamsT | None,
+        InnerOpt: InnerOptimizer = SGD,
+        *,
+        epsilon: float | Tensor,
+        pixels: bool = False,
+        **shared: Any,
+    ) -> None:
+        self.pixels = pixels
+        super().__init__(params, InnerOpt, **with_defaults(shared, epsilon=epsilon))
+
+    def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
+        project_(param, optim_group, 0, pixels=self.pixels)
 
 
 class ClampedParameterOptimizer(ClampingOptimizer):
-    """Clamps each entry of the parameter after the inner optimizer stepped; see `ClampedGradientOptimizer`.
+    """Clamps each entry of the parameter after the inner optimizer stepped; see `ClampingOptimizer`.
 
     >>> import torch
     >>> x = torch.ones(2, requires_grad=True)

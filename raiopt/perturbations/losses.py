@@ -1,5 +1,9 @@
-"""Losses of a batch of logits (N, classes) against classes (N,), one value a sample: what an attack makes large."""
+"""Losses of a batch of logits (N, classes) against classes (N,), one value a sample (N,): what an attack makes large.
 
+`targeted_dlr` is made small instead, as every loss is in a targeted attack.
+"""
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -7,7 +11,6 @@ from torch import Tensor
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Returns the cross entropy of each sample, of shape (N,), in nats.
 
-    >>> import torch
     >>> cross_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
     tensor([0.6931])
     """
@@ -19,9 +22,77 @@ def margin(logits: Tensor, target: Tensor) -> Tensor:
 
     Source: Carlini and Wagner, 2017 (https://arxiv.org/abs/1608.04644), function f6 without its bound.
 
-    >>> import torch
     >>> margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
     tensor([-1.])
     """
-    own = F.one_hot(target, logits.shape[1]).bool()
-    return logits.masked_fill(own, float("-inf")).amax(1) - logits[own]
+    return logits.scatter(1, target[:, None], float("-inf")).amax(1) - _of(logits, target)
+
+
+def probability_margin(logits: Tensor, target: Tensor) -> Tensor:
+    """Returns the best other probability minus that of `target`, from -1 to 1: positive where misclassified.
+
+    The loss of the probability margin attack (PMA). Where the model is sure, it is as flat as the softmax. Source:
+    Xie et al., 2024 (https://arxiv.org/abs/2411.15210).
+
+    >>> probability_margin(torch.tensor([[0.0, 0.0, 100.0]]), torch.tensor([2]))
+    tensor([-1.])
+    """
+    return margin(logits.softmax(1), target)
+
+
+def dlr(logits: Tensor, target: Tensor) -> Tensor:
+    """Returns the margin over the gap between the largest and the third largest logit: the difference of logits ratio.
+
+    It does not change if all logits are shifted, or scaled, together. With fewer than 3 classes: the margin itself.
+    Source: Croce and Hein, 2020 (https://arxiv.org/abs/2003.01690).
+
+    >>> dlr(torch.tensor([[30.0, 10.0, 20.0], [0.0, 0.0, 0.0]]), torch.tensor([0, 0]))
+    tensor([-0.5000,  0.0000])
+    """
+    if logits.shape[1] < 3:
+        return margin(logits, target)
+    top = logits.topk(3).values
+    return margin(logits, target) / _gap(top[:, 0], top[:, 2])
+
+
+def targeted_dlr(logits: Tensor, target: Tensor, label: Tensor) -> Tensor:
+    """Returns how far the logit of `target` is below that of `label`, over a gap among the four largest logits.
+
+    The gap is z1 - (z3 + z4) / 2. With fewer than 4 classes: the plain difference. It falls as the target is
+    approached, as a targeted attack wants it, and so is the negative of the paper's. Source: as of `dlr`.
+
+    >>> targeted_dlr(torch.tensor([[9.0, 6.0, 5.0, 3.0]]), target=torch.tensor([1]), label=torch.tensor([0]))
+    tensor([0.6000])
+    """
+    distance = _of(logits, label) - _of(logits, target)
+    if logits.shape[1] < 4:
+        return distance
+    top = logits.topk(4).values
+    return distance / _gap(top[:, 0], (top[:, 2] + top[:, 3]) / 2)
+
+
+def kl_divergence(logits: Tensor, clean_logits: Tensor) -> Tensor:
+    """Returns how far the probabilities moved away from those of `clean_logits`, KL(clean || perturbed), in nats.
+
+    It needs no class, only the logits (N, classes) of the clean samples, which receive no gradient. At the clean
+    sample its gradient is 0: start from a random point. Source: TRADES, Zhang et al., 2019
+    (https://arxiv.org/abs/1901.08573).
+
+    >>> kl_divergence(torch.tensor([[0.0, 100.0], [1.0, 2.0]]), torch.tensor([[0.0, 0.0], [1.0, 2.0]]))
+    tensor([49.3069,  0.0000])
+    """
+    clean = clean_logits.detach().log_softmax(1)
+    return F.kl_div(logits.log_softmax(1), clean, reduction="none", log_target=True).sum(1)
+
+
+def _of(logits: Tensor, target: Tensor) -> Tensor:
+    return logits.gather(1, target[:, None]).squeeze(1)
+
+
+def _gap(top: Tensor, lower: Tensor) -> Tensor:
+    """Returns `top - lower`, but no less than the rounding unit of `top`: ties must not divide by zero.
+
+    The paper adds 1e-12, with which the gradient of a tie reaches 1e24.
+    """
+    least = torch.finfo(top.dtype).eps * top.detach().abs().clamp(min=1.0)
+    return torch.maximum(top - lower, least)

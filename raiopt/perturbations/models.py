@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class PerturbationModel(Protocol):
-    """What the solver asks of a perturbation: to perturb data without writing into it, and to show its parameters."""
+    """What the solver asks of a perturbation: to perturb data without writing into it, and to show its parameters.
+
+    An attack on a whole data set asks for exactly one parameter, and reads two more methods where they exist:
+
+    - `is_shared(data) -> bool`: whether the samples of `data` (N, ...) share the parameter. If not, its rows are the
+      samples'. Without the method: True.
+    - `bounds(data) -> tuple[Tensor, Tensor] | None`: the least and the largest values of the parameter, shaped like
+      it, that keep the perturbed data in [0, 1] for data in [0, 1]. None, or no method: there are no such bounds, so
+      the perturbed data must be clamped.
+    """
 
     def __call__(self, data: Tensor) -> Tensor: ...
 
@@ -20,16 +29,17 @@ class AdditivePerturbation(nn.Module):
     """Adds a parameter `delta` to the data: one perturbation a sample, or one that all samples share.
 
     Args:
-        data_or_shape: The data (N, ...) to be perturbed, or its shape. `delta` takes the data's dtype and device.
-        init_fn: Called as `init_fn(delta, **init_fn_kwargs)`, fills `delta` in place. None: zeros.
-        device: Of `delta`, in place of the data's.
-        dtype: Of `delta`, in place of the data's; a floating type.
+        data_or_shape: The data (N, ...) to be perturbed, or its shape. The parameter takes the data's dtype and device.
+        init_fn: Called as `init_fn(parameter, **init_fn_kwargs)`, fills the parameter in place. None: zeros.
+        device: Of the parameter, in place of the data's.
+        dtype: Of the parameter, in place of the data's; a floating type.
         delta_ndim: The number of trailing dimensions of the data that `delta` has: None for all of them, a negative
             number counts from the data's; -1 gives one universal perturbation, which is broadcast over the samples.
+        mask: Broadcasts to the data: only where it is not zero is `delta` added. None: everywhere.
 
     Raises:
         TypeError: If `dtype`, or that of the data, is no floating type.
-        ValueError: If `delta_ndim` does not fit the data.
+        ValueError: If `delta_ndim` or `mask` does not fit the data.
 
     >>> data = torch.ones(3, 2, 2)
     >>> AdditivePerturbation(data).delta.shape
@@ -44,6 +54,8 @@ class AdditivePerturbation(nn.Module):
             [1.5000, 1.5000]], grad_fn=<SelectBackward0>)
     """
 
+    mask: Tensor | None
+
     def __init__(
         self,
         data_or_shape: Tensor | Sequence[int],
@@ -52,37 +64,65 @@ class AdditivePerturbation(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         delta_ndim: int | None = None,
+        mask: Tensor | None = None,
         **init_fn_kwargs: Any,
     ) -> None:
         super().__init__()
-        if init_fn is None and init_fn_kwargs:
-            raise TypeError(f"{', '.join(init_fn_kwargs)} would have no effect: give init_fn too.")
-        if isinstance(data_or_shape, Tensor):
-            device, dtype = device or data_or_shape.device, dtype or data_or_shape.dtype
-            shape = data_or_shape.shape
-        else:
-            shape = torch.Size(data_or_shape)
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"dtype={dtype} must be a floating type; pass dtype=torch.float32 or convert the data.")
-        self.delta = nn.Parameter(torch.zeros(_trailing(shape, delta_ndim), device=device, dtype=dtype))
-        if init_fn is not None:
-            with torch.no_grad():
-                init_fn(self.delta, **init_fn_kwargs)
+        like = template(data_or_shape, device, dtype)
+        self.delta = started(like.new_zeros(_trailing(like.shape, delta_ndim)), init_fn, init_fn_kwargs)
+        self.register_buffer("mask", None if mask is None else _fitting(mask, like))
+        if self.mask is not None:  # what is never added is zero, so that norms do not count it
+            used = self.mask.expand(like.shape).sum_to_size(self.delta.shape) > 0
+            self.delta.detach().mul_(used)
 
     def forward(self, data: Tensor) -> Tensor:
         """Returns the perturbed data, of the data's shape."""
-        return data + self.delta
+        return data + (self.delta if self.mask is None else self.delta * self.mask)
 
     def is_shared(self, data: Tensor) -> bool:
         """Says whether several samples of `data` (N, ...) share `delta`."""
         return self.delta.shape != data.shape
 
     def bounds(self, data: Tensor, low: float = 0.0, high: float = 1.0) -> tuple[Tensor, Tensor] | None:
-        """Returns `lower` and `upper` for `delta` such that the perturbed data stay in [low, high].
+        """Returns `lower` and `upper` for `delta` such that the perturbed data stay in [low, high]; 0 off the mask.
 
         None if samples share `delta`: no single bound suits them all, so the perturbed data must be clamped instead.
         """
-        return None if self.is_shared(data) else (low - data, high - data)
+        if self.is_shared(data):
+            return None
+        lower, upper = low - data, high - data
+        return (lower, upper) if self.mask is None else (lower * self.mask, upper * self.mask)
+
+
+def template(data_or_shape: Tensor | Sequence[int], device: torch.device | str | None, dtype: Any) -> Tensor:
+    """Returns a tensor without memory of its own that has the shape, device and floating type of the data."""
+    if isinstance(data_or_shape, Tensor):
+        device, dtype = device or data_or_shape.device, dtype or data_or_shape.dtype
+        data_or_shape = data_or_shape.shape
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"dtype={dtype} must be a floating type; pass dtype=torch.float32 or convert the data.")
+    return torch.empty((), device=device, dtype=dtype).expand(*data_or_shape)
+
+
+def started(zeros: Tensor, init_fn: Callable[..., Any] | None, init_fn_kwargs: dict[str, Any]) -> nn.Parameter:
+    """Returns `zeros` as a parameter that `init_fn` has filled."""
+    if init_fn is None and init_fn_kwargs:
+        raise TypeError(f"{', '.join(init_fn_kwargs)} would have no effect: give init_fn too.")
+    parameter = nn.Parameter(zeros)
+    if init_fn is not None:
+        with torch.no_grad():
+            init_fn(parameter, **init_fn_kwargs)
+    return parameter
+
+
+def _fitting(mask: Tensor, like: Tensor) -> Tensor:
+    try:
+        mask.expand(like.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"mask of shape {tuple(mask.shape)} must broadcast to the data's shape {tuple(like.shape)}."
+        ) from None
+    return mask.to(like.device) != 0
 
 
 def _trailing(shape: torch.Size, ndim: int | None) -> torch.Size:

@@ -1,5 +1,7 @@
-"""Gradient ascent on a perturbation: the loop that every attack shares, and the function that solves one batch."""
+"""Gradient ascent on a perturbation: the loop that every attack shares, and functions that solve one batch."""
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ from raiopt.perturbations.losses import cross_entropy
 from raiopt.perturbations.models import AdditivePerturbation, PerturbationModel
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
+Solver = Callable[..., tuple[Tensor, Tensor]]
 
 
 class Iterate(NamedTuple):
@@ -160,6 +163,55 @@ def gradient_ascent(
     return (best.values["data"], best.values["losses"]) if use_best else (found.data, found.losses)
 
 
+def random_restart(solver: Solver, repeats: int) -> Solver:
+    """Returns a solver that runs `solver` several times, and keeps the best result of each sample.
+
+    Args:
+        solver: `gradient_ascent`, or what takes its arguments and returns perturbed data (N, ...) and losses (N,). Of
+            its arguments, `targeted` decides what is best, the lowest loss if it is true, wherever it is set: in the
+            call, by a partial, or as a default.
+        repeats: How often, at least 1.
+
+    Raises:
+        ValueError: If `repeats` is less than 1, or `solver` returns no loss a sample.
+
+    The starts differ only if `perturbation_model` is a class or a partial with a random `init_fn`; a ready-made one
+    goes on where it ended.
+
+    >>> from functools import partial
+    >>> from raiopt.perturbations import uniform_like_linf_n_ball_
+    >>> solver = partial(
+    ...     gradient_ascent,
+    ...     model=lambda x: x,
+    ...     criterion=lambda output, target: (output - target).abs(),
+    ...     perturbation_model=partial(AdditivePerturbation, init_fn=uniform_like_linf_n_ball_, epsilon=0.5),
+    ...     optimizer=torch.optim.SGD,
+    ...     lr=0.1,
+    ...     steps=1,
+    ... )
+    >>> _, losses = random_restart(solver, repeats=50)(data=[-1.0, 2.0], target=0.0)
+    >>> (losses > torch.tensor([1.0, 2.0])).all()
+    tensor(True)
+    """
+    checks.number("repeats", repeats, low=1, integer=True)
+    base = functools.partial(solver)  # of a partial, takes over what it binds
+    signature = inspect.signature(base.func)
+
+    @functools.wraps(solver)
+    def restarted(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        call = signature.bind(*base.args, *args, **{**base.keywords, **kwargs})
+        call.apply_defaults()
+        targeted = {**call.arguments, **call.kwargs}.get("targeted", False)
+        best = Best()
+        for _ in range(repeats):
+            data, losses = solver(*args, **kwargs)
+            _check_per_sample(losses, data)
+            best.update([-losses if targeted else losses], data=data, losses=losses)
+        return best.values["data"], best.values["losses"]
+
+    return restarted
+
+
 def _resolve(
     given: Any, optimizer: Any, data: Tensor, optim_kwargs: dict[str, Any]
 ) -> tuple[PerturbationModel, Optimizer]:
@@ -188,6 +240,6 @@ def _resolve(
 def _check_per_sample(losses: Tensor, data: Tensor) -> None:
     if losses.shape != data.shape[: losses.ndim] or losses.ndim == 0 < data.ndim:
         raise ValueError(
-            f"use_best=True needs a criterion that returns one loss a sample, of shape {tuple(data.shape[:1])}; "
+            f"The best of several needs a criterion that returns one loss a sample, of shape {tuple(data.shape[:1])}; "
             f'it returned shape {tuple(losses.shape)}. Use reduction="none" in torch\'s losses.'
         )

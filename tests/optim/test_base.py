@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam
 
 from raiopt.optim import L2NormedGradientOptim, L2ProjectedOptim, ParamTransformingOptimizer
-from tests.optim.table import TABLE, Row
+from tests.optim.table import TABLE, WITH_INNER, Row
 
 each = pytest.mark.parametrize("row", TABLE, ids=str)
 
@@ -92,7 +92,7 @@ def test_the_callers_defaults_and_groups_are_left_alone() -> None:  # they were 
     assert group.keys() == {"params"}
 
 
-@each
+@pytest.mark.parametrize("row", WITH_INNER, ids=str)
 def test_inner_optimizer_owns_parameters_groups_and_state(row: Row) -> None:
     optimizer = row.build([leaf(1.0, 2.0)], InnerOpt=Adam, lr=0.1)
     for _ in range(2):

@@ -6,9 +6,9 @@ from hydra_zen import builds, instantiate, to_yaml
 from torch.optim import SGD, Adam
 
 from raiopt.optim import ClampedGradientOptimizer, L1NormedGradientOptim, L2NormedGradientOptim
-from tests.optim.table import TABLE, Row
+from tests.optim.table import FRANK_WOLFE, WITH_INNER, Row
 
-CLASSES = [row for row in TABLE if isinstance(row.make, type)]
+CLASSES = [row for row in WITH_INNER if isinstance(row.make, type)]
 
 
 @pytest.mark.parametrize("Optim", [L1NormedGradientOptim, L2NormedGradientOptim])
@@ -62,3 +62,13 @@ def test_signatures_hold_plain_values_and_keyword_only_hyperparameters(row: Row)
         assert parameter.default is inspect.Parameter.empty or isinstance(parameter.default, int | float | None)
     assert {"param_ndim", "grad_scale", "grad_bias", "defaults"} <= parameters.keys()
     assert parameters["param_ndim"].default == -1
+
+
+@pytest.mark.parametrize("row", FRANK_WOLFE, ids=str)
+def test_hydra_zen_builds_frank_wolfe(row: Row) -> None:
+    config = builds(row.make, zen_partial=True, populate_full_signature=True)
+    text = to_yaml(config)
+    assert "param_ndim: -1" in text
+    assert "lr: 2.0" in text
+    assert "InnerOpt" not in text
+    assert type(instantiate(config, **row.required, lr=0.5)([torch.zeros(1, 2, requires_grad=True)])) is row.make

@@ -28,9 +28,9 @@ def test_a_bad_radius_is_refused(Optim: type[L2ProjectedOptim], epsilon: float) 
         Optim([leaf([1.0])], epsilon=epsilon, lr=1)
 
 
-@pytest.mark.parametrize("p", [1, 3, "2"])
+@pytest.mark.parametrize("p", [1.5, 3, "2"])
 def test_other_balls_are_refused(p: float) -> None:
-    with pytest.raises(ValueError, match=r"p=.* must be one of 2, inf"):
+    with pytest.raises(ValueError, match=r"p=.* must be one of 0, 1, 2, inf"):
         ProjectedParameterOptimizer([leaf([1.0])], p=p, epsilon=1.0)
 
 

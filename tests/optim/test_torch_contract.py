@@ -20,9 +20,10 @@ from raiopt.optim import (
     ProjectedParameterOptimizer,
     SignedGradientOptim,
 )
-from tests.optim.table import TABLE, Row
+from tests.optim.table import TABLE, WITH_INNER, Row
 
 each = pytest.mark.parametrize("row", TABLE, ids=str)
+with_inner = pytest.mark.parametrize("row", WITH_INNER, ids=str)
 WEIGHT = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
 
 
@@ -58,7 +59,7 @@ def test_a_checkpoint_resumes_exactly(row: Row, InnerOpt: Any) -> None:
     assert torch.equal(run(optimizer, x), run(other, y))
 
 
-@each
+@with_inner
 def test_a_checkpoint_of_the_inner_optimizer_alone_loads(row: Row) -> None:
     x = start()
     plain = Adam([x], lr=0.1)
@@ -198,7 +199,7 @@ def test_lbfgs_sees_transformed_gradients_at_each_evaluation() -> None:
     torch.testing.assert_close(x.detach(), transforms.project_l2_(y.detach(), 0.25))
 
 
-@each
+@with_inner
 def test_maximize_turns_the_step_around(row: Row) -> None:
     up, _ = row.step(start(), WEIGHT, InnerOpt=partial(SGD, maximize=True))
     down, _ = row.step(start(), WEIGHT, grad_scale=-1.0)
@@ -206,7 +207,8 @@ def test_maximize_turns_the_step_around(row: Row) -> None:
 
 
 @pytest.mark.parametrize("options", [{"foreach": True}, {"fused": True}, {"capturable": False}])
-@each
+# Adam moves the entries that an L0 ball has zeroed all equally far: which of them are kept then is left open.
+@pytest.mark.parametrize("row", [row for row in WITH_INNER if row.ball != 0], ids=str)
 def test_every_implementation_of_adam_sees_the_transformed_gradient(row: Row, options: dict[str, bool]) -> None:
     x, y = start(), start()
     found = run(row.build([x], InnerOpt=partial(Adam, **options), lr=0.1), x)

@@ -1,7 +1,11 @@
 """Additive perturbations: shapes, starts, bounds."""
 
+import hypothesis.extra.numpy as hnp
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from raiopt.perturbations import AdditivePerturbation, PerturbationModel, uniform_like_linf_n_ball_
@@ -58,3 +62,40 @@ def test_bounds_are_the_room_to_the_walls():
     assert_close(lower, -data)
     assert_close(upper, 1 - data)
     assert AdditivePerturbation(data, delta_ndim=-1).bounds(data) is None
+
+
+@st.composite
+def masked(draw):
+    """The shape of data, a mask that broadcasts to it, and a `delta_ndim`."""
+    shape = draw(hnp.array_shapes(min_dims=1, max_dims=4, max_side=4))
+    sides = tuple(draw(st.sampled_from([1, side])) for side in shape[draw(st.integers(0, len(shape))) :])
+    mask = draw(hnp.arrays(np.float32, sides, elements=st.sampled_from([0.0, 1.0, -3.0])))
+    return shape, mask, draw(st.none() | st.integers(-len(shape), len(shape)))
+
+
+@given(masked())
+def test_only_the_mask_is_perturbed(case):
+    shape, mask, delta_ndim = case
+    data = torch.rand(shape)
+    perturbation = AdditivePerturbation(data, torch.nn.init.ones_, mask=torch.from_numpy(mask), delta_ndim=delta_ndim)
+    added = np.broadcast_to(mask != 0, shape).astype(np.float32)
+    assert_close(perturbation(data), data + torch.from_numpy(added))
+    (gradient,) = torch.autograd.grad(perturbation(data).sum(), [perturbation.delta])
+    counts = torch.from_numpy(added.reshape(-1, *gradient.shape).sum(0, keepdims=True))[0]
+    assert_close(gradient, counts)
+    assert_close(perturbation.delta.detach(), (counts > 0).float())
+    bounds = perturbation.bounds(data)
+    assert (bounds is None) == perturbation.is_shared(data)
+    for bound, room in zip(bounds or (), (-data, 1 - data), strict=False):
+        assert_close(bound, room * torch.from_numpy(added))
+
+
+def test_mask_is_a_buffer_and_has_to_fit():
+    perturbation = AdditivePerturbation((2, 3), mask=torch.tensor([0.0, 0.5, 0.0]))
+    assert perturbation.state_dict()["mask"].tolist() == [False, True, False]
+    assert AdditivePerturbation((2, 3), mask=torch.ones(3), device="meta").mask.is_meta
+    assert [name for name, _ in perturbation.named_parameters()] == ["delta"]
+    with pytest.raises(ValueError, match=r"mask of shape \(2,\) must broadcast to the data's shape \(2, 3\)"):
+        AdditivePerturbation((2, 3), mask=torch.ones(2))
+    with pytest.raises(ValueError, match="mask of shape"):
+        AdditivePerturbation((1, 3), mask=torch.ones(2, 3))

@@ -1,6 +1,6 @@
 """The shared loop, the best iterate, and `gradient_ascent` against closed forms."""
 
-from functools import partial
+from functools import partial, wraps
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -13,7 +13,14 @@ from torch.optim import SGD
 from torch.testing import assert_close
 
 from raiopt.optim import L2ProjectedOptim, LinfProjectedOptim
-from raiopt.perturbations import AdditivePerturbation, Best, gradient_ascent, uniform_like_l2_n_ball_
+from raiopt.perturbations import (
+    AdditivePerturbation,
+    Best,
+    gradient_ascent,
+    random_restart,
+    uniform_like_l2_n_ball_,
+    uniform_like_linf_n_ball_,
+)
 from raiopt.perturbations.solver import iterates
 
 scores = hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 5)), elements=st.floats(-9, 9, width=32))
@@ -238,3 +245,115 @@ def test_options_for_a_ready_made_optimizer_are_refused():
             lr=2,
             steps=1,
         )
+
+
+def scripted(rounds):
+    """Returns a solver that answers with the next losses (N,) at each call, and the number of the call as data."""
+    left = iter(enumerate(rounds))
+
+    def solver(data, targeted=False, **options):
+        call, losses = next(left)
+        return torch.full((len(losses), 2), float(call)), torch.tensor(losses)
+
+    return solver
+
+
+ROUNDS = [[1.0, 5.0, 3.0], [2.0, 4.0, float("nan")], [0.0, 6.0, 2.0]]
+HIGHEST, LOWEST = ([2.0, 6.0, 3.0], [1.0, 2.0, 0.0]), ([0.0, 4.0, 2.0], [2.0, 1.0, 2.0])
+
+
+def defaulted(solver):
+    return lambda data, *, targeted=True: solver(data, targeted)
+
+
+def swallowing(solver):
+    return lambda **everything: solver(**everything)
+
+
+def decorated(solver):
+    @wraps(solver)
+    def inner(*args, **kwargs):
+        return solver(*args, **kwargs)
+
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("bind", "args", "kwargs", "expected"),
+    [
+        (lambda s: s, (0,), {}, HIGHEST),
+        (lambda s: s, (0,), {"targeted": True}, LOWEST),
+        (lambda s: s, (0, True), {}, LOWEST),
+        (lambda s: partial(s, targeted=True), (0,), {}, LOWEST),
+        (lambda s: partial(s, targeted=True), (0,), {"targeted": False}, HIGHEST),
+        (lambda s: partial(partial(s, targeted=True), lr=1), (0,), {}, LOWEST),
+        (lambda s: partial(s, 0, True), (), {}, LOWEST),
+        (defaulted, (0,), {}, LOWEST),
+        (swallowing, (), {"data": 0, "targeted": True}, LOWEST),
+        (lambda s: partial(swallowing(s), targeted=True), (), {"data": 0}, LOWEST),
+        (lambda s: partial(swallowing(s), targeted=True), (), {"data": 0, "targeted": False}, HIGHEST),
+        (lambda s: decorated(partial(s, targeted=True)), (0,), {}, LOWEST),
+        (lambda s: random_restart(partial(s, targeted=True), 1), (0,), {}, LOWEST),
+    ],
+)
+def test_restarts_keep_the_best_of_each_sample_wherever_targeted_is_set(bind, args, kwargs, expected):
+    data, losses = random_restart(bind(scripted(ROUNDS)), 3)(*args, **kwargs)
+    assert_close(losses, torch.tensor(expected[0]))
+    assert_close(data, torch.tensor(expected[1])[:, None].expand(3, 2))
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_restarts_of_gradient_ascent_are_the_best_of_its_runs(targeted):
+    def options():
+        start = partial(
+            AdditivePerturbation,
+            init_fn=uniform_like_linf_n_ball_,
+            epsilon=2.0,
+            generator=torch.Generator().manual_seed(5),
+        )
+        return {
+            "model": torch.sin,
+            "data": torch.linspace(-2, 2, 7)[:, None],
+            "target": torch.zeros(7, 1),
+            "criterion": lambda output, target: (output - target).sum(1),
+            "perturbation_model": start,
+            "optimizer": SGD,
+            "lr": 0.1,
+            "steps": 2,
+            "targeted": targeted,
+        }
+
+    same = options()
+    runs = [gradient_ascent(**same) for _ in range(4)]
+    data, losses = random_restart(partial(gradient_ascent, **options()), 4)()
+    seen = torch.stack([run[1] for run in runs])
+    assert_close(losses, seen.amin(0) if targeted else seen.amax(0))
+    assert_close(data.sin().sum(1), losses)
+    assert len((seen.argmin(0) if targeted else seen.argmax(0)).unique()) > 1  # no single run was the best for all
+
+
+def test_restarts_leave_results_and_name_of_the_solver_alone():
+    first = torch.tensor([1.0, 2.0])
+    results = iter([(first, first), (first + 1, first + 1)])
+    _, losses = random_restart(lambda: next(results), 2)()
+    assert_close(losses, torch.tensor([2.0, 3.0]))
+    assert_close(first, torch.tensor([1.0, 2.0]))
+    assert random_restart(gradient_ascent, 2).__name__ == "gradient_ascent"
+
+
+@pytest.mark.parametrize(
+    ("repeats", "error", "message"),
+    [
+        (0, ValueError, "repeats=0 must be an integer, at least 1"),
+        (1.5, TypeError, "repeats=1.5"),
+        (True, TypeError, "repeats=True"),
+    ],
+)
+def test_restarts_are_counted_in_whole_numbers(repeats, error, message):
+    with pytest.raises(error, match=message):
+        random_restart(gradient_ascent, repeats)
+
+
+def test_restarts_need_one_loss_a_sample():
+    with pytest.raises(ValueError, match=r"one loss a sample, of shape \(3,\); it returned shape \(\)"):
+        random_restart(lambda: (torch.zeros(3, 2), torch.tensor(1.0)), 2)()

@@ -1,0 +1,210 @@
+"""Frank-Wolfe: each step moves towards the point of the set that is best for the linearised loss.
+
+Frank and Wolfe 1956; Jaggi 2013, http://proceedings.mlr.press/v28/jaggi13.html.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from raiopt import checks, transforms
+from raiopt.optim.base import ParamTransformingOptimizer
+from raiopt.optim.projections import project_
+from raiopt.optim.signatures import with_defaults
+from raiopt.optim.sparse import L1qNormedGradientOptim
+
+
+class FrankWolfe(Optimizer):
+    """Mixes each parameter with the vertex of the set that its gradient stands for: x becomes (1 - a) x - a s grad.
+
+    The inner optimizer of the classes below, which put the vertex into the gradient. In step t = 0, 1, ... the share
+    a is lr / (lr + t), or `lr` itself. With lr=2 and the schedule, the first step forgets where x was.
+
+    Args:
+        params: The parameters, or groups with hyperparameters of their own.
+        lr: At least 0; at most 1 without the schedule.
+        lmo_scaling_factor: The s above.
+        use_default_lr_schedule: Whether a falls with the steps.
+
+    >>> x = torch.tensor([4.0], requires_grad=True)
+    >>> optimizer = FrankWolfe([x], lr=0.25, use_default_lr_schedule=False)
+    >>> x.grad = torch.tensor([-1.0])
+    >>> optimizer.step()
+    >>> x
+    tensor([3.2500], requires_grad=True)
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        *,
+        lr: float = 2.0,
+        lmo_scaling_factor: float = 1.0,
+        use_default_lr_schedule: bool = True,
+    ) -> None:
+        own = {"lr": lr, "lmo_scaling_factor": lmo_scaling_factor, "use_default_lr_schedule": use_default_lr_schedule}
+        super().__init__(params, own)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group after its hyperparameters were checked."""
+        values = {**self.defaults, **param_group}
+        checks.number("lr", values["lr"], low=0, high=None if values["use_default_lr_schedule"] else 1)
+        checks.number("lmo_scaling_factor", values["lmo_scaling_factor"])
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Moves each parameter that has a gradient; returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                state, lr = self.state[param], group["lr"]
+                steps = state["step"] = state.get("step", -1) + 1
+                share = lr if not group["use_default_lr_schedule"] else lr / (lr + steps) if lr else 0.0
+                param.mul_(1 - share).add_(param.grad, alpha=-share * group["lmo_scaling_factor"])
+        return loss
+
+
+class _InBall(ParamTransformingOptimizer):
+    """Replaces each datum of the gradient by minus the vertex that minimises <vertex, gradient> over ball and box.
+
+    A datum without a gradient stays where it is.
+    """
+
+    _vertex: Callable[..., Tensor]
+
+    def __init__(
+        self,
+        params: ParamsT | None,
+        *,
+        epsilon: float | Tensor,
+        lr: float = 2.0,
+        use_default_lr_schedule: bool = True,
+        **shared: Any,
+    ) -> None:
+        options = {"lr": lr, "use_default_lr_schedule": use_default_lr_schedule}
+        super().__init__(params, FrankWolfe, **options, **with_defaults(shared, epsilon=epsilon))
+
+    def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
+        if param.grad is not None:
+            box = (optim_group.get(name) for name in ("lower", "upper"))
+            # The vertex for minus the gradient, whose sign the inner optimizer turns back.
+            idle = param.grad == 0 if self.ball == math.inf else _is_zero(param.grad)
+            type(self)._vertex(param.grad.neg_(), optim_group["epsilon"], *box).neg_()
+            param.grad.addcmul_(param, idle.to(param.dtype), value=-1)
+
+    def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
+        project_(param, optim_group, self.ball or 0)
+
+
+def _is_zero(gradient: Tensor) -> Tensor:
+    """Says which data have no gradient, of shape (N, 1, ...): every vertex is as good for them, so they may stay."""
+    return transforms.norms(gradient, math.inf) == 0
+
+
+class LinfFrankWolfe(_InBall):
+    """Moves each datum towards the corner of the Linf ball, or of ball and box, that is best for its gradient.
+
+    The new point lies between two points of a convex set, so it stays there; a start from outside is projected.
+
+    Args:
+        epsilon: See `ProjectedParameterOptimizer`.
+        lr: See `FrankWolfe`, as for `use_default_lr_schedule`.
+
+    >>> x = torch.zeros(1, 2, requires_grad=True)
+    >>> optimizer = LinfFrankWolfe([x], epsilon=0.5)
+    >>> x.backward(gradient=torch.tensor([[3.0, -4.0]]))
+    >>> optimizer.step()
+    >>> x
+    tensor([[-0.5000,  0.5000]], requires_grad=True)
+    """
+
+    ball = math.inf
+    _vertex = transforms.support_linf_
+
+
+class L2FrankWolfe(_InBall):
+    """Moves each datum towards the point of the L2 ball, or of ball and box, that is best for its gradient.
+
+    Both are exact: see `raiopt.transforms.support_l2_`. The arguments are those of `LinfFrankWolfe`.
+
+    >>> x = torch.zeros(1, 2, requires_grad=True)
+    >>> optimizer = L2FrankWolfe([x], epsilon=0.5)
+    >>> x.backward(gradient=torch.tensor([[3.0, -4.0]]))
+    >>> optimizer.step()
+    >>> x
+    tensor([[-0.3000,  0.4000]], requires_grad=True)
+    """
+
+    ball = 2
+    _vertex = transforms.support_l2_
+
+
+class L1FrankWolfe(_InBall):
+    """Moves each datum towards the vertex of the L1 ball, or of ball and box, that is best for its gradient.
+
+    In the ball that is its largest entry; in the box the largest entries are filled up to their bounds until epsilon is
+    used up. The arguments are those of `LinfFrankWolfe`.
+
+    >>> x = torch.zeros(1, 2, requires_grad=True)
+    >>> optimizer = L1FrankWolfe([x], epsilon=0.5)
+    >>> x.backward(gradient=torch.tensor([[3.0, -4.0]]))
+    >>> optimizer.step()
+    >>> x
+    tensor([[0.0000, 0.5000]], requires_grad=True)
+    """
+
+    ball = 1
+    _vertex = transforms.support_l1_
+
+
+class L1qFrankWolfe(L1qNormedGradientOptim):
+    """Moves each datum towards the mean of the L1 ball's vertices for the largest entries of its gradient.
+
+    Best over the ball alone, not over its part within a box: with one, the step is projected onto ball and box.
+
+    Args:
+        epsilon: See `LinfFrankWolfe`, as for `lr` and `use_default_lr_schedule`.
+        q: See `TopQGradientOptimizer`.
+
+    >>> x = torch.zeros(1, 4, requires_grad=True)
+    >>> optimizer = L1qFrankWolfe([x], epsilon=1.0, q=0.5)
+    >>> x.backward(gradient=torch.tensor([[0.5, 1.0, -2.5, 0.3]]))
+    >>> optimizer.step()
+    >>> x
+    tensor([[ 0.0000, -0.5000,  0.5000,  0.0000]], requires_grad=True)
+    """
+
+    ball = 1
+
+    def __init__(
+        self,
+        params: ParamsT | None,
+        *,
+        epsilon: float | Tensor,
+        q: float,
+        lr: float = 2.0,
+        use_default_lr_schedule: bool = True,
+        **shared: Any,
+    ) -> None:
+        options = {"lr": lr, "use_default_lr_schedule": use_default_lr_schedule}
+        super().__init__(params, FrankWolfe, q=q, **options, **with_defaults(shared, epsilon=epsilon))
+
+    def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
+        if param.grad is not None:
+            idle = _is_zero(param.grad)
+            super()._pre_step_transform_(param=param, optim_group=optim_group)
+            param.grad.mul_(optim_group["epsilon"]).addcmul_(param, idle.to(param.dtype), value=-1)
+
+    def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
+        project_(param, optim_group, 1)

@@ -1,0 +1,106 @@
+"""Optimizers that keep only the largest entries of the gradient."""
+
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.optim import SGD
+from torch.optim.optimizer import ParamsT
+
+from raiopt import checks, transforms
+from raiopt.optim.base import ParamTransformingOptimizer
+from raiopt.optim.inner import InnerOptimizer
+from raiopt.optim.signatures import with_defaults
+
+
+class TopQGradientOptimizer(ParamTransformingOptimizer):
+    """Zeroes the share `q` of each datum of the gradient, its entries of smallest magnitude.
+
+    Of d entries, round((1 - q) d) are kept; of equal ones at the border any, so that the number is exact.
+
+    Args:
+        q: In [0, 1]; 0.9 keeps the largest tenth.
+        dq: In [0, 1]; if it is not 0, each step draws its own q uniformly between q - dq and q + dq, within [0, 1],
+            one for all data of a parameter.
+        generator: Of these draws, on the CPU: a draw on another device would make each step wait for it. None: the
+            global one.
+
+    >>> import torch
+    >>> x = torch.ones(2, 2, requires_grad=True)
+    >>> optimizer = TopQGradientOptimizer([x], q=0.5, param_ndim=None, lr=1.0)
+    >>> x.backward(gradient=torch.tensor([[0.5, 1.0], [-2.5, 0.3]]))
+    >>> optimizer.step()
+    >>> x
+    tensor([[1.0000, 0.0000],
+            [3.5000, 1.0000]], requires_grad=True)
+    """
+
+    def __init__(
+        self,
+        params: ParamsT | None,
+        InnerOpt: InnerOptimizer = SGD,
+        *,
+        q: float,
+        dq: float = 0.0,
+        generator: Generator | None = None,
+        **shared: Any,
+    ) -> None:
+        if generator is not None and generator.device.type != "cpu":
+            raise ValueError(
+                f"generator must be on the CPU, not on {generator.device}: its draws are read in each step."
+            )
+        self._generator = generator
+        super().__init__(params, InnerOpt, **with_defaults(shared, q=q, dq=dq))
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        for name in ("q", "dq"):
+            checks.number(name, group[name], low=0, high=1)
+
+    def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
+        if param.grad is not None:
+            transforms.keep_top_(param.grad, self._draw(**optim_group))
+
+    def _draw(self, *, q: float, dq: float, **_: Any) -> float:
+        """Returns the q of one step."""
+        if dq == 0:
+            return q
+        low, high = max(0.0, q - dq), min(1.0, q + dq)
+        return (high - low) * torch.rand(1, generator=self._generator).item() + low
+
+
+class L1qNormedGradientOptim(TopQGradientOptimizer):
+    """Replaces each datum of the gradient by the sign of its largest entries, scaled to the L1 norm 1.
+
+    The sparse step of Tramèr and Boneh 2019, https://arxiv.org/abs/1904.13000. See `TopQGradientOptimizer` for q.
+
+    Args:
+        div_by_zero_eps: See `L1NormedGradientOptim`.
+
+    >>> import torch
+    >>> x = torch.zeros(1, 4, requires_grad=True)
+    >>> optimizer = L1qNormedGradientOptim([x], q=0.5, lr=1.0)
+    >>> x.backward(gradient=torch.tensor([[0.5, 1.0, -2.5, 0.3]]))
+    >>> optimizer.step()
+    >>> x
+    tensor([[ 0.0000, -0.5000,  0.5000,  0.0000]], requires_grad=True)
+    """
+
+    def __init__(
+        self,
+        params: ParamsT | None,
+        InnerOpt: InnerOptimizer = SGD,
+        *,
+        q: float,
+        div_by_zero_eps: float | None = None,
+        **shared: Any,
+    ) -> None:
+        if div_by_zero_eps is not None:
+            checks.number("div_by_zero_eps", div_by_zero_eps, low=0)
+        self.div_by_zero_eps = div_by_zero_eps
+        super().__init__(params, InnerOpt, q=q, **shared)
+
+    def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
+        super()._pre_step_transform_(param=param, optim_group=optim_group)
+        if param.grad is not None:
+            transforms.normalize_(param.grad.sign_(), 1, self.div_by_zero_eps)

@@ -1,0 +1,27 @@
+"""In-place mathematics on tensors of shape (N, d0, ...): each function treats each of the N data alone.
+
+Composing is calling one after another: `normalize_(keep_top_(x, q=0.9).sign_(), p=1)`. Nothing here knows an optimizer,
+and nothing waits for a device.
+"""
+
+from raiopt.transforms.norms import check_order, normalize_, norms, steepest_
+from raiopt.transforms.projections import clamp_, project_l0_, project_l1_, project_l2_, project_linf_
+from raiopt.transforms.selection import keep_top_, top_mask
+from raiopt.transforms.supports import support_l1_, support_l2_, support_linf_
+
+__all__ = [
+    "check_order",
+    "clamp_",
+    "keep_top_",
+    "normalize_",
+    "norms",
+    "project_l0_",
+    "project_l1_",
+    "project_l2_",
+    "project_linf_",
+    "steepest_",
+    "support_l1_",
+    "support_l2_",
+    "support_linf_",
+    "top_mask",
+]

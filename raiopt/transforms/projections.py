@@ -1,0 +1,203 @@
+"""Projections of data onto balls around the origin, and onto the part of a ball that lies in a box."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from raiopt.transforms.looking import all_between
+from raiopt.transforms.norms import norms
+from raiopt.transforms.selection import top_mask
+
+Bound = float | Tensor | None
+
+
+def clamp_(x: Tensor, lower: Bound = None, upper: Bound = None) -> Tensor:
+    """Moves each entry into [lower, upper], where None is no bound and numbers and tensors may be mixed."""
+    if isinstance(lower, Tensor):
+        lower = lower.to(x.dtype)
+    if isinstance(upper, Tensor):
+        upper = upper.to(x.dtype)
+    if isinstance(lower, Tensor) == isinstance(upper, Tensor) and lower is not None and upper is not None:
+        return x.clamp_(lower, upper)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if lower is not None:
+        x.clamp_(min=lower)
+    if upper is not None:
+        x.clamp_(max=upper)
+    return x
+
+
+def project_linf_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: Bound = None) -> Tensor:
+    """Moves each datum to the nearest point of the Linf ball around the origin, or of the ball within a box.
+
+    The arguments are those of `project_l2_`. As the box holds the origin, clamping twice is exact.
+
+    >>> project_linf_(torch.tensor([[3.0, -4.0, 0.5]]), epsilon=1.0, lower=-0.25)
+    tensor([[ 1.0000, -0.2500,  0.5000]])
+    """
+    return clamp_(clamp_(x, -epsilon, epsilon), lower, upper)
+
+
+def project_l2_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: Bound = None) -> Tensor:
+    """Moves each datum to the nearest point of the L2 ball around the origin, or of the ball within a box.
+
+    With a box, the nearest point is clip(s x, lower, upper) with the largest s in (0, 1] for which it lies in the
+    ball. Its squared norm is a concave, increasing, piecewise linear function of s²: Newton's method, started below
+    the solution, rises to it and never leaves the ball.
+
+    Args:
+        x: Shape (N, d0, ...).
+        epsilon: The radius, or a radius for each datum, of shape (N, 1, ...).
+        lower: At most 0, broadcastable to `x`. None: no bound.
+        upper: At least 0, broadcastable to `x`. None: no bound.
+
+    >>> project_l2_(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), epsilon=1.0)
+    tensor([[0.6000, 0.8000],
+            [0.3000, 0.4000]])
+    >>> project_l2_(torch.tensor([[3.0, 4.0]]), epsilon=1.0, upper=0.6)
+    tensor([[0.6000, 0.6000]])
+    """
+    if lower is not None or upper is not None:
+        x.mul_(_box_scale(x, epsilon, lower, upper))
+        clamp_(x, lower, upper)
+    return _shrink_(x, epsilon, 2)
+
+
+def _shrink_(x: Tensor, epsilon: float | Tensor, p: float) -> Tensor:
+    """Scales each datum whose p-norm is above epsilon down to it, which rounding must not exceed."""
+    size = norms(x, p)
+    if not isinstance(epsilon, Tensor) and all_between(size, -1.0, math.nextafter(epsilon, math.inf)):
+        return x
+    inner = 1 - max(4 * torch.finfo(size.dtype).eps, torch.finfo(x.dtype).eps)
+    return x.mul_(torch.where(size > epsilon, epsilon / size * inner, 1.0).to(size.dtype))
+
+
+# Perturbations of images take 8 at most, nearly always 4. After too few, a datum is still in the ball and in the box.
+_NEWTON_STEPS = 10
+
+
+def _box_scale(x: Tensor, epsilon: float | Tensor, lower: Bound, upper: Bound) -> Tensor:
+    """Returns the s of each datum for which clip(s x, lower, upper) is its nearest point of ball and box.
+
+    Masks are numbers here: torch.where is many times slower than a product on the CPU.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    limits = torch.finfo(x.dtype)
+    dims = tuple(range(1, x.ndim))
+    unit = epsilon.to(x.dtype).clamp(min=limits.tiny) if isinstance(epsilon, Tensor) else max(epsilon, limits.tiny)
+    walls = room(x, lower, upper).div_(unit).square_()
+    powers = (x / unit).square_().clamp_(max=limits.max / max(1, math.prod(x.shape[1:])))  # so that sums stay finite
+    knots = walls / powers  # from this value of s² on, an entry stands at its wall
+    scale = powers.sum(dims, keepdim=True).clamp_(min=1.0).reciprocal_()
+    free, inside = torch.empty_like(x), torch.empty_like(x)
+    for _ in range(_NEWTON_STEPS):
+        value = torch.minimum(torch.mul(powers, scale, out=inside), walls, out=inside).sum(dims, keepdim=True)
+        gap = (1.0 - value).clamp_(min=0.0).mul_(scale < 1)  # nothing is left to do for a datum that is inside as it is
+        if all_between(gap, -1.0, 4 * limits.eps):
+            break
+        slope = torch.gt(knots, scale, out=free).mul_(powers).sum(dims, keepdim=True)
+        scale = torch.addcdiv(scale, gap, slope.clamp_(min=limits.tiny)).clamp_(max=1.0)
+    return scale.sqrt_()
+
+
+def project_l1_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: Bound = None) -> Tensor:
+    """Moves each datum to the nearest point of the L1 ball around the origin, or of the ball within a box.
+
+    The nearest point moves all entries towards zero by the same amount, no further than zero, and then into the box
+    (Duchi et al. 2008, https://doi.org/10.1145/1390156.1390191; Croce and Hein 2021, https://arxiv.org/abs/2103.01208).
+    The arguments are those of `project_l2_`.
+
+    >>> project_l1_(torch.tensor([[3.0, -2.5, 0.1]]), epsilon=1.0)
+    tensor([[ 0.7500, -0.2500,  0.0000]])
+    >>> project_l1_(torch.tensor([[3.0, -2.5, 0.1]]), epsilon=1.0, upper=0.5)
+    tensor([[ 0.5000, -0.5000,  0.0000]])
+    """
+    work = x.to(torch.promote_types(x.dtype, torch.float32))
+    walls = room(work, lower, upper) if lower is not None or upper is not None else None
+    size = work.abs()
+    radius = epsilon.to(work.dtype) if isinstance(epsilon, Tensor) else epsilon
+    near = size if walls is None else size.minimum(walls)
+    if not isinstance(radius, Tensor) and all_between(_total(near), -1.0, math.nextafter(radius, math.inf)):
+        return x.copy_(work.sign().mul_(near))
+    _soften_(size, _level(size, walls, radius))
+    if walls is not None:
+        torch.minimum(size, walls, out=size)
+    return _shrink_(x.sign_().mul_(size), epsilon, 1)
+
+
+_L1_STEPS = 48
+
+
+def _level(size: Tensor, walls: Tensor | None, radius: float | Tensor) -> Tensor:
+    """Returns by how much, of shape (N, 1, ...), entries must shrink for their sum within the walls to be `radius`.
+
+    That sum falls piecewise linearly. Newton's method finds the piece, every third step halves the bracket instead.
+    """
+    wide = torch.float32 if size.device.type == "mps" else torch.float64  # the level resolves small differences of size
+    low = torch.zeros_like(size.flatten(1)[:, :1], dtype=wide).view(-1, *[1] * (size.ndim - 1))
+    high = size.amax(tuple(range(1, size.ndim)), keepdim=True).to(wide)
+    level, left, buffer = low, torch.empty_like(size), torch.empty_like(size)
+    tolerance = 4 * torch.finfo(size.dtype).eps
+    for turn in range(_L1_STEPS):
+        _soften_(left.copy_(size), level)
+        free = torch.gt(left, 0, out=buffer)
+        if walls is not None:
+            free.mul_(torch.lt(left, walls))
+            torch.minimum(left, walls, out=left)
+        excess, slope = (_total(left) - radius).to(wide), _total(free).to(wide)
+        done = (excess <= 0) & ((level == 0) | (excess > -tolerance * radius))
+        low, high = torch.where(excess > 0, level, low), torch.where(excess > 0, high, level)
+        if all_between((~done).to(wide), -1.0, 0.5):
+            break
+        newton = level + excess / slope.clamp_(min=1.0)
+        inside = (newton > low) & (newton < high) & (turn % 3 != 2)
+        level = torch.where(done, level, torch.where(inside, newton, (low + high) / 2))
+    return high
+
+
+def _soften_(size: Tensor, level: Tensor) -> Tensor:
+    """Subtracts the level, in two parts so that nothing is lost to rounding, and stops at zero."""
+    coarse = level.to(size.dtype)
+    return size.sub_(coarse).sub_((level - coarse).to(size.dtype)).clamp_(min=0)
+
+
+def _total(x: Tensor) -> Tensor:
+    return x.sum(tuple(range(1, x.ndim)), keepdim=True)
+
+
+def project_l0_(
+    x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: Bound = None, *, pixels: bool = False
+) -> Tensor:
+    """Moves each datum to a nearest point with at most `epsilon` entries that are not zero, within a box.
+
+    Kept are the entries by which the squared distance falls most, x² - (x - clip(x))², clipped; others become zero.
+    The arguments are those of `project_l2_`; of equal entries at the border any are kept.
+
+    Args:
+        epsilon: A number of entries; what is behind the point has no effect.
+        pixels: Count positions instead, each with all its entries along d0, the channels of (N, C, H, W).
+
+    >>> project_l0_(torch.tensor([[3.0, -2.0, 1.0]]), epsilon=1)
+    tensor([[3., -0., 0.]])
+    >>> project_l0_(torch.tensor([[3.0, -2.0, 1.0]]), epsilon=1, upper=0.5)
+    tensor([[ 0., -2.,  0.]])
+    """
+    if pixels and x.ndim < 3:
+        raise ValueError(f"pixels=True needs data (N, C, ...), but param_ndim makes them {tuple(x.shape)}.")
+    unit = norms(x, math.inf)
+    unit.clamp_(min=torch.finfo(unit.dtype).tiny)
+    scaled = x / unit
+    clamp_(x, lower, upper)
+    kept = x / unit
+    gains = kept.mul_(scaled.mul_(2).sub_(kept))
+    mask = top_mask(gains.sum(1, keepdim=True) if pixels else gains, _whole(epsilon))
+    return x.mul_(mask)
+
+
+def _whole(epsilon: float | Tensor) -> int | Tensor:
+    return epsilon.floor() if isinstance(epsilon, Tensor) else math.floor(epsilon)
+
+
+def room(x: Tensor, lower: Bound, upper: Bound) -> Tensor:
+    """Returns how far each entry may go from zero in its own direction before it meets its bound."""
+    return clamp_(x.sign().mul_(torch.finfo(x.dtype).max), lower, upper).abs_()

@@ -1,0 +1,59 @@
+"""Support points: where a linear function is largest over a ball, or over the part of it that lies in a box.
+
+They are the linear minimisation of Frank-Wolfe methods, up to the sign, and the closed-form strongest perturbation of
+a linear model.
+"""
+
+import torch
+from torch import Tensor
+
+from raiopt.transforms.norms import normalize_, steepest_
+from raiopt.transforms.projections import Bound, clamp_, project_l2_, room
+
+
+def support_linf_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: Bound = None) -> Tensor:
+    """Replaces each datum by the corner of the Linf ball, or of ball ∩ box, that has the largest inner product with it.
+
+    The arguments are those of `project_l2_`; where x is zero, so is the result.
+
+    >>> support_linf_(torch.tensor([[3.0, -4.0, 0.0]]), epsilon=1.0, lower=-0.25)
+    tensor([[ 1.0000, -0.2500,  0.0000]])
+    """
+    return clamp_(x.sign_().mul_(epsilon), lower, upper)
+
+
+_FAR = 1e12
+
+
+def support_l2_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: Bound = None) -> Tensor:
+    """Replaces each datum by the point of the L2 ball, or of ball ∩ box, that has the largest inner product with it.
+
+    With a box it is the projection of a point far out in the direction of x: clip(t x, lower, upper) with the largest t
+    for which it lies in the ball. Entries below 1e-12 of the largest may stay short of their bounds.
+
+    >>> support_l2_(torch.tensor([[3.0, 4.0]]), epsilon=1.0, upper=0.75)
+    tensor([[0.6614, 0.7500]])
+    """
+    if lower is None and upper is None:
+        return normalize_(x, 2).mul_(epsilon)
+    return project_l2_(normalize_(x, float("inf")).mul_(_FAR).mul_(epsilon), epsilon, lower, upper)
+
+
+def support_l1_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: Bound = None) -> Tensor:
+    """Replaces each datum by the point of the L1 ball, or of ball ∩ box, that has the largest inner product with it.
+
+    Without a box all of epsilon goes to the largest entry, shared among equal ones. With a box the entries are filled
+    up to their bounds, the largest first, until epsilon is used up: a fractional knapsack.
+
+    >>> support_l1_(torch.tensor([[3.0, -4.0]]), epsilon=1.0)
+    tensor([[ 0., -1.]])
+    >>> support_l1_(torch.tensor([[3.0, -4.0]]), epsilon=1.0, lower=-0.75)
+    tensor([[ 0.2500, -0.7500]])
+    """
+    if lower is None and upper is None:
+        return steepest_(x, 1).mul_(epsilon)
+    order = x.abs().flatten(1).argsort(1, descending=True)
+    bounds = clamp_(room(x, lower, upper), upper=epsilon).flatten(1).gather(1, order)
+    radius = epsilon.flatten(1) if isinstance(epsilon, Tensor) else epsilon
+    filled = (radius - (bounds.cumsum(1) - bounds)).clamp_(min=0).minimum(bounds)
+    return x.sign_().mul_(torch.zeros_like(filled).scatter_(1, order, filled).view_as(x))
