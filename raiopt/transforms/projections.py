@@ -69,7 +69,7 @@ def _shrink_(x: Tensor, epsilon: float | Tensor, p: float) -> Tensor:
     if not isinstance(epsilon, Tensor) and all_between(size, -1.0, math.nextafter(epsilon, math.inf)):
         return x
     inner = 1 - max(4 * torch.finfo(size.dtype).eps, torch.finfo(x.dtype).eps)
-    return x.mul_(torch.where(size > epsilon, epsilon / size * inner, 1.0).to(size.dtype))
+    return x.mul_(torch.where(size > epsilon, (epsilon * inner) / size, 1.0).to(size.dtype))
 
 
 # Perturbations of images take 8 at most, nearly always 4. After too few, a datum is still in the ball and in the box.
