@@ -215,10 +215,11 @@ def build(config: DictConfig, choices: dict[str, str]) -> Any:
         **instantiate(config.solver)(),
         seed=config.seed,
     )
+    names = [choices[group] for group in ("optim", "optim/InnerOpt") if group in choices]
     return experiment.Job(
         model=instantiate(config.model),
         data=instantiate(config.data),
         attack=attack,
         **{key: config[key] for key in ("device", "threads", "batch_size", "save")},
-        words=f"{choices['optim']} with {choices['optim/InnerOpt']}, {attack.steps} steps",
+        words=f"{' with '.join(names)}, {attack.steps} steps",
     )

@@ -10,7 +10,8 @@ from hydra.conf import HydraConf, JobConf, RunDir, SweepDir
 from hydra_zen import MISSING, ZenStore, make_custom_builds_fn
 from omegaconf import OmegaConf
 
-from raiopt import builders as b
+from raiopt.builders import attacks, zoo
+from raiopt.builders import optimizers as o
 
 partial = make_custom_builds_fn(zen_partial=True, populate_full_signature=True)
 INNER = "sgd"
@@ -23,18 +24,17 @@ class InnerOption:
 
 
 @dataclass
-class Optim:
+class Bounded:
     """What every option of optim lists.
 
     Args:
-        lr: Step size, the learning rate of the inner optimizer.
-        epsilon: Radius of the ball, in units of pixels in [0, 1].
+        lr: Step size, the learning rate of the inner optimizer if there is one.
+        epsilon: Radius of the ball; of an additive perturbation in units of pixels in [0, 1].
         param_ndim: Over how many trailing dimensions transform and ball extend; -1: each sample, null: the batch.
         grad_scale: Multiplies the transformed gradient.
         grad_bias: Is added to it.
     """
 
-    InnerOpt: InnerOption = MISSING
     lr: float = 0.025
     epsilon: float = 0.1
     param_ndim: int | None = -1
@@ -42,59 +42,102 @@ class Optim:
     grad_bias: float = 0.0
 
 
+@dataclass
+class Optim(Bounded):
+    """An option of optim with an inner optimizer."""
+
+    InnerOpt: InnerOption = MISSING
+
+
 def _group(group: str, **options: Any) -> None:
     for name, node in options.items():
         store(node, group=group, name=name)
 
 
-def _optim(function: Any, **defaults: float) -> Any:
-    typed = [(f.name, f.type, defaults[f.name]) for f in fields(Optim) if f.name in defaults]
-    base = make_dataclass("Optim", typed, bases=(Optim,))  # builds() would lose the types of these fields
-    return partial(function, builds_bases=(base,), hydra_defaults=["_self_", {"InnerOpt": INNER}])
+def _optim(function: Any, fields_of: Any = Optim, **changes: Any) -> Any:
+    typed = [(f.name, f.type, changes.pop(f.name)) for f in fields(fields_of) if f.name in changes]
+    base = make_dataclass("Optim", typed, bases=(fields_of,))  # builds() would lose the types of these fields
+    defaults: Any = ["_self_", {"InnerOpt": INNER}] if fields_of is Optim else ["_self_"]
+    return partial(function, builds_bases=(base,), hydra_defaults=defaults, **changes)
 
 
+def _perturbation(function: Any, **optim: Any) -> None:
+    """Stores a perturbation that also changes settings of optim."""
+    node = OmegaConf.create({"perturbation": partial(function), "optim": optim})
+    name, same = function.__name__, lambda node: node
+    store(node, group="perturbation", name=name, package="_global_", to_config=same)
+
+
+SEED: dict[str, Any] = {"seed": "${seed}"}
 _group(
     "optim",
-    linf_projected=_optim(b.linf_projected),
-    l2_projected=_optim(b.l2_projected, epsilon=1.5, lr=0.3),
-    signed=_optim(b.signed),
-    l1_normed=_optim(b.l1_normed, lr=300.0),
-    l2_normed=_optim(b.l2_normed, lr=3.0),
+    linf_projected=_optim(o.linf_projected),
+    l2_projected=_optim(o.l2_projected, epsilon=1.5, lr=0.3),
+    l1_projected=_optim(o.l1_projected, epsilon=12.0, lr=12.0, **SEED),
+    l0_projected=_optim(o.l0_projected, epsilon=30.0, lr=3.0),
+    signed=_optim(o.signed),
+    l1_normed=_optim(o.l1_normed, lr=300.0),
+    l2_normed=_optim(o.l2_normed, lr=3.0),
+    linf_normed=_optim(o.linf_normed, lr=0.3),
+    lp_normed=_optim(o.lp_normed, lr=3.0),
+    steepest=_optim(o.steepest, lr=3.0),
+    top_q=_optim(o.top_q, lr=30.0, **SEED),
+    l1q=_optim(o.l1q, lr=30.0, **SEED),
+    clamped=_optim(o.clamped, lr=100.0),
+    plain=_optim(o.plain, lr=100.0),
+    chain=_optim(o.chain, members=["l1_normed", {"momentum": {"mu": 1.0}}, "signed"], **SEED),
+    linf_frank_wolfe=_optim(o.linf_frank_wolfe, Bounded, lr=2.0),
+    l2_frank_wolfe=_optim(o.l2_frank_wolfe, Bounded, lr=2.0, epsilon=1.5),
+    l1_frank_wolfe=_optim(o.l1_frank_wolfe, Bounded, lr=2.0, epsilon=12.0),
+    l1q_frank_wolfe=_optim(o.l1q_frank_wolfe, Bounded, lr=2.0, epsilon=12.0, **SEED),
 )
 _group(
     "optim/InnerOpt",
-    **{f.__name__: partial(f, builds_bases=(InnerOption,)) for f in (b.sgd, b.adam, b.adamw, b.rmsprop)},
+    **{f.__name__: partial(f, builds_bases=(InnerOption,)) for f in (o.sgd, o.adam, o.adamw, o.rmsprop)},
 )
 _group(
     "model",
-    digits_robust=partial(b.digits_robust),
-    digits_standard=partial(b.digits_standard),
-    torchvision=partial(b.torchvision_model, name=MISSING),
-    python=partial(b.python_model, factory=MISSING),
+    digits_robust=partial(zoo.digits_robust),
+    digits_standard=partial(zoo.digits_standard),
+    torchvision=partial(zoo.torchvision_model, name=MISSING),
+    python=partial(zoo.python_model, factory=MISSING),
 )
 _group(
     "data",
-    digits=partial(b.digits),
-    image_folder=partial(b.image_folder, root=MISSING),
-    torchvision=partial(b.torchvision_data, name=MISSING, root=MISSING),
-    python=partial(b.python_data, factory=MISSING),
-)
-_group("perturbation", additive=partial(b.additive))
-store(
-    OmegaConf.create({"perturbation": partial(b.universal), "optim": {"param_ndim": None}}),
-    group="perturbation",
-    name="universal",
-    package="_global_",
-    to_config=lambda node: node,
+    digits=partial(zoo.digits),
+    image_folder=partial(zoo.image_folder, root=MISSING),
+    torchvision=partial(zoo.torchvision_data, name=MISSING, root=MISSING),
+    python=partial(zoo.python_data, factory=MISSING),
 )
 _group(
-    "init",
-    zero=partial(b.zero),
-    uniform_linf=partial(b.uniform_linf, epsilon="${optim.epsilon}"),
-    uniform_l2=partial(b.uniform_l2, epsilon="${optim.epsilon}"),
+    "perturbation",
+    additive=partial(attacks.additive),
+    masked=partial(attacks.masked, region=MISSING),
+    python=partial(attacks.python_perturbation, factory=MISSING),
 )
-_group("criterion", cross_entropy=partial(b.cross_entropy), margin=partial(b.margin))
-_group("solver", gradient_ascent=partial(b.gradient_ascent))
+_perturbation(attacks.universal, param_ndim=None)
+_perturbation(attacks.patch, epsilon=1.0, lr=0.1)
+_perturbation(attacks.affine, epsilon=1.0, lr=0.2)
+EPSILON: dict[str, Any] = {"epsilon": "${optim.epsilon}"}
+_group(
+    "init",
+    zero=partial(attacks.zero),
+    uniform_linf=partial(attacks.uniform_linf, **EPSILON),
+    uniform_l2=partial(attacks.uniform_l2, **EPSILON),
+    uniform_l1=partial(attacks.uniform_l1, **EPSILON),
+    sphere_l2=partial(attacks.sphere_l2, **EPSILON),
+    gaussian=partial(attacks.gaussian),
+)
+_group(
+    "criterion",
+    cross_entropy=partial(attacks.cross_entropy),
+    margin=partial(attacks.margin),
+    probability_margin=partial(attacks.probability_margin),
+    dlr=partial(attacks.dlr),
+    targeted_dlr=partial(attacks.targeted_dlr),
+    kl=partial(attacks.kl),
+)
+_group("solver", gradient_ascent=partial(attacks.gradient_ascent))
 
 
 @dataclass

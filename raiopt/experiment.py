@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from raiopt import checks
-from raiopt.attack import Attack, Ball, Outcome, Search, attack_batch, verify
+from raiopt.attack import Attack, Claim, Outcome, Search, Start, attack_batch, prepare, told_as, verify
 from raiopt.results.folder import RunFolder
 from raiopt.results.gallery import Exhibit, draw_gallery
 from raiopt.results.samples import Verdict, metrics, samples_frame, trace_frame
@@ -63,7 +63,7 @@ class Collected:
 
     samples: list[pl.DataFrame] = field(default_factory=list)
     searches: list[Search] = field(default_factory=list)
-    kept: list[tuple[list[int], Tensor]] = field(default_factory=list)
+    kept: list[dict[str, Tensor]] = field(default_factory=list)
     exhibits: list[Exhibit] = field(default_factory=list)
     others: list[Exhibit] = field(default_factory=list)
     seconds: float = 0.0
@@ -90,15 +90,22 @@ def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any]) -> di
         if job.threads is not None:
             torch.set_num_threads(job.threads)
         torch.set_flush_denormal(True)  # weights that decayed into denormals cost a factor of eight
-        ball = try_optimizer(job.attack)
-        model, data = load(job, device)
+        try_optimizer(job.attack)
+        model, data, classes = load(job, device)
+        start = try_attack(job.attack, data, classes)
         folder.save(
             device={"type": str(device), "name": _device_name(device), "threads": torch.get_num_threads()},
             model={"name": model.name, "preset": model.preset, "classes": model.num_classes},
             data={"name": data.name, "samples": len(data)},
             batch_size=batch_size(job, data),
             attack=job.words,
-            ball=str(ball),
+            ball=str(start.ball),
+            perturbation={
+                "name": type(start.perturbation).__name__,
+                "shared": start.shared,
+                "parameter_shape": list(start.parameter.shape if start.shared else start.parameter.shape[1:]),
+            },
+            clamped=start.bounds is None,
         )
         log.info("Pixels are in [0, 1]; the model normalises them itself: %s.", model.preset)
         digest = hashlib.sha256()
@@ -108,11 +115,10 @@ def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any]) -> di
         folder.save(
             hashes={"weights": model.weights_hash(), "data": digest.hexdigest()},
             coupled=any(search.coupled for search in found.searches),
-            clamped=any(search.delta.ndim < 4 for search in found.searches),
             metrics=figures,
         )
         _write(job, folder, found, table)
-        _report_doubts(folder.record, table)
+        _report_doubts(folder.record, table, sum(int(search.stuck.sum()) for search in found.searches))
     return folder.record
 
 
@@ -136,17 +142,23 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def try_optimizer(attack: Attack) -> Ball:
-    """Builds the optimizer for one small image, so that wrong settings are told before any work; returns its ball."""
-    perturbation = attack.perturbation(torch.zeros(1, 3, 1, 1))
-    try:
-        return Ball.of(attack.optimizer(perturbation.parameters()))
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"optim: {error}") from error
+def try_optimizer(attack: Attack) -> None:
+    """Builds the optimizer for a parameter of many dimensions: wrong settings are told before anything loads."""
+    with told_as("optim"):
+        attack.optimizer([torch.zeros([1] * 8)])
 
 
-def load(job: Job, device: torch.device) -> tuple[Classifier, ImageData]:
-    """Returns model and data after they were seen to fit each other.
+def try_attack(attack: Attack, data: ImageData, classes: int) -> Start:
+    """Prepares the attack of two images like those of the data, so that what does not fit is told before any attack."""
+    logits, labels = torch.zeros(2, classes), torch.zeros(2, dtype=torch.int64)
+    goals = attack.goals(logits, labels)
+    with told_as("criterion"):
+        attack.criterion(logits, goals, labels=labels, clean=logits)
+    return prepare(attack, torch.zeros(2, *data.shape), [0, 1])
+
+
+def load(job: Job, device: torch.device) -> tuple[Classifier, ImageData, int]:
+    """Returns model, data and the number of classes, after model and data were seen to fit each other.
 
     Raises:
         ValueError: If the model's output is not (N, classes), or data and model have different classes.
@@ -158,7 +170,7 @@ def load(job: Job, device: torch.device) -> tuple[Classifier, ImageData]:
     if logits.ndim != 2 or len(logits) != 1:
         raise ValueError(f"The model {model.name} must return logits (N, classes), not shape {tuple(logits.shape)}.")
     check_labels(data, logits.shape[1])
-    return model, data
+    return model, data, logits.shape[1]
 
 
 def batch_size(job: Job, data: ImageData) -> int:
@@ -200,19 +212,31 @@ def _collect(found: Collected, outcome: Outcome, model: Classifier, data: ImageD
     search = outcome.search
     if search is not None:
         images, labels = outcome.images[outcome.attacked], outcome.labels[outcome.attacked]
-        verdict = Verdict(*verify(model, images, labels, search.delta, search.ball))
-        found.searches.append(replace(search, delta=search.delta[:0]))  # its losses alone: memory must not grow
-        ids = [i for i, attacked in zip(outcome.ids, outcome.attacked.tolist(), strict=True) if attacked]
+        verdict = Verdict(*verify(model, images, labels, search.claim))
+        delta = search.claim.delta(images)
+        found.searches.append(replace(search, claim=Claim(delta[:0], search.claim.ball)))  # memory must not grow
         keep = torch.ones_like(verdict.broken) if save == "all" else verdict.broken
         if save != "none" and keep.any():
-            delta = search.delta.expand_as(images)[keep]
-            found.kept.append(([i for i, k in zip(ids, keep.tolist(), strict=True) if k], delta.cpu()))
-        _exhibit(found, outcome, search, verdict, model.classes or data.classes)
+            ids = torch.tensor(outcome.ids, dtype=torch.int64)[outcome.attacked.cpu()]
+            found.kept.append(_stored(search.claim, ids, delta, keep, len(found.kept)))
+        _exhibit(found, outcome, delta, verdict, model.classes or data.classes)
     found.samples.append(samples_frame(outcome, verdict))
 
 
+def _stored(claim: Claim, ids: Tensor, delta: Tensor, keep: Tensor, batch: int) -> dict[str, Tensor]:
+    """Returns what perturbations.safetensors holds of the samples of a batch that `keep` marks."""
+    stored = {"ids": ids[keep.cpu()], "delta": delta[keep]}
+    if claim.shared:
+        stored |= {"parameter": claim.parameter[None], "batch": torch.full_like(stored["ids"], batch)}
+    elif not claim.parameter_is_delta:
+        stored["parameter"] = claim.parameter[keep]
+    if claim.places is not None:
+        stored["places"] = claim.places[keep]
+    return {name: tensor.cpu() for name, tensor in stored.items()}
+
+
 def _exhibit(
-    found: Collected, outcome: Outcome, search: Search, verdict: Verdict, classes: Iterable[str] | None
+    found: Collected, outcome: Outcome, deltas: Tensor, verdict: Verdict, classes: Iterable[str] | None
 ) -> None:
     """Keeps the first few broken samples for the gallery, and a few others in case too few break."""
     names = list(classes) if classes is not None else None
@@ -221,7 +245,6 @@ def _exhibit(
         return names[number] if names else f"class {number}"
 
     positions = outcome.attacked.nonzero().flatten().tolist()
-    deltas = search.delta.expand(len(positions), *search.delta.shape[-3:])
     for row, position in enumerate(positions):
         shelf = found.exhibits if verdict.broken[row] else found.others
         if len(shelf) < SHOWN:
@@ -240,18 +263,24 @@ def _write(job: Job, folder: RunFolder, found: Collected, table: pl.DataFrame) -
     table.write_parquet(folder / "samples.parquet")
     trace_frame(found.searches).write_parquet(folder / "trace.parquet")
     if job.save != "none":
-        ids = torch.tensor([i for part, _ in found.kept for i in part], dtype=torch.int64)
-        delta = torch.cat([delta for _, delta in found.kept]) if found.kept else torch.zeros(0)
-        stored = save({"ids": ids, "delta": delta.contiguous()}, metadata={"clamped": str(folder.record["clamped"])})
-        (folder / "perturbations.safetensors").write_bytes(stored)
+        kept = found.kept or [{"ids": torch.zeros(0, dtype=torch.int64), "delta": torch.zeros(0)}]
+        stored = {name: torch.cat([part[name] for part in kept]).contiguous() for name in kept[0]}
+        (folder / "perturbations.safetensors").write_bytes(save(stored))
     shown = (found.exhibits + found.others)[:SHOWN]
     draw_gallery(shown, folder / "gallery.png", headline(folder.record))
 
 
-def _report_doubts(record: dict[str, Any], table: pl.DataFrame) -> None:
-    """Warns of what a reader of the figures must know."""
+def _report_doubts(record: dict[str, Any], table: pl.DataFrame, stuck: int) -> None:
+    """Warns of what a reader of the figures must know; `stuck` samples never had a gradient."""
     if record["coupled"]:
         log.info(coupling(record))
+    if stuck:
+        log.warning(
+            "The gradient was zero at every step for %d of %d samples: nothing moved them. Take another criterion, or "
+            "another start, as in init=uniform_linf.",
+            stuck,
+            record["metrics"]["attacked"],
+        )
     lost = table.filter(pl.col("stopped") == "not_finite")
     for row in lost.head(5).iter_rows(named=True):
         where = "the clean image" if row["not_finite_step"] is None else f"step {row['not_finite_step']}"
@@ -262,7 +291,7 @@ def _report_doubts(record: dict[str, Any], table: pl.DataFrame) -> None:
 
 def _compared(before: dict[str, Any], job: Job, folder: RunFolder) -> dict[str, Any]:
     """Returns the finished record if weights and data are still what they were."""
-    model, data = load(job, choose_device(job.device))
+    model, data, _ = load(job, choose_device(job.device))
     digest = hashlib.sha256()
     for batch in data.batches(batch_size(job, data)):
         _feed(digest, batch)

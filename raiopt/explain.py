@@ -30,7 +30,11 @@ def options() -> dict[str, list[str]]:
 
 
 def typed(value: Any) -> str:
-    """Returns a setting's value as one types it: null, true, [1, 2]."""
+    """Returns a setting's value as one types it: null, true, [1,2], {depth:3}."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{typed(entry)}' for key, entry in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(typed, value))}]"
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -99,7 +103,11 @@ def _unknown_option(group: str, name: str) -> str:
 
 def _unknown_key(key: str, words: Sequence[str]) -> str:
     """Tells the near keys of the config that the groups among the words lead to."""
-    known = _keys([word for word in words if word.partition("=")[0] in options() and "," not in word])
+    chosen = [word for word in words if word.partition("=")[0] in options() and "," not in word]
+    if key == "optim/InnerOpt":
+        optim = next((word for word in chosen if word.startswith("optim=")), "an optim of this sweep")
+        return f"{key} cannot be chosen: {optim} has no inner optimizer. Leave it out, or take another optim."
+    known = _keys(chosen)
     if same := [name for name in known if name.rpartition(".")[2] == key]:
         return f"{key} is not an option. Did you mean {' or '.join(same)}?"
     groups = [] if key.partition(".")[0] in options() else list(options())

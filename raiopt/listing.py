@@ -91,11 +91,14 @@ def _described(group: str, name: str) -> tuple[str, str]:
     if entry is None:
         return _yaml_comment(group, name), ""
     node = entry["node"]
-    node = node.perturbation if entry["package"] == "_global_" else node
+    also = {}
+    if entry["package"] == "_global_":
+        node, also = node.perturbation, {f"optim.{key}": value for key, value in node.optim.items()}
     target = get_target(node)
     settings = _without_targets(OmegaConf.to_container(OmegaConf.structured(node)))
     settings.pop("InnerOpt", None)
     settings.pop("defaults", None)
+    settings |= also
     text = ", ".join(f"{key}={'required' if value == '???' else typed(value)}" for key, value in settings.items())
     return (inspect.getdoc(target) or "").partition("\n")[0], text
 

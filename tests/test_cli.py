@@ -216,7 +216,7 @@ def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
         (["solverr.steps=1"], "solverr.steps is not an option. Did you mean solver"),
         (["optim=adam", "optim.InnerOpt.betas=[0,0]"], "optim=adam is not an option of optim"),
         (["optim.InnerOpt=adam"], "write it with a slash: optim/InnerOpt=adam"),
-        (["experiment=nosuch"], "experiment=nosuch is not an option of experiment. There are quick"),
+        (["experiment=nosuch"], "experiment=nosuch is not an option of experiment. There are mi_fgsm, quick"),
         (["optim.epsilon=-1"], "optim: epsilon=-1.0 must be a finite number, at least 0"),
         (["optim.epsilon=nan"], "optim: epsilon=nan must be a finite number"),
         (["optim.epsilon=much"], "optim.epsilon: Value 'much' of type 'str' could not be converted to Float"),
@@ -246,7 +246,32 @@ def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
         (["lr=0.1"], "lr is not an option. Did you mean optim.lr?"),
         (["data.indices=3"], "data.indices=3 must be a list like [3,1,7]"),
         (["optim/InnerOpt=adam", "optim.InnerOpt.betas=[0.9]"], "optim: betas=[0.9] must be two numbers"),
-        (["optim=signed", "optim.ball=l3"], "optim: ball='l3' must be one of 'linf', 'l2', 'null'"),
+        (["optim=signed", "optim.ball=l3"], "optim: ball='l3' must be one of 'linf', 'l2', 'l1', 'l0', 'null'"),
+        (["optim=linf_frank_wolfe", "optim/InnerOpt=adam"], "optim=linf_frank_wolfe has no inner optimizer"),
+        (["optim=chain", "optim.members=[sined]"], "optim: members='sined' must be one of"),
+        (["optim=chain", "optim.members=[{clamped:{clamp:1}}]"], "clamp is not a setting of clamped. Did you mean"),
+        (["optim=chain", "optim.members=signed"], "optim: members='signed' must be a list, as in optim.members=["),
+        (["perturbation=patch", "perturbation.size=65"], "perturbation: size=65 must be an integer, at least 1, at"),
+        (["perturbation=patch", "perturbation.place=left"], "perturbation: place='left' must be one of 'random'"),
+        (["perturbation=patch", "perturbation.place=[49,0]"], "but the patch lies within the image only from (0, 0)"),
+        (["perturbation=masked"], "perturbation.region must be given"),
+        (
+            ["perturbation=masked", "perturbation.region=[0,0,65,1]"],
+            "perturbation: region=[0, 0, 65, 1] must lie within",
+        ),
+        (["perturbation=affine", "perturbation.scale=1"], "perturbation: scale=1.0 must be below 1"),
+        (
+            ["perturbation=affine", "optim.param_ndim=3"],
+            "optim: param_ndim=3 is out of range for a tensor of shape (2, 4)",
+        ),
+        (
+            ["perturbation=affine", "optim=l0_projected", "optim.pixels=true"],
+            "optim: pixels=True needs data (N, C, ...)",
+        ),
+        (["perturbation=python", "perturbation.factory=math:sqrt"], "perturbation: "),
+        (["criterion=targeted_dlr"], "criterion: targeted_dlr needs a target: solver.targeted=true and"),
+        (["criterion=kl", "solver.targeted=true", "solver.target=next"], "criterion: kl has no target to move towards"),
+        (["init=gaussian", "init.std=-1"], "init: std=-1.0 must be a finite number, at least 0"),
         (["solver.targeted=true", "solver.target=foo"], "'next', 'least_likely', 'the number of a class'"),
         (["model=python", "model.factory=math:sqrt"], "model.factory='math:sqrt' raised TypeError"),
         (["model=python", "model.factory=math:sqrt", "model.kwargs={mode:nan}"], "model.factory='math:sqrt' raised"),
@@ -330,6 +355,7 @@ def test_help_lists_groups_and_settings(capsys):
         ("model", ["digits_standard", "resnet50"]),
         ("data", ["image_folder", "CIFAR10"]),
         ("experiment", ["step_size_grid", "A sweep of 12 jobs"]),
+        ("perturbation", ["place=random", "optim.lr=0.1", "region=required"]),
     ],
 )
 def test_list_tells_what_can_be_asked_for(capsys, group, words):
@@ -353,32 +379,17 @@ def test_tab_completion_knows_groups_and_settings(typed, expected):
     assert expected in done.stdout.split()
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["optim/InnerOpt=adam", "optim.InnerOpt.betas=[0.9,0.99]"],
-        ["optim/InnerOpt=adamw"],
-        ["optim/InnerOpt=rmsprop"],
-        ["optim=l2_projected", "init=uniform_l2"],
-        ["optim=signed", "optim.ball=null", "criterion=margin"],
-        ["optim=l2_normed", "optim.ball=l2", "optim.epsilon=2"],
-        ["model=digits_standard", "solver.targeted=true", "solver.target=next"],
-    ],
-)
-def test_every_part_can_be_exchanged(tmp_path, words):
-    assert main([*words, *SMALL]) == 0
-    (folder,) = folders(tmp_path)
-    assert record(folder)["metrics"]["verified"] == record(folder)["metrics"]["claimed"]
-
-
-def test_a_universal_perturbation_is_one_for_all_samples(tmp_path, capsys):
-    assert main(["perturbation=universal", "optim.epsilon=0.5", "optim.lr=0.2", "save=all", *SMALL]) == 0
-    (folder,) = folders(tmp_path)
-    assert record(folder)["coupled"]
-    delta = load_file(folder / "perturbations.safetensors")["delta"]
-    assert torch.equal(delta, delta[:1].expand_as(delta))
-    assert record(folder)["clamped"]
-    assert "One perturbation for each batch" in capsys.readouterr().out
+def test_a_search_that_cannot_move_is_told(tmp_path, capsys):
+    (tmp_path / "flat.py").write_text(
+        "import torch\nfrom torch import nn\nclass Flat(nn.Module):\n    def forward(self, x):\n"
+        "        zero = 0 * x.mean((1, 2, 3))\n        return torch.stack([zero, zero + 1] + 8 * [zero], 1)\n"
+    )
+    assert main(["model=python", "model.factory=flat:Flat", "data.limit=40", "solver.steps=2"]) == 0
+    attacked = record(folders(tmp_path)[0])["metrics"]["attacked"]
+    assert f"The gradient was zero at every step for {attacked} of {attacked} samples" in capsys.readouterr().err
+    assert attacked > 0
+    assert main(SMALL) == 0
+    assert "gradient was zero" not in capsys.readouterr().err
 
 
 def test_published_weights_are_taken_from_the_cache(tmp_path, monkeypatch):

@@ -6,21 +6,29 @@ import sys
 from dataclasses import fields
 
 import pytest
-import torch
 from hydra_zen import get_target
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, ValidationError
 from torch import optim as torch_optim
 
-from raiopt import builders, optim, zoo
-from raiopt.configs import Optim, store
+from raiopt import optim, zoo
+from raiopt.builders import optimizers
+from raiopt.configs import Bounded, store
 
-CLASSES = {
-    "signed": optim.SignedGradientOptim,
-    "l1_normed": optim.L1NormedGradientOptim,
-    "l2_normed": optim.L2NormedGradientOptim,
-    "linf_projected": optim.LinfProjectedOptim,
-    "l2_projected": optim.L2ProjectedOptim,
+PROJECTED = {
+    "linf_projected": "LinfProjectedOptim",
+    "l2_projected": "L2ProjectedOptim",
+    "l1_projected": "L1ProjectedOptim",
+    "l0_projected": "L0ProjectedOptim",
+    "linf_frank_wolfe": "LinfFrankWolfe",
+    "l2_frank_wolfe": "L2FrankWolfe",
+    "l1_frank_wolfe": "L1FrankWolfe",
+    "l1q_frank_wolfe": "L1qFrankWolfe",
+    "chain": "ChainedParamTransformingOptimizer",
 }
+CLASSES = {**optimizers.TRANSFORMS, **PROJECTED}
+OURS = {"params", "InnerOpt", "shared", "ball", "seed", "members"}
+"""Arguments of builders that their classes need not have: `seed` makes the generator."""
+
 INNER = {
     "sgd": torch_optim.SGD,
     "adam": torch_optim.Adam,
@@ -47,20 +55,44 @@ def names(function):
 
 
 def test_every_option_of_optim_is_compared_with_its_class():
-    assert set(nodes("optim")) == set(CLASSES)
+    assert set(nodes("optim")) == set(CLASSES) - {"momentum"}  # of use only in a chain
     assert set(nodes("optim/InnerOpt")) == set(INNER)
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_settings_of_optim_are_arguments_of_the_class(name):
-    own = names(get_target(nodes("optim")[name])) - {"params", "InnerOpt", "shared", "ball"}
-    shared = {field.name for field in fields(Optim)} - {"lr", "epsilon"}
-    assert own | shared <= names(CLASSES[name])
+    builder, made = names(getattr(optimizers, name)), names(getattr(optim, CLASSES[name]))
+    shared = {field.name for field in fields(Bounded)} - {"lr", "epsilon"}
+    assert (builder - OURS) | shared <= made
+    assert ("seed" in builder) == ("generator" in made or name == "chain")
+    assert ("ball" in builder) == (name not in PROJECTED or name == "chain")
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_own_arguments_of_the_class_are_settings_of_optim(name):
+    own = names(getattr(optim, CLASSES[name])) - names(optim.ParamTransformingOptimizer)
+    given = names(getattr(optimizers, name)) | {
+        "lr",
+        "epsilon",
+        "generator",
+        "div_by_zero_eps",
+        "transforming_optimizers",
+    }
+    assert own <= given
+
+
+@pytest.mark.parametrize("name", CLASSES.keys() - {"momentum"})
+def test_an_option_has_an_inner_optimizer_if_its_builder_takes_one(name):
+    node = OmegaConf.structured(nodes("optim")[name])
+    assert ("InnerOpt" in set(node)) == ("InnerOpt" in names(getattr(optimizers, name)))
+    assert {field.name for field in fields(Bounded)} <= set(node)
+    with pytest.raises(ValidationError):
+        node.epsilon = "much"
 
 
 @pytest.mark.parametrize("name", INNER)
 def test_inner_optimizers_have_torchs_arguments_and_defaults(name):
-    ours, torchs = inspect.signature(builders.__dict__[name]).parameters, inspect.signature(INNER[name]).parameters
+    ours, torchs = inspect.signature(optimizers.__dict__[name]).parameters, inspect.signature(INNER[name]).parameters
     assert set(ours) <= set(torchs)
     assert ours["lr"].default is inspect.Parameter.empty
     assert all(p.default == torchs[n].default for n, p in ours.items() if n not in {"params", "lr"})
@@ -83,24 +115,9 @@ def test_every_option_has_one_line_of_documentation_and_typed_settings(group):
         assert all(container._get_node(key) is not None for key in container)
 
 
-@pytest.mark.parametrize(("ball", "p"), [("linf", float("inf")), ("l2", 2.0), (None, None)])
-@pytest.mark.parametrize("name", ["signed", "l1_normed", "l2_normed"])
-def test_gradient_transforms_come_with_a_ball(name, ball, p):
-    x = torch.zeros(2, 3, requires_grad=True)
-    made = builders.__dict__[name]([x], builders.sgd, ball=ball, epsilon=0.5, lr=100.0)
-    assert made.ball == p
-    x.backward(torch.ones(2, 3))
-    made.step()
-    norms = x.detach().norm(p or 2, dim=1)
-    assert (norms <= 0.5 * (1 + 1e-6)).all() if p else (norms > 1).all()
-
-
-def test_a_ball_that_is_not_there_is_told():
-    with pytest.raises(ValueError, match=r"ball='l3' must be one of 'linf', 'l2', 'null'"):
-        builders.signed([], None, ball="l3", epsilon=1.0)
-
-
-@pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["list", "optim"], ["optim.lrr=1"], []])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--cfg", "job"], ["list", "optim"], ["list", "perturbation"], ["optim.lrr=1"], []]
+)
 def test_configuring_does_not_import_torch(words):
     code = (
         "import sys; from raiopt.cli import main; from raiopt import configs\n"

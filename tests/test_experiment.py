@@ -7,17 +7,17 @@ import torch
 from torch import nn
 
 from raiopt.attack import Attack
+from raiopt.builders import attacks
 from raiopt.experiment import Job, choose_device, load, run
 from raiopt.optim import LinfProjectedOptim
-from raiopt.perturbations import AdditivePerturbation, cross_entropy
 from raiopt.results.folder import RunFolder
 from raiopt.zoo import Classifier, ImageData
 
 ATTACK = Attack(
     optimizer=partial(LinfProjectedOptim, epsilon=0.1, lr=0.1),
-    perturbation=AdditivePerturbation,
+    perturbation=attacks.additive,
     init=lambda rows, generator: rows,
-    criterion=cross_entropy,
+    criterion=attacks.cross_entropy,
     steps=1,
 )
 

@@ -1,7 +1,8 @@
 """The attack on a data set, and the check of what it claims."""
 
-from raiopt.attack.engine import Attack, attack_batch
+from raiopt.attack.engine import attack_batch
 from raiopt.attack.outcome import Outcome, Search
-from raiopt.attack.verify import Ball, verify
+from raiopt.attack.question import Attack, Start, prepare, told_as
+from raiopt.attack.verify import Ball, Claim, verify
 
-__all__ = ["Attack", "Ball", "Outcome", "Search", "attack_batch", "verify"]
+__all__ = ["Attack", "Ball", "Claim", "Outcome", "Search", "Start", "attack_batch", "prepare", "told_as", "verify"]

@@ -1,12 +1,12 @@
 """What an attack found out about a batch, and the watch that collects it while the search runs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from raiopt.attack.verify import Ball
+from raiopt.attack.verify import Claim
 from raiopt.perturbations.solver import Best, Iterate
 
 
@@ -14,7 +14,7 @@ from raiopt.perturbations.solver import Best, Iterate
 class Search:
     """What the search found for the n attacked samples of a batch; tensors of shape (n,) where nothing else is said."""
 
-    delta: Tensor  # shaped like the perturbation's parameter
+    claim: Claim
     prediction: Tensor
     loss: Tensor
     fooled: Tensor
@@ -23,8 +23,8 @@ class Search:
     not_finite: Tensor  # the step of the first output or gradient that was not finite; -1: none
     losses: Tensor  # (steps + 1, n)
     fooled_at: Tensor  # (steps + 1, n)
-    ball: Ball
-    coupled: bool
+    stuck: Tensor  # whether the gradient was zero at every step
+    coupled: bool  # samples act together, so that one iterate was kept for all
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Watch:
     Args:
         labels: Classes (n,) of the samples.
         goals: The classes (n,) to be reached; None if the samples are to be moved away from their labels.
-        shared: The samples share one perturbation.
+        shared: The samples share one parameter.
         coupled: They share it or a ball, so that one iterate must be kept for all of them.
         use_best: Keep the best iterate; else the last.
     """
@@ -59,12 +59,13 @@ class Watch:
         self.shared, self.coupled = shared, coupled
         self.first_fooled = torch.full_like(labels, -1)
         self.not_finite = torch.full_like(labels, -1)
+        self.stuck = torch.ones_like(labels, dtype=torch.bool)
         self.losses: list[Tensor] = []
         self.fooled_at: list[Tensor] = []
         self.best = Best()
 
-    def observe(self, found: Iterate, delta: Tensor) -> None:
-        """Takes note of the next iterate and of the parameter `delta` that made it."""
+    def observe(self, found: Iterate, parameter: Tensor) -> None:
+        """Takes note of the next iterate and of the parameter that made it."""
         step = len(self.losses)
         finite = found.logits.isfinite().all(1) & found.losses.isfinite()
         prediction = found.logits.argmax(1)
@@ -78,7 +79,7 @@ class Watch:
         scores = [fooled.to(gain.dtype), gain] if self.use_best else [steps]
         self.best.update(
             [score.nansum() for score in scores] if self.coupled else scores,
-            delta=delta,
+            parameter=parameter,
             prediction=prediction,
             loss=found.losses,
             fooled=fooled,
@@ -86,21 +87,25 @@ class Watch:
         )
 
     def keep_finite(self, gradient: Tensor) -> Tensor:
-        """Returns the gradient of `delta`, zero for each sample whose gradient is not finite, and notes the step."""
+        """Returns the parameter's gradient, zero for each sample whose gradient is not finite, and notes the step."""
         finite = gradient.isfinite()
-        rows = finite.all() if self.shared else finite.flatten(1).all(1)
+        rows = finite.all() if self.shared else finite.reshape(len(finite), -1).all(1)
         self.not_finite = _first(self.not_finite, ~rows, len(self.losses) - 1)
+        moving = gradient.any() if self.shared else gradient.reshape(len(gradient), -1).any(1)
+        self.stuck &= ~moving
         return torch.where(rows.view(rows.shape + (1,) * (gradient.ndim - rows.ndim)), gradient, 0)
 
-    def result(self, ball: Ball) -> Search:
-        """Returns what was found, once the last iterate has been observed."""
+    def result(self, claim: Callable[[Tensor], Claim]) -> Search:
+        """Returns what was found, once the last iterate has been observed; `claim` is called with the parameter."""
+        best = dict(self.best.values)
         return Search(
-            **self.best.values,
+            claim=claim(best.pop("parameter")),
+            **best,
             first_fooled=self.first_fooled,
             not_finite=self.not_finite,
+            stuck=self.stuck & (len(self.losses) > 1),
             losses=torch.stack(self.losses),
             fooled_at=torch.stack(self.fooled_at),
-            ball=ball,
             coupled=self.coupled,
         )
 

@@ -35,8 +35,8 @@ class ProjectedParameterOptimizer(ParamTransformingOptimizer):
         p: 0, 1, 2 or infinity. The L0 ball holds what has at most `epsilon` entries that are not zero.
         epsilon: The radius of the ball of each datum: with `param_ndim=1` each row of pixels has its own ball, with
             None the whole parameter has one. A number, or a tensor that broadcasts to the parameter's shape.
-        pixels: For p=0: count positions, each with all its entries along the first dimension of the datum (the
-            channels), instead of entries.
+        pixels: For p=0: count positions instead of entries, each with all its channels: see
+            `raiopt.transforms.project_l0_`.
 
     >>> import torch
     >>> x = torch.zeros(1, 2, requires_grad=True)

@@ -7,7 +7,7 @@ from typing import Any
 def completed(own: Signature, parents: Signature) -> Signature:
     """Returns a signature whose `**kwargs` are replaced by the parent's keywords.
 
-    Thin classes need not repeat `param_ndim`, `grad_scale`, ... this way, and hydra-zen and `help` list them all the same.
+    Thin classes need not repeat `param_ndim`, `grad_scale`, ... and hydra-zen and `help` list them all the same.
     """
     parameters = list(own.parameters.values())
     if parameters[-1].kind is not Parameter.VAR_KEYWORD:

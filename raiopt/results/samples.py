@@ -9,7 +9,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from raiopt.attack.outcome import Outcome, Search
+from raiopt.attack import Claim, Outcome, Search
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 
@@ -80,7 +80,6 @@ def _why_not(finite: bool, right: bool, attacked: bool) -> str:
 def _attacked_columns(search: Search, verdict: Verdict, labels: Tensor) -> dict[str, list[Any]]:
     n, steps = len(labels), len(search.losses) - 1
     claimed = search.loss.isfinite() & (search.prediction != labels)
-    rows = search.delta.double().expand(n, *search.delta.shape[-3:]).flatten(1)
     return {
         "adversarial_prediction": _list(verdict.prediction),
         "adversarial_loss": _list(search.loss.float()),
@@ -90,12 +89,20 @@ def _attacked_columns(search: Search, verdict: Verdict, labels: Tensor) -> dict[
         "not_finite_step": _where(search.not_finite >= 0, search.not_finite),
         "best_step": _list(search.best_step),
         "first_fooled_step": _where(search.first_fooled >= 0, search.first_fooled),
-        "l0": _list((rows != 0).sum(1)),
-        **{f"l{p}": _list(torch.linalg.vector_norm(rows, float(p), dim=1)) for p in ("1", "2", "inf")},
+        **{name: _list(norm.expand(n)) for name, norm in _norms(search.claim).items()},
         "steps": [steps] * n,
         "forward_passes": [steps + 1] * n,
         "backward_passes": [steps] * n,
     }
+
+
+def _norms(claim: Claim) -> dict[str, Tensor]:
+    """Returns the norms of each sample's own parameter (n,), or of the one that all share (1,), in float64."""
+    x = claim.parameter
+    counted = x.abs().amax(-3) if claim.ball.pixels else x
+    counted, rows = (entries.reshape(1 if claim.shared else len(x), -1) for entries in (counted, x))
+    norms = {f"l{p}": torch.linalg.vector_norm(rows.double(), float(p), dim=1) for p in ("1", "2", "inf")}
+    return {"l0": counted.count_nonzero(1), **norms}
 
 
 def _list(values: Tensor) -> list[Any]:

@@ -70,7 +70,7 @@ def _column(values: list[Any]) -> list[Any]:
 
 def _mark_best(frame: pl.DataFrame, records: list[dict[str, Any]]) -> pl.DataFrame:
     """Adds the column `best`; jobs without a ball are compared with none."""
-    peers = [json.dumps([r.get("ball"), r.get("model"), r.get("hashes")], sort_keys=True) for r in records]
+    peers = [_question(record) for record in records]
     robust = pl.col("robust_accuracy").cast(pl.Float64)
     return (
         frame.with_columns(_peers=pl.Series(peers))
@@ -78,6 +78,12 @@ def _mark_best(frame: pl.DataFrame, records: list[dict[str, Any]]) -> pl.DataFra
         .with_columns(pl.col("best").fill_null(False))
         .drop("_peers")
     )
+
+
+def _question(record: dict[str, Any]) -> str:
+    """Returns what must be equal for two robust accuracies to be comparable."""
+    own = {key: value for key, value in record.get("overrides", {}).items() if key.startswith("perturbation")}
+    return json.dumps([record.get(part) for part in ("ball", "model", "hashes", "perturbation")] + [own])
 
 
 def save_sweep(frame: pl.DataFrame, folder: Path) -> None:

@@ -66,9 +66,9 @@ def print_summary(record: dict[str, Any], folder: Path) -> None:
 def coupling(record: dict[str, Any]) -> str:
     """Returns what the samples of a batch have in common, for a job in which that matters."""
     size = record["batch_size"]
-    if record["clamped"]:
-        return f"One perturbation for each batch of {size}; perturbed images are clamped to [0, 1]."
-    return f"One ball for each batch of {size}: with another batch_size it is another question."
+    shared = "perturbation" if record["perturbation"]["shared"] else "ball"
+    clamped = " Perturbed images are clamped to [0, 1]." * record["clamped"]
+    return f"One {shared} for each batch of {size}: with another batch_size it is another question.{clamped}"
 
 
 def headline(record: dict[str, Any]) -> str:

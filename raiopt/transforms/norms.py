@@ -58,7 +58,7 @@ def _plain_norms(x: Tensor, p: float) -> Tensor:
 def _l2_norms(x: Tensor) -> Tensor:
     """Returns the L2 norms (N,) of x (N, d).
 
-    torch's sum adds in pairs. Its vector_norm is several times faster, but adds one after another: good for short pieces.
+    torch's sum adds in pairs; its vector_norm is several times faster, but adds one by one: good for short pieces.
     """
     if x.shape[1] <= 256:
         return torch.linalg.vector_norm(x, 2, dim=1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from raiopt.transforms.norms import normalize_, steepest_
-from raiopt.transforms.projections import Bound, clamp_, project_l2_, room
+from raiopt.transforms.projections import Bound, clamp_, is_half, project_l2_, project_linf_, room, round_inwards_
 
 
 def support_linf_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: Bound = None) -> Tensor:
@@ -19,7 +19,7 @@ def support_linf_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper
     >>> support_linf_(torch.tensor([[3.0, -4.0, 0.0]]), epsilon=1.0, lower=-0.25)
     tensor([[ 1.0000, -0.2500,  0.0000]])
     """
-    return clamp_(x.sign_().mul_(epsilon), lower, upper)
+    return project_linf_(x.sign_().mul_(torch.finfo(x.dtype).max), epsilon, lower, upper)
 
 
 _FAR = 1e12
@@ -34,6 +34,8 @@ def support_l2_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: 
     >>> support_l2_(torch.tensor([[3.0, 4.0]]), epsilon=1.0, upper=0.75)
     tensor([[0.6614, 0.7500]])
     """
+    if is_half(x):
+        return round_inwards_(x, support_l2_(x.float(), epsilon, lower, upper))
     if lower is None and upper is None:
         return normalize_(x, 2).mul_(epsilon)
     return project_l2_(normalize_(x, float("inf")).mul_(_FAR).mul_(epsilon), epsilon, lower, upper)
@@ -50,6 +52,8 @@ def support_l1_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: 
     >>> support_l1_(torch.tensor([[3.0, -4.0]]), epsilon=1.0, lower=-0.75)
     tensor([[ 0.2500, -0.7500]])
     """
+    if is_half(x):
+        return round_inwards_(x, support_l1_(x.float(), epsilon, lower, upper))
     if lower is None and upper is None:
         return steepest_(x, 1).mul_(epsilon)
     order = x.abs().flatten(1).argsort(1, descending=True)

@@ -1,12 +1,21 @@
 """Verification catches each way in which a claim can be wrong."""
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.optim import SGD
 from torch.testing import assert_close
 
-from raiopt.attack import Ball, verify
-from raiopt.optim import L2NormedGradientOptim, L2ProjectedOptim, LinfProjectedOptim
+from raiopt.attack import Ball, Claim, verify
+from raiopt.optim import (
+    L2NormedGradientOptim,
+    L2ProjectedOptim,
+    LinfProjectedOptim,
+    ParamTransformingOptimizer,
+)
+from tests.strategies import shapes, tensors
 
 INF = float("inf")
 
@@ -21,8 +30,17 @@ X = torch.full((3, 1, 2, 2), 0.45)
 LABELS = torch.zeros(3).long()
 
 
+def added(delta, ball):
+    """A perturbation a sample, added to it, within the bounds of its pixels."""
+    return Claim(delta, ball, bounds=(-X, 1 - X))
+
+
+def shared(delta, ball):
+    return Claim(delta, ball, shared=True)
+
+
 def test_what_is_right_is_verified():
-    broken, prediction = verify(model, X, LABELS, torch.full_like(X, 0.1), Ball(INF, 0.1))
+    broken, prediction = verify(model, X, LABELS, added(torch.full_like(X, 0.1), Ball(INF, 0.1)))
     assert broken.all()
     assert prediction.tolist() == [1, 1, 1]
 
@@ -39,13 +57,13 @@ def test_what_is_right_is_verified():
 def test_one_bad_entry_costs_its_sample_and_no_other(pixel, value, ball):
     delta = torch.full_like(X, 0.1)
     delta[pixel, 0, 1, 1] = value
-    broken, _ = verify(model, X, LABELS, delta, ball)
+    broken, _ = verify(model, X, LABELS, added(delta, ball))
     assert broken.tolist() == [True, False, True]
 
 
 def test_a_claim_that_the_plain_model_denies_is_not_verified():
     delta = torch.tensor([0.1, 0.04, 0.1]).view(3, 1, 1, 1).expand_as(X)
-    broken, prediction = verify(model, X, LABELS, delta, Ball(INF, 0.1))
+    broken, prediction = verify(model, X, LABELS, added(delta, Ball(INF, 0.1)))
     assert broken.tolist() == [True, False, True]
     assert prediction.tolist() == [1, 0, 1]
 
@@ -57,7 +75,7 @@ def test_the_model_sees_batches_of_another_size():
         sizes.append(len(x))
         return model(x)
 
-    verify(counting, X, LABELS, torch.zeros_like(X), Ball(INF, 0.1))
+    verify(counting, X, LABELS, added(torch.zeros_like(X), Ball(INF, 0.1)))
     assert sum(sizes) == 3
     assert 3 not in sizes
 
@@ -70,10 +88,10 @@ def test_the_radius_holds_for_each_row_of_param_ndim(param_ndim, norm):
 
 
 def test_a_shared_perturbation_is_judged_once_and_clamped():
-    shared = torch.full((1, 2, 2), 0.1)
-    assert verify(model, X, LABELS, shared, Ball(INF, 0.1, None))[0].all()
-    assert not verify(model, X, LABELS, shared, Ball(INF, 0.09, None))[0].any()
-    assert verify(model, X, LABELS, shared + 0.9, Ball(INF, 1.0, None))[0].all()
+    delta = torch.full((1, 2, 2), 0.1)
+    assert verify(model, X, LABELS, shared(delta, Ball(INF, 0.1, None)))[0].all()
+    assert not verify(model, X, LABELS, shared(delta, Ball(INF, 0.09, None)))[0].any()
+    assert verify(model, X, LABELS, shared(delta + 0.9, Ball(INF, 1.0, None)))[0].all()
 
 
 def test_the_ball_of_an_optimizer():
@@ -101,10 +119,93 @@ def test_the_ball_of_an_optimizer():
 def test_equal_balls_have_one_name_and_others_another(kind, ndim, param_ndim, text):
     x = torch.zeros((2, 3, 4, 4)[-ndim:], requires_grad=True)
     radius = {} if kind is L2NormedGradientOptim else {"epsilon": 1.5}
-    assert str(Ball.of(kind([x], lr=1, param_ndim=param_ndim, **radius))) == text
+    assert str(Ball.of(kind([x], lr=1, param_ndim=param_ndim, **radius), shared=ndim == 3)) == text
 
 
 def test_no_gradient_is_recorded():
     weight = torch.ones(1, requires_grad=True)
-    _, prediction = verify(lambda x: model(x * weight), X, LABELS, torch.zeros_like(X), Ball(None, None))
+    _, prediction = verify(lambda x: model(x * weight), X, LABELS, added(torch.zeros_like(X), Ball(None, None)))
     assert_close(prediction, LABELS)
+
+
+@pytest.mark.parametrize(("p", "norm"), [(0, 3), (1, 0.6), (2, 0.14**0.5), (INF, 0.3)])
+def test_the_norm_of_every_order(p, norm):
+    delta = torch.tensor([0.0, -0.1, 0.2, 0.3]).view(1, 1, 2, 2)
+    assert Ball(p, norm * 1.00001).holds(delta).all()
+    assert not Ball(p, norm * 0.999).holds(delta).any()
+
+
+@given(
+    delta=tensors(shapes(min_ndim=4)),
+    p=st.sampled_from([0, 1, 2, INF]),
+    param_ndim=st.sampled_from([-1, 0, 1, 3, None]),
+    epsilon=st.floats(0, 300, allow_subnormal=False),
+)
+def test_the_ball_holds_what_numpy_finds_in_it(delta, p, param_ndim, epsilon):
+    x, leading = delta.double().numpy(), {-1: 1, 0: 4, 1: 3, 3: 1, None: 0}[param_ndim]
+    norms = [np.linalg.norm(x[index].ravel(), p) for index in np.ndindex(x.shape[:leading])]
+    inside = np.reshape(norms, x.shape[:leading]) <= epsilon * (1 + 1e-6)
+    expected = [bool(np.all(inside[row] if leading else inside)) for row in range(len(x))]
+    assert Ball(p, epsilon, param_ndim).holds(delta).tolist() == expected
+
+
+def test_pixels_count_once_whatever_the_channels():
+    delta = torch.zeros(2, 3, 2, 2)
+    delta[0, :, 0, 0] = 0.1
+    delta[1, 0, 0, 0] = delta[1, 2, 1, 1] = -0.1
+    assert Ball(0, 1, pixels=True).holds(delta).tolist() == [True, False]
+    assert Ball(0, 2).holds(delta).tolist() == [False, True]
+    assert Ball(0, 3, None, pixels=True).holds(delta).tolist() == [True, True]  # three pixels in the whole batch
+    assert Ball(0, 2, None, pixels=True).holds(delta).tolist() == [False, False]
+
+
+class Counting(ParamTransformingOptimizer):
+    ball = 0
+    pixels = True
+
+
+class CountingEntries(Counting):
+    pixels = False
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "shared", "what", "text"),
+    [
+        (Counting, (2, 3, 4, 4), False, "", "L0 30 pixels"),
+        (CountingEntries, (2, 3, 4, 4), False, "", "L0 30"),
+        (CountingEntries, (1, 3, 4, 4), True, "patch", "L0 30 of the patch"),
+        (CountingEntries, (2, 4), False, "pose", "L0 30 of the pose"),
+        (CountingEntries, (5,), True, "curve", "L0 30 of the curve per 0-d row"),
+    ],
+)
+def test_the_name_of_a_ball_tells_what_it_holds(kind, shape, shared, what, text):
+    x = torch.zeros(shape, requires_grad=True)
+    optimizer = kind([x], lr=1, defaults={"epsilon": 30.0})
+    assert str(Ball.of(optimizer, shared=shared, what=what)) == text
+
+
+def test_a_parameter_out_of_its_bounds_costs_its_sample():
+    pose = torch.zeros(3, 4)
+    pose[1, 2] = 1.00001
+    claim = Claim(pose, Ball(None, None), bounds=(-torch.ones(3, 4), torch.ones(3, 4)), perturb=lambda x: x + 0.1)
+    assert verify(model, X, LABELS, claim)[0].tolist() == [True, False, True]
+
+
+def test_a_shared_parameter_out_of_its_bounds_costs_all():
+    one = torch.ones(1, 1, 1, 1)
+    claim = Claim(1.00001 * one, Ball(None, None), True, (0 * one, one), lambda x: x + 0.1)
+    assert not verify(model, X, LABELS, claim)[0].any()
+
+
+@pytest.mark.parametrize(("bounds", "broken"), [((torch.zeros(3), torch.ones(3)), False), (None, True)])
+def test_an_image_out_of_the_box_is_broken_only_if_it_is_clamped(bounds, broken):
+    claim = Claim(torch.zeros(3), Ball(None, None), bounds=bounds, perturb=lambda x: x + 0.7)
+    assert verify(model, X, LABELS, claim)[0].tolist() == [broken] * 3
+
+
+def test_the_difference_of_the_images_is_the_parameter_only_where_it_is_simply_added():
+    delta = torch.full_like(X, 0.9)
+    assert added(delta, Ball(None, None)).delta(X) is delta
+    assert_close(shared(delta[:1], Ball(None, None)).delta(X), 1 - X)
+    moved = Claim(torch.zeros(3, 4), Ball(None, None), bounds=(X, X), perturb=lambda x: 2 * x)
+    assert_close(moved.delta(X), X)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from raiopt.attack import Ball, Outcome, Search
+from raiopt.attack import Ball, Claim, Outcome, Search
 from raiopt.results.samples import Verdict, metrics, samples_frame, trace_frame
 
 LOSSES = torch.tensor([[1.0, 2.0, 3.0, 4.0], [2.0, 1.0, math.nan, 5.0], [3.0, 0.0, math.nan, 6.0]])
 FOOLED = torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]).bool()
 SEARCH = Search(
-    delta=torch.tensor([0.3, 0.0, 0.1, -0.2]).view(4, 1, 1, 1).repeat(1, 1, 2, 2),
+    claim=Claim(torch.tensor([0.3, 0.0, 0.1, -0.2]).view(4, 1, 1, 1).repeat(1, 1, 2, 2), Ball(math.inf, 0.3)),
     prediction=torch.tensor([1, 0, 0, 3]),
     loss=torch.tensor([2.0, 2.0, 3.0, 6.0]),
     fooled=torch.tensor([True, False, False, True]),
@@ -24,7 +24,7 @@ SEARCH = Search(
     not_finite=torch.tensor([-1, -1, 1, -1]),
     losses=LOSSES,
     fooled_at=FOOLED,
-    ball=Ball(math.inf, 0.3),
+    stuck=torch.zeros(4).bool(),
     coupled=False,
 )
 OUTCOME = Outcome(
@@ -58,7 +58,7 @@ def test_one_row_a_sample_with_nulls_where_nothing_was_attacked():
 
 @pytest.mark.parametrize(("column", "order"), [("l0", 0), ("l1", 1), ("l2", 2), ("linf", np.inf)])
 def test_norms_agree_with_numpy(column, order):
-    rows = SEARCH.delta.double().flatten(1).numpy()
+    rows = SEARCH.claim.parameter.double().flatten(1).numpy()
     expected = [np.linalg.norm(row, order) for row in rows]
     np.testing.assert_allclose(samples_frame(OUTCOME, VERDICT)[column].to_list()[:4], expected)
 
@@ -106,7 +106,21 @@ def test_trace_of_nothing_has_its_columns_and_a_step_without_losses_is_nan():
 
 
 def test_a_shared_perturbation_counts_for_each_sample():
-    shared = replace(SEARCH, delta=torch.full((1, 2, 2), 0.5))
+    shared = replace(SEARCH, claim=Claim(torch.full((1, 2, 2), 0.5), Ball(None, None), shared=True))
     assert_close(
         torch.tensor(samples_frame(replace(OUTCOME, search=shared), VERDICT)["l2"].to_list()[:4]), torch.ones(4)
     )
+
+
+def test_norms_are_those_of_the_parameter_and_count_pixels_where_the_ball_does():
+    pose = torch.tensor([[3.0, -4.0], [0.0, 0.0], [1.0, 0.0], [0.5, 0.5]])
+    frame = samples_frame(replace(OUTCOME, search=replace(SEARCH, claim=Claim(pose, Ball(2, 5.0)))), VERDICT)
+    assert frame["l2"].to_list()[:4] == pytest.approx([5, 0, 1, 0.5**0.5])
+    assert frame["l0"].to_list()[:4] == [2, 0, 1, 2]
+    delta = torch.zeros(4, 3, 2, 2)
+    delta[:, :, 0, 0] = 1
+    delta[1, 0, 1, 1] = -1
+    for pixels, expected in ((True, [1, 2, 1, 1]), (False, [3, 4, 3, 3])):
+        claim = Claim(delta, Ball(0, 3, pixels=pixels))
+        frame = samples_frame(replace(OUTCOME, search=replace(SEARCH, claim=claim)), VERDICT)
+        assert frame["l0"].to_list()[:4] == expected
