@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raiopt.optim import L2ProjectedOptim, LinfProjectedOptim, ProjectedParameterOptimizer
+from raiopt.optim import L0ProjectedOptim, L2ProjectedOptim, LinfProjectedOptim, ProjectedParameterOptimizer
 
 PROJECTED = [L2ProjectedOptim, LinfProjectedOptim]
 
@@ -71,3 +71,30 @@ def test_the_nearest_point_is_not_the_clipped_and_shrunk_one() -> None:
     optimizer.param_groups[0].update(lower=torch.full((1, 2), -1.0), upper=torch.tensor([[1.0, 0.6]]))
     optimizer.step()
     torch.testing.assert_close(x.detach(), torch.tensor([[0.8, 0.6]]))
+
+
+def test_groups_have_radii_and_splits_of_their_own() -> None:
+    x, y = (torch.full((2, 2, 50), 10.0, requires_grad=True) for _ in range(2))
+    groups = [{"params": [x], "epsilon": 1.0}, {"params": [y], "epsilon": 5.0, "param_ndim": 1}]
+    L2ProjectedOptim(groups, epsilon=3.0, lr=1.0).project()
+    torch.testing.assert_close(x.detach().view(2, -1).norm(dim=1), torch.full((2,), 1.0))
+    torch.testing.assert_close(y.detach().norm(dim=2), torch.full((2, 2), 5.0))
+
+
+@pytest.mark.parametrize("param_ndim", [-1, None])
+def test_pixels_are_kept_with_all_their_channels(param_ndim: int | None) -> None:
+    x = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) + 0.1
+    param = x.clone().requires_grad_()
+    L0ProjectedOptim([param], epsilon=4, pixels=True, param_ndim=param_ndim, lr=1.0).project()
+    kept = param.detach() != 0
+    assert torch.equal(kept.all(1), kept.any(1))
+    assert kept[:, 0].sum() == (8 if param_ndim == -1 else 4)
+    gains = x.square().sum(1)
+    assert gains[kept[:, 0]].min() >= gains[~kept[:, 0]].max() if param_ndim is None else True
+
+
+def test_pixels_without_an_l0_ball_are_refused() -> None:
+    with pytest.raises(ValueError, match="pixels=True would have no effect with p=2"):
+        ProjectedParameterOptimizer([leaf([1.0])], p=2, epsilon=1.0, pixels=True, lr=1.0)
+    with pytest.raises(ValueError, match=r"pixels=True needs data \(N, C, ...\)"):
+        L0ProjectedOptim([leaf([1.0, 2.0])], epsilon=1, pixels=True, lr=1.0).project()
