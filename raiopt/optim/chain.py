@@ -4,13 +4,17 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 from torch.optim.optimizer import ParamsT
 
 from raiopt.optim.base import ParamTransformingOptimizer
 from raiopt.optim.inner import InnerOptimizer
 
 _OF_THE_CHAIN = ("params", "InnerOpt", "param_ndim", "grad_scale", "grad_bias", "lr")
+
+
+def _can_be_member(given: Any) -> bool:
+    return callable(given) or isinstance(given, Optimizer)  # the latter to be refused by name
 
 
 class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
@@ -21,6 +25,7 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
     Args:
         transforming_optimizers: Classes, or partials that hold the hyperparameters of the member alone. `param_ndim`,
             `grad_scale`, `grad_bias`, `InnerOpt` and `lr` belong to the chain.
+        params: The parameters; they may also stand last among the positional arguments.
 
     >>> import torch
     >>> from functools import partial
@@ -44,8 +49,11 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         InnerOpt: InnerOptimizer = SGD,
         **shared: Any,
     ) -> None:
+        members: list[Any] = list(transforming_optimizers)
+        if params is None and members and not _can_be_member(members[-1]):
+            params = members.pop()  # so that a partial takes them by position
         super().__init__(params, InnerOpt, **shared)
-        self._chain = tuple(self._member(make) for make in transforming_optimizers)
+        self._chain = tuple(self._member(make) for make in members)
         bounded = next((member for member in reversed(self._chain) if member.ball is not None), None)
         self.ball, self.pixels = (bounded.ball, bounded.pixels) if bounded else (None, False)
 

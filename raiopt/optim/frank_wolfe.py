@@ -92,8 +92,8 @@ class _InBall(ParamTransformingOptimizer):
         use_default_lr_schedule: bool = True,
         **shared: Any,
     ) -> None:
-        options = {"lr": lr, "use_default_lr_schedule": use_default_lr_schedule}
-        super().__init__(params, FrankWolfe, **options, **with_defaults(shared, epsilon=epsilon))
+        options = _options(shared, lr=lr, use_default_lr_schedule=use_default_lr_schedule)
+        super().__init__(params, FrankWolfe, **with_defaults(options, epsilon=epsilon))
 
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         if param.grad is not None:
@@ -105,6 +105,13 @@ class _InBall(ParamTransformingOptimizer):
 
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         project_(param, optim_group, self.ball or 0)
+
+
+def _options(shared: dict[str, Any], **own: Any) -> dict[str, Any]:
+    """Returns all keyword arguments for the parent, once it is clear that no inner optimizer is among them."""
+    if "InnerOpt" in shared:
+        raise TypeError(f"InnerOpt={shared['InnerOpt']!r} cannot be chosen: Frank-Wolfe makes the step itself.")
+    return {**shared, **own}
 
 
 def _is_zero(gradient: Tensor) -> Tensor:
@@ -197,8 +204,8 @@ class L1qFrankWolfe(L1qNormedGradientOptim):
         use_default_lr_schedule: bool = True,
         **shared: Any,
     ) -> None:
-        options = {"lr": lr, "use_default_lr_schedule": use_default_lr_schedule}
-        super().__init__(params, FrankWolfe, q=q, **options, **with_defaults(shared, epsilon=epsilon))
+        options = _options(shared, lr=lr, use_default_lr_schedule=use_default_lr_schedule)
+        super().__init__(params, FrankWolfe, q=q, **with_defaults(options, epsilon=epsilon))
 
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         if param.grad is not None:

@@ -173,7 +173,7 @@ def _level(size: Tensor, walls: Tensor | None, radius: float | Tensor) -> Tensor
         slope = torch.where(is_low, _total(free).to(wide).clamp_(min=1.0), slope)
         step = (above / slope, (high - low) * above / (above - below), (high - low) / 2)[turn % 3]
         level = torch.where(done, level, low + step.minimum(high - low))
-    return torch.where(done, level, high)  # pyright: ignore[reportPossiblyUnboundVariable]
+    return torch.where(done, level, torch.where(above < -below, low, high))  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 def _soften_(left: Tensor, size: Tensor, level: Tensor) -> Tensor:

@@ -137,3 +137,11 @@ def test_a_ready_made_inner_optimizer_serves_a_chain() -> None:
 def test_what_is_no_transforming_optimizer_is_refused(member: Any) -> None:
     with pytest.raises(TypeError, match="A chain is made of"):
         ChainedParamTransformingOptimizer(member, params=[leaf(1.0)])
+
+
+def test_a_partial_takes_the_parameters_by_position() -> None:  # as the solver and hydra give them
+    make = partial(ChainedParamTransformingOptimizer, SignedGradientOptim, IN_L2, lr=1.0)
+    for params in ([leaf(1.0)], iter([leaf(1.0)]), [{"params": [leaf(1.0)]}]):
+        chain = make(params)
+        assert len(chain._chain) == 2
+        assert len(chain.param_groups[0]["params"]) == 1
