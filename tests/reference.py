@@ -35,38 +35,72 @@ def normalize(x: Array, p: float) -> Array:
     return x / np.where(size == 0, 1.0, size).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def dual(p: float) -> float:
+    """The q with 1/p + 1/q = 1."""
+    return np.inf if p == 1 else 1.0 if p == np.inf else p / (p - 1)
+
+
+def steepest(x: Array, p: float) -> Array:
+    """The point of the unit ball with the largest inner product with x, from the case of equality in Hoelder's."""
+    size = np.abs(x).reshape(len(x), -1)
+    top = np.maximum(size.max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    powers = (size == top) * 1.0 if p == 1 else (size > 0) * 1.0 if p == np.inf else (size / top) ** (dual(p) - 1)
+    return normalize(np.sign(x) * powers.reshape(x.shape), p)
+
+
+def has_view(shape: tuple[int, ...], strides: tuple[int, ...], param_ndim: int | None) -> bool:
+    """Whether memory with these strides, in entries, holds the batch as it is: NumPy copies where it does not."""
+    x = np.ndarray(shape, np.float64, np.zeros(math.prod(shape)), strides=[8 * stride for stride in strides])
+    return np.shares_memory(x, x.reshape(rows(shape, param_ndim)))
+
+
 def project_linf(x: Array, epsilon: float | Array, lower: Array | float, upper: Array | float) -> Array:
     return np.minimum(np.maximum(x, np.maximum(-epsilon, lower)), np.minimum(epsilon, upper))
 
 
 def project_l2(x: Array, epsilon: float | Array, lower: Array | float, upper: Array | float) -> Array:
-    """The nearest point z = clip(x / (1 + mu)) of ball and box: the multiplier mu >= 0 by bisection."""
-    radius = np.broadcast_to(np.asarray(epsilon, dtype=np.float64).reshape(-1), len(x))
-    ones = [1] * (x.ndim - 1)
-    near, far = np.zeros(len(x)), np.ones(len(x))
+    """The nearest point clip(scale x, lower, upper) of ball and box: the scale in (0, 1] by bisection."""
+    size, walls, radius = _parts(x, epsilon, lower, upper)
+    near, far = np.zeros((len(x), 1)), np.ones((len(x), 1))
     for _ in range(160):
         scale = (near + far) / 2
-        inside = norms(np.clip(x * scale.reshape(-1, *ones), lower, upper), 2) <= radius
+        if ((scale == near) | (scale == far)).all():  # there is no number between them
+            break
+        inside = _l2(np.minimum(size * scale, walls)) <= radius
         near, far = np.where(inside, scale, near), np.where(inside, far, scale)
-    whole = np.clip(x, lower, upper)
-    fits = (norms(whole, 2) <= radius).reshape(-1, *ones)
-    return np.where(fits, whole, np.clip(x * near.reshape(-1, *ones), lower, upper))
+    whole = np.minimum(size, walls)
+    nearest = np.where(_l2(whole) <= radius, whole, np.minimum(size * near, walls))
+    return np.sign(x) * nearest.reshape(x.shape)
 
 
 def project_l1(x: Array, epsilon: float | Array, lower: Array | float, upper: Array | float) -> Array:
     """The nearest point clip(sign(x) max(|x| - level, 0)) of ball and box: the level >= 0 by bisection."""
-    radius = np.broadcast_to(np.asarray(epsilon, dtype=np.float64).reshape(-1), len(x))
-    ones = [1] * (x.ndim - 1)
+    size, walls, radius = _parts(x, epsilon, lower, upper)
 
     def shrunk(level: Array) -> Array:
-        return np.clip(np.sign(x) * np.maximum(np.abs(x) - level.reshape(-1, *ones), 0), lower, upper)
+        return np.minimum(np.maximum(size - level, 0), walls)
 
-    low, high = np.zeros(len(x)), norms(x, np.inf)
-    for _ in range(200):
+    low, high = np.zeros((len(x), 1)), size.max(axis=1, keepdims=True)
+    for _ in range(120):
         level = (low + high) / 2
-        outside = norms(shrunk(level), 1) > radius
+        if ((level == low) | (level == high)).all():
+            break
+        outside = shrunk(level).sum(axis=1, keepdims=True) > radius
         low, high = np.where(outside, level, low), np.where(outside, high, level)
-    return shrunk(np.where(norms(shrunk(np.zeros(len(x))), 1) <= radius, 0.0, high))
+    whole = shrunk(np.zeros_like(low))
+    nearest = np.where(whole.sum(axis=1, keepdims=True) <= radius, whole, shrunk(high))
+    return np.sign(x) * nearest.reshape(x.shape)
+
+
+def _parts(x: Array, epsilon: float | Array, lower: Array | float, upper: Array | float) -> tuple[Array, Array, Array]:
+    """The magnitudes (N, d), how large the box lets each become, and the radii (N, 1)."""
+    walls = np.broadcast_to(np.where(x > 0, upper, -np.asarray(lower)), x.shape).reshape(len(x), -1)
+    radius = np.broadcast_to(np.asarray(epsilon, dtype=np.float64).reshape(-1, 1), (len(x), 1))
+    return np.abs(x).reshape(len(x), -1), walls, radius
+
+
+def _l2(flat: Array) -> Array:
+    return np.sqrt(np.square(flat).sum(axis=1, keepdims=True))
 
 
 def project_l0(x: Array, epsilon: float | Array, lower: Array | float, upper: Array | float) -> Array:
@@ -83,17 +117,18 @@ def project_l0(x: Array, epsilon: float | Array, lower: Array | float, upper: Ar
 PROJECTIONS = {0: project_l0, 1: project_l1, 2: project_l2, np.inf: project_linf}
 
 
-def support(x: Array, p: float, epsilon: float, lower: Array, upper: Array) -> Array:
-    """The point of ball and box that has the largest inner product with x."""
-    room = np.where(x > 0, upper, np.where(x < 0, -lower, 0.0))
-    if p == np.inf:
-        return np.sign(x) * np.minimum(room, epsilon)
+def support(x: Array, p: float, epsilon: float, lower: Array | float, upper: Array | float) -> Array:
+    """A point of ball and box that has the largest inner product with x."""
+    size, walls, _ = _parts(x, epsilon, lower, upper)
+    if p == 2:  # the projection of a point far out
+        return project_l2(1e30 * normalize(x, 2), epsilon, lower, upper)
     if p == 1:  # fill by size
-        best = np.zeros_like(x).reshape(len(x), -1)
-        for row, (size, walls) in enumerate(zip(np.abs(x).reshape(best.shape), room.reshape(best.shape), strict=True)):
+        best = np.zeros_like(size)
+        for row in range(len(x)):
             left = epsilon
-            for i in np.argsort(-size):
-                best[row, i] = min(left, walls[i])
+            for i in np.argsort(-size[row]):
+                best[row, i] = min(left, walls[row, i])
                 left -= best[row, i]
-        return np.sign(x) * best.reshape(x.shape)
-    return project_l2(1e9 * normalize(x, 2), epsilon, lower, upper)  # p == 2: the projection of a point far out
+    else:
+        best = np.minimum(walls, epsilon)
+    return np.sign(x) * best.reshape(x.shape)

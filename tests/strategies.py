@@ -8,6 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
+from tests import reference
+
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 def shapes(min_ndim: int = 1, max_ndim: int = 4, max_side: int = 4) -> st.SearchStrategy[tuple[int, ...]]:
     return hnp.array_shapes(min_dims=min_ndim, max_dims=max_ndim, max_side=max_side)
@@ -47,3 +52,19 @@ def split(draw: st.DrawFn) -> tuple[tuple[int, ...], int | None]:
     """A shape, and a `param_ndim` that it allows."""
     shape = draw(shapes())
     return shape, draw(st.none() | st.integers(-len(shape), len(shape)))
+
+
+def param_ndims(x: Tensor) -> list[int | None]:
+    """Every `param_ndim` for which x has a view."""
+    options = [None, *range(-x.ndim, x.ndim + 1)]
+    return [n for n in options if reference.has_view(tuple(x.shape), x.stride(), n)]
+
+
+@st.composite
+def parameters(draw: st.DrawFn, **kwargs: Any) -> tuple[Tensor, int | None]:
+    """A parameter of 0 to 5 dimensions, contiguous or with its channels last, and a `param_ndim` that it allows."""
+    ndim = draw(st.integers(0, 5))
+    x = draw(tensors(shapes(min_ndim=ndim, max_ndim=ndim, max_side=3), **kwargs))
+    if x.ndim in LAYOUTS and draw(st.booleans()):
+        x = x.to(memory_format=LAYOUTS[x.ndim])
+    return x, draw(st.sampled_from(param_ndims(x)))

@@ -1,3 +1,6 @@
+import math
+import re
+
 import pytest
 import torch
 from hypothesis import given
@@ -6,7 +9,7 @@ from hypothesis import strategies as st
 from raiopt import as_batch
 from raiopt.batching import merged_dims
 from tests import reference
-from tests.strategies import shapes, split
+from tests.strategies import FLOATS, LAYOUTS, parameters, shapes, split
 
 
 @given(split())
@@ -17,6 +20,51 @@ def test_the_batch_has_the_shape_that_the_words_say_and_is_a_view(case: tuple[tu
     assert tuple(batch.shape) == reference.rows(shape, param_ndim)
     assert torch.equal(batch.flatten(), x.flatten())
     assert batch.data_ptr() == x.data_ptr()
+
+
+FLOAT_GRID = [
+    pytest.param(dtype, shape, last, id=f"{str(dtype)[6:]}-{shape}{'-last' * last}")
+    for dtype in FLOATS
+    for shape in [
+        (),
+        (3,),
+        (2, 3),
+        (2, 3, 4),
+        (2, 3, 4, 5),
+        (2, 3, 2, 4, 3),
+        (1, 3, 1, 4),
+        (2, 1, 3, 3),
+        (2, 3, 1, 1, 2),
+    ]
+    for last in ([False, True] if len(shape) in LAYOUTS else [False])
+]
+
+
+@pytest.mark.parametrize(("dtype", "shape", "last"), FLOAT_GRID)
+def test_every_split_of_every_layout_is_a_view_or_an_error(
+    dtype: torch.dtype, shape: tuple[int, ...], last: bool
+) -> None:
+    x = torch.arange(float(math.prod(shape))).view(shape).to(dtype)
+    x = x.to(memory_format=LAYOUTS[len(shape)]) if last else x
+    for param_ndim in [None, *range(-x.ndim, x.ndim + 1)]:
+        if not reference.has_view(shape, x.stride(), param_ndim):
+            about = f"shape {shape} and strides {x.stride()} has no view for param_ndim={param_ndim}:"
+            with pytest.raises(ValueError, match=re.escape(about)):
+                as_batch(x, param_ndim)
+            continue
+        batch = as_batch(x, param_ndim)
+        assert tuple(batch.shape) == reference.rows(shape, param_ndim)
+        assert batch.dtype is dtype
+        assert batch.flatten().tolist() == x.flatten().tolist()
+        kept = x.clone()
+        batch.add_(1)  # what is written into the view is written into the parameter
+        assert torch.equal(x, kept + 1)
+
+
+@given(parameters())
+def test_what_the_strategy_draws_has_a_view(case: tuple[torch.Tensor, int | None]) -> None:
+    x, param_ndim = case
+    assert as_batch(x, param_ndim).data_ptr() == x.data_ptr()
 
 
 @given(shapes(), st.integers(1, 4))
