@@ -216,10 +216,11 @@ def build(config: DictConfig, choices: dict[str, str]) -> Any:
         seed=config.seed,
     )
     names = [choices[group] for group in ("optim", "optim/InnerOpt") if group in choices]
+    kind = [choices["perturbation"]] if choices["perturbation"] != "additive" else []
     return experiment.Job(
         model=instantiate(config.model),
         data=instantiate(config.data),
         attack=attack,
         **{key: config[key] for key in ("device", "threads", "batch_size", "save")},
-        words=f"{' with '.join(names)}, {attack.steps} steps",
+        words=", ".join([*kind, " with ".join(names), f"{attack.steps} steps"]),
     )

@@ -116,7 +116,7 @@ _group(
     python=partial(attacks.python_perturbation, factory=MISSING),
 )
 _perturbation(attacks.universal, param_ndim=None)
-_perturbation(attacks.patch, epsilon=1.0, lr=0.1)
+_perturbation(attacks.patch, epsilon=1.0)
 _perturbation(attacks.affine, epsilon=1.0, lr=0.2)
 EPSILON: dict[str, Any] = {"epsilon": "${optim.epsilon}"}
 _group(

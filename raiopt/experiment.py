@@ -13,7 +13,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from raiopt import checks
-from raiopt.attack import Attack, Claim, Outcome, Search, Start, attack_batch, prepare, told_as, verify
+from raiopt.attack import (
+    Attack,
+    Claim,
+    Outcome,
+    Search,
+    Start,
+    attack_batch,
+    check_perturbed,
+    prepare,
+    told_as,
+    verify,
+)
 from raiopt.results.folder import RunFolder
 from raiopt.results.gallery import Exhibit, draw_gallery
 from raiopt.results.samples import Verdict, metrics, samples_frame, trace_frame
@@ -103,7 +114,7 @@ def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any]) -> di
             perturbation={
                 "name": type(start.perturbation).__name__,
                 "shared": start.shared,
-                "parameter_shape": list(start.parameter.shape if start.shared else start.parameter.shape[1:]),
+                "parameter_shape": _row_shape(start),
             },
             clamped=start.bounds is None,
         )
@@ -120,6 +131,12 @@ def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any]) -> di
         _write(job, folder, found, table)
         _report_doubts(folder.record, table, sum(int(search.stuck.sum()) for search in found.searches))
     return folder.record
+
+
+def _row_shape(start: Start) -> list[int]:
+    """Returns the shape of one sample's parameter, or of the one that all samples share."""
+    shape = list(start.parameter.shape)
+    return shape if start.shared and len(shape) < 4 else shape[1:]
 
 
 def choose_device(name: str) -> torch.device:
@@ -154,7 +171,11 @@ def try_attack(attack: Attack, data: ImageData, classes: int) -> Start:
     goals = attack.goals(logits, labels)
     with told_as("criterion"):
         attack.criterion(logits, goals, labels=labels, clean=logits)
-    return prepare(attack, torch.zeros(2, *data.shape), [0, 1])
+    images = torch.zeros(2, *data.shape)
+    start = prepare(attack, images, [0, 1])
+    with told_as("perturbation"):
+        check_perturbed(start.perturbation(images), images)
+    return start
 
 
 def load(job: Job, device: torch.device) -> tuple[Classifier, ImageData, int]:
@@ -227,7 +248,8 @@ def _stored(claim: Claim, ids: Tensor, delta: Tensor, keep: Tensor, batch: int) 
     """Returns what perturbations.safetensors holds of the samples of a batch that `keep` marks."""
     stored = {"ids": ids[keep.cpu()], "delta": delta[keep]}
     if claim.shared:
-        stored |= {"parameter": claim.parameter[None], "batch": torch.full_like(stored["ids"], batch)}
+        rows = claim.parameter if claim.parameter.ndim == delta.ndim else claim.parameter[None]
+        stored |= {"parameter": rows, "batch": torch.full_like(stored["ids"], batch)}
     elif not claim.parameter_is_delta:
         stored["parameter"] = claim.parameter[keep]
     if claim.places is not None:

@@ -266,9 +266,10 @@ def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
         ),
         (
             ["perturbation=affine", "optim=l0_projected", "optim.pixels=true"],
-            "optim: pixels=True needs data (N, C, ...)",
+            "optim: pixels=True needs data (C, H, W), but with param_ndim=-1",
         ),
         (["perturbation=python", "perturbation.factory=math:sqrt"], "perturbation: "),
+        (["optim=signed", "optim.ball=l0"], "epsilon=0.1 must be a finite number, at least 1. In an L0 ball it is a"),
         (["criterion=targeted_dlr"], "criterion: targeted_dlr needs a target: solver.targeted=true and"),
         (["criterion=kl", "solver.targeted=true", "solver.target=next"], "criterion: kl has no target to move towards"),
         (["init=gaussian", "init.std=-1"], "init: std=-1.0 must be a finite number, at least 0"),
@@ -355,7 +356,7 @@ def test_help_lists_groups_and_settings(capsys):
         ("model", ["digits_standard", "resnet50"]),
         ("data", ["image_folder", "CIFAR10"]),
         ("experiment", ["step_size_grid", "A sweep of 12 jobs"]),
-        ("perturbation", ["place=random", "optim.lr=0.1", "region=required"]),
+        ("perturbation", ["place=random", "optim.lr=0.2", "region=required"]),
     ],
 )
 def test_list_tells_what_can_be_asked_for(capsys, group, words):

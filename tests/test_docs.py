@@ -75,7 +75,7 @@ def test_the_table_tells_the_command():
         x = torch.zeros(1, 2, requires_grad=True)
         inner = {"InnerOpt": SGD} if "InnerOpt" in inspect.signature(make).parameters else {}
         members = {"members": ["signed"]} if option == "chain" else {}
-        assert type(make([x], epsilon=0.1, lr=0.1, **inner, **members)).__name__ == name
+        assert type(make([x], epsilon=1.0, lr=0.1, **inner, **members)).__name__ == name
 
 
 def test_the_table_tells_what_param_ndim_does():

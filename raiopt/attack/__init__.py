@@ -2,7 +2,19 @@
 
 from raiopt.attack.engine import attack_batch
 from raiopt.attack.outcome import Outcome, Search
-from raiopt.attack.question import Attack, Start, prepare, told_as
+from raiopt.attack.question import Attack, Start, check_perturbed, prepare, told_as
 from raiopt.attack.verify import Ball, Claim, verify
 
-__all__ = ["Attack", "Ball", "Claim", "Outcome", "Search", "Start", "attack_batch", "prepare", "told_as", "verify"]
+__all__ = [
+    "Attack",
+    "Ball",
+    "Claim",
+    "Outcome",
+    "Search",
+    "Start",
+    "attack_batch",
+    "check_perturbed",
+    "prepare",
+    "told_as",
+    "verify",
+]

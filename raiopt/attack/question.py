@@ -124,12 +124,12 @@ def prepare(attack: Attack, images: Tensor, ids: Sequence[int]) -> Start:
         perturbation = attack.perturbation(images, generators)
         parameter = _only_parameter(perturbation)
         shared = getattr(perturbation, "is_shared", lambda data: True)(images)
-        bounds = getattr(perturbation, "bounds", lambda data: None)(images)
         if not shared and len(parameter) != len(images):
             raise ValueError(
                 f"its samples do not share the parameter, which must then have {len(images)} rows, one a sample, "
                 f"but has the shape {tuple(parameter.shape)}."
             )
+        bounds = _checked_bounds(getattr(perturbation, "bounds", lambda data: None)(images), parameter)
     with told_as("optim"):
         optimizer = attack.optimizer(perturbation.parameters())
     with told_as("init"), torch.no_grad():
@@ -142,6 +142,8 @@ def prepare(attack: Attack, images: Tensor, ids: Sequence[int]) -> Start:
             group["lower"], group["upper"] = bounds
     if isinstance(optimizer, ParamTransformingOptimizer):
         with told_as("optim"):
+            for group in optimizer.param_groups if bounds else []:
+                optimizer._check_group(group)
             optimizer.project()
     return Start(perturbation, parameter, optimizer, shared, bounds)
 
@@ -156,8 +158,35 @@ def told_as(part: str) -> Iterator[None]:
         raise kind(f"{part}: {error}") from error
 
 
+def check_perturbed(perturbed: Tensor, images: Tensor) -> None:
+    """Raises unless the perturbation made of new images what an attack can work with."""
+    if not isinstance(perturbed, Tensor) or perturbed.shape != images.shape:
+        raise ValueError(f"it must return images of the shape {tuple(images.shape)}, got {_described(perturbed)}.")
+    if images._version:
+        raise ValueError("it wrote into the images, so that nothing could be checked against them: work on a copy.")
+    if not perturbed.requires_grad:
+        raise ValueError("the perturbed images do not depend on its parameter, or that has requires_grad=False.")
+
+
+def _described(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
+def _checked_bounds(bounds: Any, parameter: Tensor) -> tuple[Tensor, Tensor] | None:
+    if bounds is None:
+        return None
+    pair = tuple(bounds) if isinstance(bounds, Sequence) else ()
+    if len(pair) != 2 or any(not isinstance(b, Tensor) or b.shape != parameter.shape for b in pair):
+        raise ValueError(
+            f"bounds(images) must return None or two tensors of the parameter's shape {tuple(parameter.shape)}."
+        )
+    return pair[0], pair[1]
+
+
 def _only_parameter(perturbation: PerturbationModel) -> Tensor:
     parameters = list(perturbation.parameters())
     if len(parameters) != 1:
         raise ValueError(f"{type(perturbation).__name__} must have exactly one parameter, but has {len(parameters)}.")
+    if not parameters[0].is_floating_point():
+        raise TypeError(f"its parameter must be of a floating type, not {parameters[0].dtype}.")
     return parameters[0]

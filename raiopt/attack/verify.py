@@ -56,7 +56,7 @@ class Ball:
         if self.p is None or self.epsilon is None:
             return _rows(torch.ones_like(parameter, dtype=torch.bool), parameter).all(1)
         rows = as_batch(parameter.to("cpu", torch.float64), self.param_ndim)
-        counted = rows.abs().amax(max(1, rows.ndim - 3)) if self.pixels else rows
+        counted = rows.abs().amax(-3) if self.pixels else rows
         inside = torch.linalg.vector_norm(counted.flatten(1), self.p, dim=1) <= self.epsilon * (1 + TOLERANCE)
         inside = inside.view(-1, *[1] * (rows.ndim - 1)).expand_as(rows)
         return _rows(inside, parameter).all(1).to(parameter.device)

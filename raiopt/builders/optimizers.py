@@ -1,6 +1,7 @@
 """optim and optim/InnerOpt. An option of optim is called with the parameters of the perturbation.
 
-`shared` are the fields that all options have (`configs.Bounded`); all of them hold the parameter in a ball.
+`shared` are the fields that all options have (`configs.Bounded`); all hold the parameter in a ball, unless `ball` is
+null.
 """
 
 import inspect
@@ -75,7 +76,7 @@ def top_q(
     ball: str | None = "linf",
     **shared: Any,
 ) -> Any:
-    """The gradient with all but its largest entries zeroed (the share q is), then a projection."""
+    """The gradient with all but its largest entries zeroed (the share q of them), then a projection."""
     return _bounded([("top_q", {"q": q, "dq": dq})], params, InnerOpt, ball, seed=seed, **shared)
 
 
@@ -204,21 +205,21 @@ def l0_projected(params: Any, InnerOpt: Any, *, pixels: bool = False, **shared: 
 
 
 def linf_frank_wolfe(params: Any, *, use_default_lr_schedule: bool = True, **shared: Any) -> Any:
-    """Frank-Wolfe in the Linf ball: no projection, no inner optimizer."""
+    """Frank-Wolfe in the Linf ball: no inner optimizer."""
     from raiopt.optim import LinfFrankWolfe
 
     return LinfFrankWolfe(params, use_default_lr_schedule=use_default_lr_schedule, **shared)
 
 
 def l2_frank_wolfe(params: Any, *, use_default_lr_schedule: bool = True, **shared: Any) -> Any:
-    """Frank-Wolfe in the L2 ball: no projection, no inner optimizer."""
+    """Frank-Wolfe in the L2 ball: no inner optimizer."""
     from raiopt.optim import L2FrankWolfe
 
     return L2FrankWolfe(params, use_default_lr_schedule=use_default_lr_schedule, **shared)
 
 
 def l1_frank_wolfe(params: Any, *, use_default_lr_schedule: bool = True, **shared: Any) -> Any:
-    """Frank-Wolfe in the L1 ball, one entry a step: no projection, no inner optimizer."""
+    """Frank-Wolfe in the L1 ball, the best entries a step: no inner optimizer."""
     from raiopt.optim import L1FrankWolfe
 
     return L1FrankWolfe(params, use_default_lr_schedule=use_default_lr_schedule, **shared)

@@ -104,6 +104,8 @@ class ParamTransformingOptimizer(Optimizer):
     ball: float | None = None
     #: Whether an L0 ball counts pixels, with all their channels, instead of entries.
     pixels: bool = False
+    #: How many members of the same class stand before this one in its chain.
+    _twins = 0
 
     inner_opt: Optimizer
     param_groups = _owned_by_inner("param_groups")
@@ -166,13 +168,14 @@ class ParamTransformingOptimizer(Optimizer):
 
         It has the shape of the parameter, is viewed as the transform sees that, and stands in `state` under
         `name.<number of the parameter>`: so it is saved, loaded and copied with the inner optimizer's own state.
+        Members of one chain need names of their own.
         """
         index = optim_group["index"]
         owner = next(islice(self._each_parameter(), index, None))[1]
         state: Any = self.state
-        key = f"{name}.{index}"
-        if key not in state:
-            state[key] = torch.zeros_like(owner, requires_grad=False)
+        key = ".".join([name, str(index), *[str(self._twins)] * bool(self._twins)])
+        kept = state[key] if key in state else torch.zeros_like(owner)
+        state[key] = kept.to(owner.device, owner.dtype)  # torch casts only what a checkpoint holds under a parameter
         return as_batch(state[key], optim_group["param_ndim"])
 
     def _check_group(self, group: dict[str, Any]) -> None:
@@ -183,7 +186,15 @@ class ParamTransformingOptimizer(Optimizer):
         """
         check_group(group)
         if self.ball is not None:
-            checks.number("epsilon", group["epsilon"], low=0)
+            low, remedy = (1, "In an L0 ball it is a number of entries.") if self.ball == 0 else (0, "")
+            checks.number("epsilon", group["epsilon"], low=low, remedy=remedy)
+        for param in group["params"] if self.pixels else []:
+            rows = as_batch(param.detach(), group["param_ndim"])
+            if rows.ndim < 4:
+                raise ValueError(
+                    f"pixels=True needs data (C, H, W), but with param_ndim={group['param_ndim']} a parameter of shape "
+                    f"{tuple(param.shape)} is seen as {tuple(rows.shape)}: one datum would hold no channels."
+                )
 
     @torch.no_grad()
     def _apply_pre_step_transform_(self) -> None:

@@ -17,6 +17,11 @@ def _can_be_member(given: Any) -> bool:
     return callable(given) or isinstance(given, Optimizer)  # the latter to be refused by name
 
 
+def _moves(member: ParamTransformingOptimizer) -> bool:
+    """Says whether the member transforms the parameter."""
+    return type(member)._post_step_transform_ is not ParamTransformingOptimizer._post_step_transform_
+
+
 class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
     """Applies several optimizers' gradient transforms in order, steps once, then applies their parameter transforms.
 
@@ -53,9 +58,12 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         if params is None and members and not _can_be_member(members[-1]):
             params = members.pop()  # so that a partial takes them by position
         super().__init__(params, InnerOpt, **shared)
-        self._chain = tuple(self._member(make) for make in members)
-        bounded = next((member for member in reversed(self._chain) if member.ball is not None), None)
-        self.ball, self.pixels = (bounded.ball, bounded.pixels) if bounded else (None, False)
+        for make in members:
+            member = self._member(make)
+            member._twins = sum(type(other) is type(member) for other in self._chain)
+            self._chain += (member,)
+        moving = [member for member in self._chain if _moves(member)]
+        self.ball, self.pixels = (moving[-1].ball, moving[-1].pixels) if moving else (None, False)
 
     def _member(self, make: Callable[..., ParamTransformingOptimizer]) -> ParamTransformingOptimizer:
         """Returns the member, built around the inner optimizer of the chain."""

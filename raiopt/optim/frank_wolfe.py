@@ -53,7 +53,8 @@ class FrankWolfe(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group after its hyperparameters were checked."""
         values = {**self.defaults, **param_group}
-        checks.number("lr", values["lr"], low=0, high=None if values["use_default_lr_schedule"] else 1)
+        share = "" if values["use_default_lr_schedule"] else "Without use_default_lr_schedule it is the share itself."
+        checks.number("lr", values["lr"], low=0, high=1 if share else None, remedy=share)
         checks.number("lmo_scaling_factor", values["lmo_scaling_factor"])
         super().add_param_group(param_group)
 
@@ -104,13 +105,14 @@ class _InBall(ParamTransformingOptimizer):
             param.grad.addcmul_(param, idle.to(param.dtype), value=-1)
 
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
-        project_(param, optim_group, self.ball or 0)
+        assert self.ball is not None  # each subclass names its own
+        project_(param, optim_group, self.ball)
 
 
 def _options(shared: dict[str, Any], **own: Any) -> dict[str, Any]:
     """Returns all keyword arguments for the parent, once it is clear that no inner optimizer is among them."""
     if "InnerOpt" in shared:
-        raise TypeError(f"InnerOpt={shared['InnerOpt']!r} cannot be chosen: Frank-Wolfe makes the step itself.")
+        raise TypeError("InnerOpt cannot be chosen: Frank-Wolfe makes the step itself, so it is no member of a chain.")
     return {**shared, **own}
 
 
@@ -123,6 +125,7 @@ class LinfFrankWolfe(_InBall):
     """Moves each datum towards the corner of the Linf ball, or of ball and box, that is best for its gradient.
 
     The new point lies between two points of a convex set, so it stays there; a start from outside is projected.
+    `grad_scale` multiplies the corner: leave it at 1.
 
     Args:
         epsilon: See `ProjectedParameterOptimizer`.

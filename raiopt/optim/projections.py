@@ -156,12 +156,11 @@ class L1ProjectedOptim(L1qNormedGradientOptim):
 class L0ProjectedOptim(L2NormedGradientOptim):
     """Divides each datum of the gradient by its L2 norm, then keeps the `epsilon` best entries of the datum.
 
-    Those are kept by which the projection onto L0 ball and box moves the datum least; the others become 0. Iterative
-    hard thresholding: Blumensath and Davies 2009, https://arxiv.org/abs/0805.0510. As it takes the nearest point, give
-    it the box; without one, entries are unbounded.
+    It moves to the nearest point of L0 ball and box; the entries that are not kept become 0. Iterative hard
+    thresholding: Blumensath and Davies 2009, https://arxiv.org/abs/0805.0510. Without a box the entries are unbounded.
 
     Args:
-        epsilon: How many entries of each datum may differ from 0; a number, or one for each sample.
+        epsilon: How many entries of each datum may differ from 0, at least 1; a number, or one for each sample.
         pixels: See `ProjectedParameterOptimizer`.
 
     >>> import torch

@@ -16,7 +16,8 @@ from raiopt.optim.signatures import with_defaults
 class TopQGradientOptimizer(ParamTransformingOptimizer):
     """Zeroes the share `q` of each datum of the gradient, its entries of smallest magnitude.
 
-    Of d entries, round((1 - q) d) are kept; of equal ones at the border any, so that the number is exact.
+    Of d entries, round((1 - q) d) are kept, one at least unless q is 1; of equal ones at the border any, so that the
+    number is exact.
 
     Args:
         q: In [0, 1]; 0.9 keeps the largest tenth.
@@ -45,6 +46,8 @@ class TopQGradientOptimizer(ParamTransformingOptimizer):
         generator: Generator | None = None,
         **shared: Any,
     ) -> None:
+        if not isinstance(generator, Generator | None):
+            raise TypeError(f"generator={generator!r} must be a torch.Generator or None.")
         if generator is not None and generator.device.type != "cpu":
             raise ValueError(
                 f"generator must be on the CPU, not on {generator.device}: its draws are read in each step."

@@ -52,8 +52,8 @@ class AffinePerturbation(nn.Module):
         like = template(data_or_shape, device, dtype)
         if like.ndim != 4:
             raise ValueError(f"An affine perturbation needs images of shape (N, C, H, W), got {tuple(like.shape)}.")
-        for name, value in (("rotation", rotation), ("translation", translation), ("scale", scale)):
-            checks.number(name, value, low=0)
+        for name, value, high in (("rotation", rotation, 180), ("translation", translation, 1), ("scale", scale, 1)):
+            checks.number(name, value, low=0, high=high)
         if scale >= 1:
             raise ValueError(f"scale={scale} must be below 1: an image cannot shrink to nothing.")
         self.rotation, self.translation, self.scale = rotation, translation, scale

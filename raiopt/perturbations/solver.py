@@ -230,6 +230,11 @@ def _resolve(
         raise TypeError(
             "optimizer is ready-made, so perturbation_model must be the ready-made one whose parameters it has."
         )
+    owned = {id(param) for group in optimizer.param_groups for param in group["params"]}
+    if not all(id(param) in owned for param in perturbation.parameters()):
+        raise ValueError(
+            "optimizer is ready-made, but does not have the parameters of perturbation_model: nothing moves."
+        )
     if optim_kwargs:
         raise TypeError(
             f"{', '.join(optim_kwargs)} would have no effect: optimizer is ready-made. Pass its class instead."

@@ -11,7 +11,8 @@ from raiopt import checks
 def keep_top_(x: Tensor, q: float) -> Tensor:
     """Zeroes the share `q` of each datum's entries, those of smallest magnitude.
 
-    Of d entries, round((1 - q) d) are kept; of equal ones at the border any, so that the number is exact.
+    Of d entries, round((1 - q) d) are kept, one at least unless q is 1; of equal ones at the border any, so that the
+    number is exact.
 
     Args:
         x: Shape (N, d0, ...).
@@ -22,7 +23,7 @@ def keep_top_(x: Tensor, q: float) -> Tensor:
     """
     checks.number("q", q, low=0, high=1)
     entries = math.prod(x.shape[1:])
-    count = round((1.0 - q) * entries)
+    count = max(round((1.0 - q) * entries), int(q < 1))
     return x if count == entries else x.mul_(top_mask(x.abs(), count))
 
 
@@ -36,7 +37,7 @@ def top_mask(x: Tensor, count: int | Tensor) -> Tensor:
     flat = x.flatten(1)
     mask = torch.zeros_like(flat)
     if isinstance(count, Tensor):
-        is_top = torch.arange(flat.shape[1], device=x.device) < count.view(-1, 1)
+        is_top = (torch.arange(flat.shape[1], device=x.device) < count.reshape(-1, 1)).expand(flat.shape)
         return mask.scatter_(1, flat.argsort(dim=1, descending=True, stable=True), is_top.to(x.dtype)).view(x.shape)
     chosen = flat.topk(min(count, flat.shape[1]), sorted=False).indices
     return mask.scatter_(1, chosen, 1.0).view(x.shape)

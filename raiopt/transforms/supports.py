@@ -58,6 +58,6 @@ def support_l1_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: 
         return steepest_(x, 1).mul_(epsilon)
     order = x.abs().flatten(1).argsort(1, descending=True)
     bounds = clamp_(room(x, lower, upper), upper=epsilon).flatten(1).gather(1, order)
-    radius = epsilon.flatten(1) if isinstance(epsilon, Tensor) else epsilon
+    radius = epsilon.reshape(-1, 1) if isinstance(epsilon, Tensor) else epsilon
     filled = (radius - (bounds.cumsum(1) - bounds)).clamp_(min=0).minimum(bounds)
     return x.sign_().mul_(torch.zeros_like(filled).scatter_(1, order, filled).view_as(x))

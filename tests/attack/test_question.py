@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from raiopt.attack import Attack, check_perturbed, prepare
 from raiopt.builders import attacks
 from raiopt.optim import LinfProjectedOptim
 from raiopt.sampling import keyed_generator
@@ -107,3 +108,49 @@ def test_a_shared_start_is_that_of_the_first_sample():
 def test_a_perturbation_that_does_not_fit_is_told(make, message):
     with pytest.raises(ValueError, match=message):
         run(images(), attack=question(perturbation=make))
+
+
+class Own(nn.Module):
+    """A perturbation that does what `wrong` says."""
+
+    def __init__(self, images, wrong):
+        super().__init__()
+        self.wrong, self.shift = wrong, nn.Parameter(torch.zeros(len(images), 3, 1, 1))
+
+    def forward(self, images):
+        if self.wrong == "writes":
+            images.add_(0.1)
+        if self.wrong == "shape":
+            return images[:1] + self.shift[:1]
+        return images + (0 if self.wrong == "unused" else self.shift)
+
+    def bounds(self, images):
+        ones = torch.ones_like(self.shift)
+        return {"three": 3, "bounds": (ones[0], ones[0]), "origin": (ones / 2, ones)}.get(self.wrong, (-ones, ones))
+
+    def is_shared(self, images):
+        return False
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("writes", "it wrote into the images"),
+        ("shape", r"must return images of the shape \(2, 3, 4, 4\), got a tensor of shape \(1, 3, 4, 4\)"),
+        ("unused", "do not depend on its parameter"),
+        ("three", "must return None or two tensors"),
+        ("bounds", r"two tensors of the parameter's shape \(2, 3, 1, 1\)"),
+        ("origin", "lower"),
+    ],
+)
+def test_what_an_own_perturbation_does_wrong_is_told(wrong, message):
+    images = torch.zeros(2, 3, 4, 4)
+    attack = Attack(
+        optimizer=partial(LinfProjectedOptim, epsilon=0.1, lr=0.1),
+        perturbation=lambda images, generators: Own(images, wrong),
+        init=lambda rows, generator: rows,
+        criterion=lambda logits, goals, **_: logits.sum(1),
+        steps=1,
+    )
+    with pytest.raises(ValueError, match=message):
+        check_perturbed(prepare(attack, images, [0, 1]).perturbation(images), images)

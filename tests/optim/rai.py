@@ -10,8 +10,12 @@ import pytest
 from raiopt.zoo import vision  # noqa: F401  # rai_toolbox imports torchvision, which this makes possible
 
 _WHY = "rai_toolbox is not installed: scripts/test_peers runs this, or pip install -c constraints.txt -e '.[rai]'"
-rai_optim: Any = pytest.importorskip("rai_toolbox.optim", reason=_WHY)
-rai_perturbations: Any = pytest.importorskip("rai_toolbox.perturbations", reason=_WHY)
+
+
+def installed() -> tuple[Any, Any]:
+    """Returns rai_toolbox.optim and rai_toolbox.perturbations, or skips the module that asks."""
+    optim = pytest.importorskip("rai_toolbox.optim", reason=_WHY)
+    return optim, pytest.importorskip("rai_toolbox.perturbations", reason=_WHY)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from raiopt.optim import (
     L2NormedGradientOptim,
     L2ProjectedOptim,
     LinfProjectedOptim,
+    MomentumGradientOptim,
     ProjectedParameterOptimizer,
     SignedGradientOptim,
 )
@@ -145,3 +146,21 @@ def test_a_partial_takes_the_parameters_by_position() -> None:  # as the solver 
         chain = make(params)
         assert len(chain._chain) == 2
         assert len(chain.param_groups[0]["params"]) == 1
+
+
+def test_the_ball_is_that_of_the_last_member_that_moves_the_parameter() -> None:
+    clamp = partial(ClampedParameterOptimizer, clamp_min=2.0)
+    for members, ball in (((IN_L2, clamp), None), ((clamp, IN_L2), 2), ((IN_L2, SignedGradientOptim), 2)):
+        assert ChainedParamTransformingOptimizer(*members, params=[leaf(1.0)], lr=1.0).ball == ball
+
+
+def test_members_of_one_class_have_memories_of_their_own() -> None:
+    x = leaf(0.0)
+    twice = ChainedParamTransformingOptimizer(MomentumGradientOptim, MomentumGradientOptim, params=[x], lr=1.0)
+    sums = []
+    for _ in range(3):
+        x.grad = torch.ones_like(x)
+        twice.step()
+        sums.append(x.grad.item())
+    assert sums == [1, 3, 6]  # the sums of 1, 2, 3
+    assert set(twice.state) == {"momentum.0", "momentum.0.1"}

@@ -85,5 +85,5 @@ def test_data_without_a_gradient_stay_where_they_are(Optim: type[L1FrankWolfe], 
 
 def test_it_takes_no_inner_optimizer() -> None:
     for Optim, options in ((L1FrankWolfe, {}), (L1qFrankWolfe, {"q": 0.5})):
-        with pytest.raises(TypeError, match=r"InnerOpt=.*SGD.* cannot be chosen: Frank-Wolfe makes the step itself"):
+        with pytest.raises(TypeError, match=r"InnerOpt cannot be chosen: Frank-Wolfe makes the step itself"):
             Optim([leaf([1.0])], epsilon=1.0, InnerOpt=torch.optim.SGD, **options)

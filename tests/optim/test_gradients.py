@@ -158,3 +158,20 @@ def test_orders_of_norms_are_at_least_1(Optim: type[LpNormedGradientOptim]) -> N
     with pytest.raises(ValueError, match=r"p=0.5 must be a finite number, at least 1\. Infinity is allowed too"):
         Optim([torch.zeros(1, requires_grad=True)], p=0.5, lr=1.0)
     assert Optim([torch.zeros(1, requires_grad=True)], p=float("inf"), lr=1.0).p == float("inf")
+
+
+def test_momentum_of_another_type_or_device_is_taken_over() -> None:
+    x, y = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True), torch.zeros(2, 3, requires_grad=True)
+    before, after = MomentumGradientOptim([x], lr=1.0), MomentumGradientOptim([y], lr=1.0)
+    x.grad, y.grad = torch.ones_like(x), torch.ones_like(y)
+    before.step()
+    after.load_state_dict(before.state_dict())
+    after.step()
+    assert after.state["momentum.0"].dtype == torch.float32
+    assert (y.grad == 2).all()
+    meta = torch.zeros(2, 3, device="meta", requires_grad=True)
+    moved = MomentumGradientOptim([meta], lr=1.0)
+    moved.load_state_dict(before.state_dict())
+    meta.grad = torch.zeros_like(meta)
+    moved.step()
+    assert moved.state["momentum.0"].device.type == "meta"

@@ -194,7 +194,7 @@ def test_an_empty_batch_passes(row: Row) -> None:
 def test_each_sample_may_have_its_own_radius(row: Row, param_ndim: int) -> None:
     generator = torch.Generator().manual_seed(0)
     start, gradient = torch.randn(2, 3, 2, 4, generator=generator) * 5
-    radius = torch.tensor([0.0, 0.1, 2.0]).view(3, 1, 1)
+    radius = torch.tensor([1.0, 1.5, 2.0] if row.ball == 0 else [0.0, 0.1, 2.0]).view(3, 1, 1)
     together, _ = row.step(start, gradient, epsilon=radius, param_ndim=param_ndim)
     for i in range(3):
         alone, _ = row.step(start[i : i + 1], gradient[i : i + 1], epsilon=radius[i].item(), param_ndim=param_ndim)

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -96,5 +97,18 @@ def test_pixels_are_kept_with_all_their_channels(param_ndim: int | None) -> None
 def test_pixels_without_an_l0_ball_are_refused() -> None:
     with pytest.raises(ValueError, match="pixels=True would have no effect with p=2"):
         ProjectedParameterOptimizer([leaf([1.0])], p=2, epsilon=1.0, pixels=True, lr=1.0)
-    with pytest.raises(ValueError, match=r"pixels=True needs data \(N, C, ...\)"):
-        L0ProjectedOptim([leaf([1.0, 2.0])], epsilon=1, pixels=True, lr=1.0).project()
+
+
+@pytest.mark.parametrize(("shape", "param_ndim"), [((1, 2), -1), ((2, 3, 4, 4), 2), ((3, 4, 4), -1)])
+def test_pixels_need_data_with_channels(shape: tuple[int, ...], param_ndim: int) -> None:
+    with pytest.raises(ValueError, match=rf"pixels=True needs data \(C, H, W\), but with param_ndim={param_ndim}"):
+        L0ProjectedOptim(
+            [torch.zeros(shape, requires_grad=True)], epsilon=1, pixels=True, param_ndim=param_ndim, lr=1.0
+        )
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 0.0])
+def test_an_l0_ball_holds_at_least_one_entry(epsilon: float) -> None:
+    for make in (L0ProjectedOptim, partial(ProjectedParameterOptimizer, p=0)):
+        with pytest.raises(ValueError, match=rf"epsilon={epsilon} must be .* at least 1. In an L0 ball it is a number"):
+            make([leaf([1.0])], epsilon=epsilon, lr=1.0)

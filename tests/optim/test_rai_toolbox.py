@@ -11,7 +11,9 @@ from torch import Generator, Tensor
 from torch.optim import Adam, Optimizer
 
 from raiopt import optim, perturbations
-from tests.optim.rai import quiet, rai_optim, rai_perturbations
+from tests.optim.rai import installed, quiet
+
+rai_optim, rai_perturbations = installed()
 
 SHAPES = [(5,), (4, 6), (3, 2, 5, 4)]
 SPLITS = [(shape, n) for shape in SHAPES for n in (None, *range(-len(shape), len(shape) + 1))]

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.optim import SGD
 
 from raiopt import optim, perturbations
-from tests.optim.rai import quiet, rai_optim, rai_perturbations
+from tests.optim.rai import installed, quiet
+
+rai_optim, rai_perturbations = installed()
 
 
 def leaf(*values: Any, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -29,7 +29,7 @@ def stepped(optimizer: torch.optim.Optimizer, gradient: Tensor) -> Tensor:
 def test_exactly_the_promised_number_of_entries_is_left(gradient: Tensor, q: float) -> None:  # ties among them
     optimizer = TopQGradientOptimizer([torch.zeros_like(gradient, requires_grad=True)], q=q, lr=1.0)
     left = stepped(optimizer, gradient).flatten(1)
-    assert (left.count_nonzero(1) == round((1 - q) * left.shape[1])).all()
+    assert (left.count_nonzero(1) == max(round((1 - q) * left.shape[1]), int(q < 1))).all()
     for row, before in zip(left, gradient.flatten(1), strict=True):
         assert torch.equal(
             row[row != 0].sort().values, before.sort(descending=True).values[: row.count_nonzero()].flip(0)
@@ -90,8 +90,11 @@ def test_a_copy_draws_the_same_numbers(copied: type) -> None:
 
 
 def test_a_generator_elsewhere_is_refused() -> None:
-    class Elsewhere:
+    class Elsewhere(Generator):
         device = torch.device("cuda")
 
+    x = torch.zeros(1, requires_grad=True)
     with pytest.raises(ValueError, match="generator must be on the CPU, not on cuda"):
-        TopQGradientOptimizer([torch.zeros(1, requires_grad=True)], q=0.5, generator=Elsewhere(), lr=1.0)
+        TopQGradientOptimizer([x], q=0.5, generator=Elsewhere(), lr=1.0)
+    with pytest.raises(TypeError, match=r"generator=3 must be a torch.Generator or None"):
+        TopQGradientOptimizer([x], q=0.5, generator=3, lr=1.0)

@@ -357,3 +357,17 @@ def test_restarts_are_counted_in_whole_numbers(repeats, error, message):
 def test_restarts_need_one_loss_a_sample():
     with pytest.raises(ValueError, match=r"one loss a sample, of shape \(3,\); it returned shape \(\)"):
         random_restart(lambda: (torch.zeros(3, 2), torch.tensor(1.0)), 2)()
+
+
+def test_a_ready_made_optimizer_must_have_the_parameters_of_the_perturbation():
+    data, other = torch.zeros(2, 3), torch.zeros(2, 3, requires_grad=True)
+    with pytest.raises(ValueError, match="does not have the parameters of perturbation_model"):
+        gradient_ascent(
+            model=lambda x: x,
+            data=data,
+            target=data,
+            criterion=lambda output, target: (output - target).square().sum(1),
+            perturbation_model=AdditivePerturbation(data),
+            optimizer=SGD([other], lr=0.1),
+            steps=1,
+        )
