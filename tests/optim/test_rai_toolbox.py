@@ -56,8 +56,8 @@ def compare(name: str, shape: tuple[int, ...], *, scale: float = 1.0, gradients:
         ("L1NormedGradientOptim", {"div_by_zero_eps": 3.0}),
         ("L2NormedGradientOptim", {}),
         ("L2NormedGradientOptim", {"grad_scale": -2.0, "grad_bias": 0.1}),
-        ("TopQGradientOptimizer", {"q": 0.7}),
-        ("L1qNormedGradientOptim", {"q": 0.7, "grad_scale": 3.0}),
+        ("TopQGradientOptimizer", {"q": 0.4}),
+        ("L1qNormedGradientOptim", {"q": 0.4, "grad_scale": 3.0}),
         ("L2ProjectedOptim", {"epsilon": 0.8}),
         ("LinfProjectedOptim", {"epsilon": 0.8}),
         ("ClampedGradientOptimizer", {"clamp_min": -0.3, "clamp_max": 0.6}),
@@ -76,7 +76,7 @@ def test_steps_agree(
     ("name", "own", "splits"),
     [
         ("L1FrankWolfe", {}, FLAT),
-        ("L1qFrankWolfe", {"q": 0.7}, SPLITS),
+        ("L1qFrankWolfe", {"q": 0.4}, SPLITS),
         ("L2FrankWolfe", {}, SPLITS),
         ("LinfFrankWolfe", {}, SPLITS),
     ],
@@ -96,7 +96,7 @@ def test_the_plain_frank_wolfe_agrees(own: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "members",
     [
-        [("TopQGradientOptimizer", {"q": 0.7}), ("SignedGradientOptim", {}), ("L2ProjectedOptim", {"epsilon": 0.8})],
+        [("TopQGradientOptimizer", {"q": 0.4}), ("SignedGradientOptim", {}), ("L2ProjectedOptim", {"epsilon": 0.8})],
         [("ClampedGradientOptimizer", {"clamp_max": 0.5}), ("L1NormedGradientOptim", {})],
         [("L2NormedGradientOptim", {}), ("ClampedParameterOptimizer", {"clamp_min": -0.2, "clamp_max": 0.5})],
     ],

@@ -219,3 +219,11 @@ def test_top_q_makes_lists_as_long_as_what_it_keeps(monkeypatch: pytest.MonkeyPa
         made.append(sum(listed))
     assert made[0] >= 400
     assert made[1] <= 8
+
+
+def test_a_short_datum_moves_whatever_is_zeroed() -> None:
+    """With four entries, q=0.95 keeps none of rai_toolbox's gradient; raiopt keeps the largest."""
+    for module, moves in ((rai_optim, False), (optim, True)):
+        x = leaf([0.0, 0.0, 0.0, 0.0])
+        found = stepped(module.TopQGradientOptimizer([x], q=0.95, lr=1.0), torch.tensor([[1.0, -4.0, 2.0, 3.0]]))
+        assert found.tolist() == ([[0.0, 4.0, 0.0, 0.0]] if moves else [[0.0, 0.0, 0.0, 0.0]])
