@@ -5,5 +5,13 @@ import os
 from hypothesis import settings
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported; see raiopt.cli.main
+
+import torch
+
 settings.register_profile("raiopt", deadline=None)
 settings.load_profile("raiopt")
+
+
+def pytest_runtest_teardown() -> None:
+    """Undoes what a job sets for the whole process: Hypothesis asks for numbers that would become 0."""
+    torch.set_flush_denormal(False)

@@ -69,7 +69,7 @@ def _agrees(expected: Callable[[Case], Array]) -> Callable[[Case, Array], None]:
 def _keeps(q: float) -> Callable[[Case, Array], None]:
     def law(case: Case, found: Array) -> None:
         before, after = np.abs(case.x).reshape(len(found), -1), np.abs(found).reshape(len(found), -1)
-        count = round((1 - q) * before.shape[1])
+        count = max(round((1 - q) * before.shape[1]), int(q < 1))
         order = np.sort(before, axis=1)[:, ::-1]
         order[:, count:] = 0
         np.testing.assert_array_equal(np.sort(after, axis=1)[:, ::-1], order)
@@ -83,7 +83,7 @@ def _nearest_l0(case: Case, found: Array, pixels: bool) -> None:
     x, size = case.x, len(case.x)
     clipped = np.clip(x, case.lower, case.upper)
     gains = np.square(x) - np.square(x - clipped)
-    channels = max(1, x.ndim - 3)
+    channels = -3
     gains = gains.sum(axis=channels) if pixels else gains
     best = np.sort(gains.reshape(size, -1), axis=1)[:, ::-1][:, : int(case.epsilon)].sum(axis=1)
     distance = np.square(x - found).reshape(size, -1).sum(axis=1)
@@ -152,7 +152,7 @@ _IN_BALL = [
     Row("project_0", transforms.project_l0_, partial(_nearest_l0, pixels=False), 0, True),
 ]
 _PIXELS = Row(
-    "project_0_pixels", partial(transforms.project_l0_, pixels=True), partial(_nearest_l0, pixels=True), None, True, 3
+    "project_0_pixels", partial(transforms.project_l0_, pixels=True), partial(_nearest_l0, pixels=True), None, True, 4
 )
 TABLE = [
     *map(_normalize, (1, 2, 3, math.inf)),

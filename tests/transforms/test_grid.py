@@ -94,9 +94,9 @@ def test_no_value_is_read_on_the_host(row: Row, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("row", TABLE, ids=str)
 def test_no_data_stay_no_data(row: Row) -> None:
-    x = torch.zeros(0, 3, 2)
+    x = torch.zeros(0, 3, 2, 2)
     assert row.call(x, 1.0, x.clone(), x.clone()) is x
-    assert row.call(x, torch.zeros(0, 1, 1), x.clone(), x.clone()).shape == (0, 3, 2)
+    assert row.call(x, torch.zeros(0, 1, 1, 1), x.clone(), x.clone()).shape == (0, 3, 2, 2)
 
 
 @pytest.mark.parametrize("row", TABLE, ids=str)

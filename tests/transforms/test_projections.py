@@ -228,7 +228,7 @@ def test_bounds_may_be_numbers_tensors_infinite_or_absent(lower: Any, upper: Any
 
 
 def every_support(x: Array, lower: Array, upper: Array, count: int, pixels: bool) -> float:
-    """The least squared distance from x (C, H) to a point of the box, over all choices of `count` places."""
+    """The least squared distance from x (C, H, W) to a point of the box, over all choices of `count` places."""
     places = list(np.ndindex(x.shape[1:] if pixels else x.shape))
     best = np.inf
     for chosen in itertools.combinations(places, min(count, len(places))):
@@ -240,10 +240,12 @@ def every_support(x: Array, lower: Array, upper: Array, count: int, pixels: bool
 
 
 @pytest.mark.parametrize("pixels", [False, True], ids=["entries", "pixels"])
-@given(case=boxed(shape=(2, 2, 3)) | boxed(shape=(2, 2, 3), low=-2, high=2), counts=st.tuples(*[st.floats(0, 7)] * 2))
+@given(
+    case=boxed(shape=(2, 2, 1, 3)) | boxed(shape=(2, 2, 1, 3), low=-2, high=2), counts=st.tuples(*[st.floats(0, 7)] * 2)
+)
 def test_no_choice_of_entries_is_nearer(pixels: bool, case: Case, counts: tuple[float, float]) -> None:
     x, lower, upper = case
-    found = transforms.project_l0_(x.clone(), torch.tensor(counts).view(2, 1, 1), lower, upper, pixels=pixels)
+    found = transforms.project_l0_(x.clone(), torch.tensor(counts).view(2, 1, 1, 1), lower, upper, pixels=pixels)
     for i, count in enumerate(counts):
         row = slice(i, i + 1)
         alone = transforms.project_l0_(x[row].clone(), count, lower[row], upper[row], pixels=pixels)
@@ -268,8 +270,8 @@ def test_a_pixel_is_the_third_dimension_from_the_end(case: Case, count: int) -> 
 
 
 def test_pixels_need_channels() -> None:
-    with pytest.raises(ValueError, match=r"pixels=True needs data \(N, C, ...\), but param_ndim makes them \(2, 3\)"):
-        transforms.project_l0_(torch.ones(2, 3), 1, pixels=True)
+    with pytest.raises(ValueError, match=r"pixels=True needs data \(N, C, H, W\), but x has the shape \(2, 3, 4\)"):
+        transforms.project_l0_(torch.ones(2, 3, 4), 1, pixels=True)
 
 
 @pytest.mark.parametrize("epsilon", [0, 0.9])
