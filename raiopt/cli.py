@@ -216,6 +216,9 @@ def build(config: DictConfig, choices: dict[str, str]) -> Any:
         seed=config.seed,
     )
     names = [choices[group] for group in ("optim", "optim/InnerOpt") if group in choices]
+    if OmegaConf.is_list(members := config.optim.get("members")):
+        told = [next(iter(entry), "") if OmegaConf.is_dict(entry) else entry for entry in members]
+        names[0] = f"{names[0]} of {', '.join(map(str, told))}"
     kind = [choices["perturbation"]] if choices["perturbation"] != "additive" else []
     return experiment.Job(
         model=instantiate(config.model),

@@ -269,6 +269,8 @@ def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
             "optim: pixels=True needs data (C, H, W), but with param_ndim=-1",
         ),
         (["perturbation=python", "perturbation.factory=math:sqrt"], "perturbation: "),
+        (["optim=chain", "optim.members=[3]"], "members: 3 must be a name or one {name: {setting: value}}"),
+        (["optim=chain", "optim.members=null"], "members=None must be a list, as in optim.members=[l1_normed,"),
         (["optim=signed", "optim.ball=l0"], "epsilon=0.1 must be a finite number, at least 1. In an L0 ball it is a"),
         (["criterion=targeted_dlr"], "criterion: targeted_dlr needs a target: solver.targeted=true and"),
         (["criterion=kl", "solver.targeted=true", "solver.target=next"], "criterion: kl has no target to move towards"),
@@ -410,3 +412,8 @@ def test_published_weights_are_taken_from_the_cache(tmp_path, monkeypatch):
         assert main([*words, "data.root=pictures", "data.labels=predicted", "solver.steps=1"]) == 0
     found = record(folders(tmp_path)[0])
     assert (found["model"]["preset"], found["model"]["classes"]) == ("SqueezeNet1_1_Weights.IMAGENET1K_V1", 1000)
+
+
+def test_a_chain_is_told_by_its_members(capsys):
+    assert main(["experiment=mi_fgsm", *SMALL]) == 0
+    assert "chain of l1_normed, momentum, signed with sgd, 2 steps, Linf 0.1" in capsys.readouterr().out
