@@ -198,7 +198,7 @@ def build(config: DictConfig, choices: dict[str, str]) -> Any:
     from hydra_zen import instantiate
 
     from raiopt import experiment
-    from raiopt.attack import Attack
+    from raiopt.attacks import Attack
 
     known = [field.name for field in fields(Job) if field.name != "defaults"]
     for key in config:

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from raiopt import checks
-from raiopt.attack import (
+from raiopt.attacks import (
     Attack,
     Claim,
     Outcome,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from raiopt.attack import Attack
+from raiopt.attacks import Attack
 from raiopt.builders import attacks
 from raiopt.experiment import Job, choose_device, load, run
 from raiopt.optim import LinfProjectedOptim

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "raiopt").rglob("*.py"))
 ORDER = """
-    __init__ __version__ checks batching transforms sampling optim perturbations attack zoo results
-    sweep experiment builders configs explain listing cli __main__
+    __init__ __version__ checks batching transforms sampling optim perturbations attacks zoo results
+    sweep experiment library builders configs explain listing cli __main__
 """
 LAYERS: list[str] = [*ORDER.split()]
 CONFIG, FIGURES = ("sweep", "configs", "explain", "listing", "cli"), ("results.figures", "results.report")
@@ -59,10 +59,10 @@ def test_imports_point_down(path):
     ("path", "source"),
     [
         ("raiopt/checks.py", "import raiopt.batching"),
-        ("raiopt/optim/base.py", "def step():\n    from raiopt.attack.engine import attack"),
+        ("raiopt/optim/base.py", "def step():\n    from raiopt.attacks.engine import attack"),
         ("raiopt/optim/base.py", "from ..zoo import models"),
-        ("raiopt/attack/engine.py", "from raiopt import results"),
-        ("raiopt/attack/engine.py", "from raiopt import L2ProjectedOptim"),
+        ("raiopt/attacks/engine.py", "from raiopt import results"),
+        ("raiopt/attacks/engine.py", "from raiopt import L2ProjectedOptim"),
         ("raiopt/zoo/models.py", "from torchvision.models import resnet18"),
         ("raiopt/experiment.py", "import omegaconf"),
         ("raiopt/results/folder.py", "from matplotlib import pyplot"),

@@ -9,7 +9,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from raiopt.attack import Claim, Outcome, Search
+from raiopt.attacks import Claim, Outcome, Search
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 

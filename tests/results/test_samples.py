@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from raiopt.attack import Ball, Claim, Outcome, Search
+from raiopt.attacks import Ball, Claim, Outcome, Search
 from raiopt.results.samples import Verdict, metrics, samples_frame, trace_frame
 
 LOSSES = torch.tensor([[1.0, 2.0, 3.0, 4.0], [2.0, 1.0, math.nan, 5.0], [3.0, 0.0, math.nan, 6.0]])

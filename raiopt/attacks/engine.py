@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from raiopt.attack.outcome import Outcome, Search, Watch
-from raiopt.attack.question import Attack, prepare
+from raiopt.attacks.outcome import Outcome, Search, Watch
+from raiopt.attacks.question import Attack, prepare
 from raiopt.batching import as_batch
 from raiopt.perturbations.solver import iterates
 

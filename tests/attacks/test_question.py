@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from raiopt.attack import Attack, check_perturbed, prepare
+from raiopt.attacks import Attack, check_perturbed, prepare
 from raiopt.builders import attacks
 from raiopt.optim import LinfProjectedOptim
 from raiopt.sampling import keyed_generator

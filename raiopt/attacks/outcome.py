@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raiopt.attack.verify import Claim
+from raiopt.attacks.verify import Claim
 from raiopt.perturbations.solver import Best, Iterate
 
 

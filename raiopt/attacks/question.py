@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from torch.optim import Optimizer
 
 from raiopt import checks
-from raiopt.attack.verify import Ball, Claim
+from raiopt.attacks.verify import Ball, Claim
 from raiopt.optim import ParamTransformingOptimizer
 from raiopt.perturbations.models import AdditivePerturbation, PerturbationModel
 from raiopt.sampling import keyed_generator

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD, Adam
 from torch.testing import assert_close
 
-from raiopt.attack import Attack, attack_batch
+from raiopt.attacks import Attack, attack_batch
 from raiopt.builders import attacks
 from raiopt.optim import L2ProjectedOptim, LinfProjectedOptim, SignedGradientOptim
 from raiopt.sampling import keyed_generator, uniform_like_linf_n_ball_

@@ -1,9 +1,9 @@
 """The attack on a data set, and the check of what it claims."""
 
-from raiopt.attack.engine import attack_batch
-from raiopt.attack.outcome import Outcome, Search
-from raiopt.attack.question import Attack, Start, check_perturbed, prepare, told_as
-from raiopt.attack.verify import Ball, Claim, verify
+from raiopt.attacks.engine import attack_batch
+from raiopt.attacks.outcome import Outcome, Search
+from raiopt.attacks.question import Attack, Start, check_perturbed, prepare, told_as
+from raiopt.attacks.verify import Ball, Claim, verify
 
 __all__ = [
     "Attack",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.optim import SGD
 from torch.testing import assert_close
 
-from raiopt.attack import Ball, Claim, verify
+from raiopt.attacks import Ball, Claim, verify
 from raiopt.optim import (
     L2NormedGradientOptim,
     L2ProjectedOptim,
