@@ -11,7 +11,7 @@ from raiopt.attacks import Attack, check_perturbed, prepare
 from raiopt.builders import attacks
 from raiopt.optim import LinfProjectedOptim
 from raiopt.sampling import keyed_generator
-from tests.attack.test_engine import Linear, images, question, run, start
+from tests.attacks.test_engine import Linear, images, question, run, start
 
 
 def brighter(images, generators, rows=1):
