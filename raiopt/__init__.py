@@ -34,6 +34,7 @@ _HOME = {
     "SteepestGradientOptim": "raiopt.optim",
     "TopQGradientOptimizer": "raiopt.optim",
     "as_batch": "raiopt.batching",
+    "attack": "raiopt.library",
     "gradient_ascent": "raiopt.perturbations",
     "load_data": "raiopt.zoo",
     "load_model": "raiopt.zoo",

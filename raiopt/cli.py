@@ -10,12 +10,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from raiopt import __version__
+from raiopt.configs import Inference as ModelOptions
 from raiopt.configs import Job, store
 from raiopt.explain import check_words, explain, typed
 from raiopt.listing import list_options, print_help
@@ -199,6 +201,7 @@ def build(config: DictConfig, choices: dict[str, str]) -> Any:
 
     from raiopt import experiment
     from raiopt.attacks import Attack
+    from raiopt.attacks.inference import Inference
 
     known = [field.name for field in fields(Job) if field.name != "defaults"]
     for key in config:
@@ -220,8 +223,12 @@ def build(config: DictConfig, choices: dict[str, str]) -> Any:
         told = [next(iter(entry), "") if OmegaConf.is_dict(entry) else entry for entry in members]
         names[0] = f"{names[0]} of {', '.join(map(str, told))}"
     kind = [choices["perturbation"]] if choices["perturbation"] != "additive" else []
+    load = instantiate(config.model)
+    options = {field.name for field in fields(ModelOptions)} & set(load.keywords)
+    inference = Inference(**{name: load.keywords[name] for name in options})
     return experiment.Job(
-        model=instantiate(config.model),
+        model=partial(load.func, *load.args, **{k: v for k, v in load.keywords.items() if k not in options}),
+        inference=inference,
         data=instantiate(config.data),
         attack=attack,
         **{key: config[key] for key in ("device", "threads", "batch_size", "save")},

@@ -49,6 +49,17 @@ class Optim(Bounded):
     InnerOpt: InnerOption = MISSING
 
 
+@dataclass
+class Inference:
+    """What every option of model lists beside what loads it: how the search runs it, as in attacks.Inference."""
+
+    fold: bool = True
+    channels_last: bool | None = None
+    compile: bool = False
+    precision: str = "float32"
+    deterministic: bool = True
+
+
 def _group(group: str, **options: Any) -> None:
     for name, node in options.items():
         store(node, group=group, name=name)
@@ -59,6 +70,11 @@ def _optim(function: Any, fields_of: Any = Optim, **changes: Any) -> Any:
     base = make_dataclass("Optim", typed, bases=(fields_of,))  # builds() would lose the types of these fields
     defaults: Any = ["_self_", {"InnerOpt": INNER}] if fields_of is Optim else ["_self_"]
     return partial(function, builds_bases=(base,), hydra_defaults=defaults, **changes)
+
+
+def _model(function: Any, **changes: Any) -> Any:
+    """Returns an option of model; builds() would refuse settings that its function does not take."""
+    return make_dataclass("Model", [], bases=(Inference, partial(function, **changes)))
 
 
 def _perturbation(function: Any, **optim: Any) -> None:
@@ -97,10 +113,10 @@ _group(
 )
 _group(
     "model",
-    digits_robust=partial(zoo.digits_robust),
-    digits_standard=partial(zoo.digits_standard),
-    torchvision=partial(zoo.torchvision_model, name=MISSING),
-    python=partial(zoo.python_model, factory=MISSING),
+    digits_robust=_model(zoo.digits_robust),
+    digits_standard=_model(zoo.digits_standard),
+    torchvision=_model(zoo.torchvision_model, name=MISSING),
+    python=_model(zoo.python_model, factory=MISSING),
 )
 _group(
     "data",

@@ -1,40 +1,28 @@
 """One job: loads model and data, attacks every sample, verifies, and fills the job's folder."""
 
 import hashlib
+import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
 import torch
-from safetensors.torch import save
-from torch import Tensor
 
 from raiopt import checks
-from raiopt.attacks import (
-    Attack,
-    Claim,
-    Outcome,
-    Search,
-    Start,
-    attack_batch,
-    check_perturbed,
-    prepare,
-    told_as,
-    verify,
-)
-from raiopt.results.folder import RunFolder
-from raiopt.results.gallery import Exhibit, draw_gallery
-from raiopt.results.samples import Verdict, metrics, samples_frame, trace_frame
-from raiopt.results.terminal import coupling, headline, progress
+from raiopt.attacks import Attack, Engine, Inference, ModelView, Start, told_as
+from raiopt.results.chunks import Chunks
+from raiopt.results.folder import RunFolder, read_record
+from raiopt.results.gallery import SHOWN, chosen_exhibits, draw_gallery, exhibits_of
+from raiopt.results.samples import metrics, trace_frame
+from raiopt.results.terminal import Advance, coupling, doubts, headline, progress
 from raiopt.zoo import Batch, Classifier, ImageData
 from raiopt.zoo.data import check_labels
 
 log = logging.getLogger("raiopt")
 SAVE = ("fooled", "all", "none")
-SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +37,7 @@ class Job:
         threads: Of torch on the CPU; None leaves them.
         batch_size: None: so many images that they have the pixels of 64 at 224 by 224, between 16 and 256.
         save: Which perturbations are stored: fooled, all or none.
+        inference: How the search sees the model.
         words: A name of the optimizer for titles.
     """
 
@@ -59,6 +48,7 @@ class Job:
     threads: int | None = None
     batch_size: int | None = None
     save: str = "fooled"
+    inference: Inference = field(default_factory=Inference)
     words: str = "attack"
 
     def __post_init__(self) -> None:
@@ -66,18 +56,6 @@ class Job:
         for name in ("batch_size", "threads"):
             if getattr(self, name) is not None:
                 checks.number(name, getattr(self, name), low=1, integer=True)
-
-
-@dataclass
-class Collected:
-    """What the batches of a job left, in the order of the data."""
-
-    samples: list[pl.DataFrame] = field(default_factory=list)
-    searches: list[Search] = field(default_factory=list)
-    kept: list[dict[str, Tensor]] = field(default_factory=list)
-    exhibits: list[Exhibit] = field(default_factory=list)
-    others: list[Exhibit] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any]) -> dict[str, Any]:
@@ -92,9 +70,10 @@ def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any]) -> di
     Raises:
         FileExistsError: If the folder holds a finished run with other weights or data.
     """
-    before = folder.finished_record()
-    if before is not None:
-        return _compared(before, make(), folder)
+    finished = folder.finished_record()
+    if finished is not None:
+        return _compared(finished, make(), folder)
+    before = read_record(folder.path)
     with folder.recording(about):
         job = make()
         device = choose_device(job.device)
@@ -103,34 +82,49 @@ def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any]) -> di
         torch.set_flush_denormal(True)  # weights that decayed into denormals cost a factor of eight
         try_optimizer(job.attack)
         model, data, classes = load(job, device)
-        start = try_attack(job.attack, data, classes)
-        folder.save(
-            device={"type": str(device), "name": _device_name(device), "threads": torch.get_num_threads()},
-            model={"name": model.name, "preset": model.preset, "classes": model.num_classes},
-            data={"name": data.name, "samples": len(data)},
-            batch_size=batch_size(job, data),
-            attack=job.words,
-            ball=str(start.ball),
-            perturbation={
-                "name": type(start.perturbation).__name__,
-                "shared": start.shared,
-                "parameter_shape": _row_shape(start),
-            },
-            clamped=start.bounds is None,
-        )
+        view = ModelView(model, job.inference)
+        engine = Engine(view, job.attack, shape=data.shape, classes=classes, batch_size=batch_size(job, data))
+        _describe(folder, job, engine, model, data)
+        chunks = Chunks(folder.path, job.save)
+        before = before if _fits(before, folder.record) else {}
+        if not before:
+            chunks.start_anew()
         log.info("Pixels are in [0, 1]; the model normalises them itself: %s.", model.preset)
-        digest = hashlib.sha256()
-        found = _attack_all(job, model, data, device, digest)
-        table = pl.concat(found.samples)
-        figures = {**metrics(table), "attack_seconds": round(found.seconds, 3)}
-        folder.save(
-            hashes={"weights": model.weights_hash(), "data": digest.hexdigest()},
-            coupled=any(search.coupled for search in found.searches),
-            metrics=figures,
-        )
-        _write(job, folder, found, table)
-        _report_doubts(folder.record, table, sum(int(search.stuck.sum()) for search in found.searches))
+        noted = _attack_all(engine, data, device, chunks, before, folder)
+        _finish(job, folder, chunks, noted, model.classes or data.classes)
     return folder.record
+
+
+def _describe(folder: RunFolder, job: Job, engine: Engine, model: Classifier, data: ImageData) -> None:
+    """Writes into the record what is known before the attack."""
+    device, start = next(model.buffers()).device, engine.example
+    folder.save(
+        device={"type": str(device), "name": _device_name(device), "threads": torch.get_num_threads()},
+        model={"name": model.name, "preset": model.preset, "classes": model.num_classes},
+        data={"name": data.name, "samples": len(data)},
+        hashes={"weights": model.weights_hash()},
+        batch_size=engine.batch_size,
+        attack=job.words,
+        ball=str(start.ball),
+        perturbation={
+            "name": type(start.perturbation).__name__,
+            "shared": start.shared,
+            "parameter_shape": _row_shape(start),
+        },
+        clamped=start.bounds is None,
+        coupled=start.coupled,
+        whole=not start.independent,
+    )
+
+
+def _fits(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Says whether the chunks that a run of this folder left can be continued by this one."""
+
+    def key(record: dict[str, Any]) -> list[Any]:
+        weights, version = record.get("hashes", {}).get("weights"), record.get("versions", {}).get("raiopt")
+        return [weights, version, *(record.get(name) for name in ("schema", "job_key", "batch_size", "data"))]
+
+    return key(before) == key(now)
 
 
 def _row_shape(start: Start) -> list[int]:
@@ -165,19 +159,6 @@ def try_optimizer(attack: Attack) -> None:
         attack.optimizer([torch.zeros([1] * 8)])
 
 
-def try_attack(attack: Attack, data: ImageData, classes: int) -> Start:
-    """Prepares the attack of two images like those of the data, so that what does not fit is told before any attack."""
-    logits, labels = torch.zeros(2, classes), torch.zeros(2, dtype=torch.int64)
-    goals = attack.goals(logits, labels)
-    with told_as("criterion"):
-        attack.criterion(logits, goals, labels=labels, clean=logits)
-    images = torch.zeros(2, *data.shape)
-    start = prepare(attack, images, [0, 1])
-    with told_as("perturbation"):
-        check_perturbed(start.perturbation(images), images)
-    return start
-
-
 def load(job: Job, device: torch.device) -> tuple[Classifier, ImageData, int]:
     """Returns model, data and the number of classes, after model and data were seen to fit each other.
 
@@ -204,20 +185,66 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _attack_all(job: Job, model: Classifier, data: ImageData, device: torch.device, digest: Any) -> Collected:
-    found = Collected()
-    size = batch_size(job, data)
-    with progress(-(-len(data) // size) * (job.attack.steps + 1)) as advance:
-        for batch in data.batches(size):
+def _attack_all(
+    engine: Engine, data: ImageData, device: torch.device, chunks: Chunks, before: dict[str, Any], folder: RunFolder
+) -> list[dict[str, Any]]:
+    """Attacks the batches that no chunk holds yet; returns what was noted of each chunk."""
+    digest, noted, done = hashlib.sha256(), [], 0
+    with progress(len(data)) as advance:
+        for number, batch in enumerate(data.batches(engine.samples_at_once)):
             _feed(digest, batch)
-            images = batch.images.to(device)
-            labels = None if batch.labels is None else batch.labels.to(device)
-            began = time.perf_counter()
-            outcome = attack_batch(model, batch.ids, batch.names, images, labels, job.attack, advance)
-            found.seconds += time.perf_counter() - began
-            _collect(found, outcome, model, data, job.save)
-            log.info("Done with %d of %d samples.", sum(map(len, found.samples)), len(data))
-    return found
+            if number == 0:
+                engine.view.prepare(batch.images.to(device), before.get("inference"))
+                folder.save(inference=engine.view.about)
+            about = chunks.finished(number)
+            if about is None:
+                engine.on_step = _ticking(advance, done, len(batch.ids), engine.attack.steps + 1)
+                room = sum(entry["broken"] for entry in noted) < SHOWN
+                about = _attack_batch(engine, batch, device, chunks, number, digest.hexdigest(), room)
+            elif about["data"] != digest.hexdigest():
+                raise FileExistsError(
+                    f"{folder.path} holds the first {number + 1} batches of a run with other data. Nothing was "
+                    "overwritten; give another name=..."
+                )
+            else:
+                about["continued"] = True
+            noted.append(about)
+            done += len(batch.ids)
+            advance(done)
+            log.info("Done with %d of %d samples.", done, len(data))
+    folder.save(hashes={**folder.record["hashes"], "data": digest.hexdigest()})
+    return noted
+
+
+def _ticking(advance: Advance, done: int, samples: int, evaluations: int) -> Callable[[], None]:
+    """Returns what moves the bar a little at each evaluation of a batch."""
+    count = itertools.count(1)
+    return lambda: advance(done + samples * min(1.0, next(count) / evaluations))
+
+
+def _attack_batch(
+    engine: Engine, batch: Batch, device: torch.device, chunks: Chunks, number: int, data: str, room: bool
+) -> dict[str, Any]:
+    """Attacks a batch and writes its chunk; returns what was noted of it.
+
+    Args:
+        data: The hash of the data up to here.
+        room: Whether the gallery may need samples of this batch.
+    """
+    labels = None if batch.labels is None else batch.labels.to(device)
+    began = time.perf_counter()
+    outcomes = list(engine.run(batch.ids, batch.names, batch.images.to(device), labels))
+    trials = [outcome.trial for outcome in outcomes if outcome.trial is not None]
+    passes = sum(int((t.search.forward_passes + t.search.backward_passes).sum()) for t in trials)
+    about = {
+        "data": data,
+        "samples": len(batch.ids),
+        "passes": passes,
+        "broken": sum(int(trial.verdict.broken.sum()) for trial in trials),
+        "seconds": time.perf_counter() - began,
+    }
+    chunks.write(number, outcomes, exhibits_of(outcomes[0]) if room else {}, about)
+    return about
 
 
 def _feed(digest: Any, batch: Batch) -> None:
@@ -228,82 +255,31 @@ def _feed(digest: Any, batch: Batch) -> None:
         digest.update(batch.images[position].contiguous().numpy().tobytes())
 
 
-def _collect(found: Collected, outcome: Outcome, model: Classifier, data: ImageData, save: str) -> None:
-    verdict = None
-    search = outcome.search
-    if search is not None:
-        images, labels = outcome.images[outcome.attacked], outcome.labels[outcome.attacked]
-        verdict = Verdict(*verify(model, images, labels, search.claim))
-        delta = search.claim.delta(images)
-        found.searches.append(replace(search, claim=Claim(delta[:0], search.claim.ball)))  # memory must not grow
-        keep = torch.ones_like(verdict.broken) if save == "all" else verdict.broken
-        if save != "none" and keep.any():
-            ids = torch.tensor(outcome.ids, dtype=torch.int64)[outcome.attacked.cpu()]
-            found.kept.append(_stored(search.claim, ids, delta, keep, len(found.kept)))
-        _exhibit(found, outcome, delta, verdict, model.classes or data.classes)
-    found.samples.append(samples_frame(outcome, verdict))
+def _finish(job: Job, folder: RunFolder, chunks: Chunks, noted: list[dict[str, Any]], classes: Any) -> None:
+    """Joins the chunks into the tables, the figures and the picture of the run."""
+    table = pl.scan_parquet(chunks.tables("samples"))
+    table.sink_parquet(folder / "samples.parquet")
+    trace = trace_frame(chunks.tables("steps"), job.attack.steps, targeted=job.attack.targeted)
+    trace.write_parquet(folder / "trace.parquet")
+    chunks.merge_perturbations()
+    figures = metrics(pl.scan_parquet(folder / "samples.parquet"), job.attack.epsilons)
+    folder.save(metrics={**figures, "attack_seconds": round(sum(entry["seconds"] for entry in noted), 3)})
+    kept = [entry for entry in noted if "continued" in entry]
+    if kept:
+        told = {"samples": sum(entry["samples"] for entry in kept), "passes": sum(entry["passes"] for entry in kept)}
+        folder.save(continued={"batches": len(kept), **told})
+    exhibits = chosen_exhibits(chunks.exhibits(), None if classes is None else list(classes))
+    draw_gallery(exhibits, folder / "gallery.png", headline(folder.record))
+    chunks.discard()
+    if folder.record["coupled"] or folder.record["whole"]:
+        log.info(coupling(folder.record))
+    for doubt in doubts(folder.record):
+        log.warning(doubt)
+    _report_undecided(folder)
 
 
-def _stored(claim: Claim, ids: Tensor, delta: Tensor, keep: Tensor, batch: int) -> dict[str, Tensor]:
-    """Returns what perturbations.safetensors holds of the samples of a batch that `keep` marks."""
-    stored = {"ids": ids[keep.cpu()], "delta": delta[keep]}
-    if claim.shared:
-        rows = claim.parameter if claim.parameter.ndim == delta.ndim else claim.parameter[None]
-        stored |= {"parameter": rows, "batch": torch.full_like(stored["ids"], batch)}
-    elif not claim.parameter_is_delta:
-        stored["parameter"] = claim.parameter[keep]
-    if claim.places is not None:
-        stored["places"] = claim.places[keep]
-    return {name: tensor.cpu() for name, tensor in stored.items()}
-
-
-def _exhibit(
-    found: Collected, outcome: Outcome, deltas: Tensor, verdict: Verdict, classes: Iterable[str] | None
-) -> None:
-    """Keeps the first few broken samples for the gallery, and a few others in case too few break."""
-    names = list(classes) if classes is not None else None
-
-    def class_name(number: int) -> str:
-        return names[number] if names else f"class {number}"
-
-    positions = outcome.attacked.nonzero().flatten().tolist()
-    for row, position in enumerate(positions):
-        shelf = found.exhibits if verdict.broken[row] else found.others
-        if len(shelf) < SHOWN:
-            shelf.append(
-                Exhibit(
-                    image=outcome.images[position].cpu(),
-                    delta=deltas[row].cpu(),
-                    label=class_name(int(outcome.labels[position])),
-                    prediction=class_name(int(verdict.prediction[row])),
-                    broken=bool(verdict.broken[row]),
-                )
-            )
-
-
-def _write(job: Job, folder: RunFolder, found: Collected, table: pl.DataFrame) -> None:
-    table.write_parquet(folder / "samples.parquet")
-    trace_frame(found.searches).write_parquet(folder / "trace.parquet")
-    if job.save != "none":
-        kept = found.kept or [{"ids": torch.zeros(0, dtype=torch.int64), "delta": torch.zeros(0)}]
-        stored = {name: torch.cat([part[name] for part in kept]).contiguous() for name in kept[0]}
-        (folder / "perturbations.safetensors").write_bytes(save(stored))
-    shown = (found.exhibits + found.others)[:SHOWN]
-    draw_gallery(shown, folder / "gallery.png", headline(folder.record))
-
-
-def _report_doubts(record: dict[str, Any], table: pl.DataFrame, stuck: int) -> None:
-    """Warns of what a reader of the figures must know; `stuck` samples never had a gradient."""
-    if record["coupled"]:
-        log.info(coupling(record))
-    if stuck:
-        log.warning(
-            "The gradient was zero at every step for %d of %d samples: nothing moved them. Take another criterion, or "
-            "another start, as in init=uniform_linf.",
-            stuck,
-            record["metrics"]["attacked"],
-        )
-    lost = table.filter(pl.col("stopped") == "not_finite")
+def _report_undecided(folder: RunFolder) -> None:
+    lost = pl.read_parquet(folder / "samples.parquet").filter(pl.col("stopped") == "not_finite")
     for row in lost.head(5).iter_rows(named=True):
         where = "the clean image" if row["not_finite_step"] is None else f"step {row['not_finite_step']}"
         log.warning("Sample %s (id %d): not finite at %s: not decided.", row["name"], row["id"], where)

@@ -1,20 +1,27 @@
-"""The attack on a data set, and the check of what it claims."""
+"""The attack on a data set: the search, and the check of what it claims."""
 
-from raiopt.attacks.engine import attack_batch
-from raiopt.attacks.outcome import Outcome, Search
-from raiopt.attacks.question import Attack, Start, check_perturbed, prepare, told_as
-from raiopt.attacks.verify import Ball, Claim, verify
+from raiopt.attacks.engine import Engine, Outcome
+from raiopt.attacks.inference import Inference, ModelView
+from raiopt.attacks.question import Attack, told_as
+from raiopt.attacks.start import Start, tried
+from raiopt.attacks.trial import Trial
+from raiopt.attacks.verify import Ball, Claim, Verdict, verify
+from raiopt.attacks.watch import STOPPED, Search
 
 __all__ = [
+    "STOPPED",
     "Attack",
     "Ball",
     "Claim",
+    "Engine",
+    "Inference",
+    "ModelView",
     "Outcome",
     "Search",
     "Start",
-    "attack_batch",
-    "check_perturbed",
-    "prepare",
+    "Trial",
+    "Verdict",
     "told_as",
+    "tried",
     "verify",
 ]

@@ -1,96 +1,121 @@
-"""The attack on one batch after another: the clean prediction, then the search for those that are predicted right."""
+"""The attack on a data set, batch after batch: clean predictions, then trials where a verdict is open."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from raiopt.attacks.outcome import Outcome, Search, Watch
-from raiopt.attacks.question import Attack, prepare
-from raiopt.batching import as_batch
-from raiopt.perturbations.solver import iterates
+from raiopt.attacks.curve import one_radius, smallest_radius
+from raiopt.attacks.inference import ModelView
+from raiopt.attacks.question import Attack
+from raiopt.attacks.start import tried
+from raiopt.attacks.trial import Samples, Trial, Trier
 
-Model = Callable[[Tensor], Tensor]
+log = logging.getLogger("raiopt")
 
 
-def attack_batch(
-    model: Model,
-    ids: Sequence[int],
-    names: Sequence[str],
-    images: Tensor,
-    labels: Tensor | None,
-    attack: Attack,
-    on_step: Callable[[], None] = lambda: None,
-) -> Outcome:
-    """Attacks those of the samples (N, C, H, W) in [0, 1] that are predicted right; returns what is known of all.
+@dataclass(frozen=True)
+class Outcome:
+    """What is known of a batch (N,) after its attack; `trial` concerns the samples that `attacked` marks."""
+
+    ids: Sequence[int]
+    names: Sequence[str]
+    images: Tensor
+    labels: Tensor
+    clean_prediction: Tensor
+    clean_loss: Tensor
+    finite: Tensor  # whether the clean output was
+    attacked: Tensor
+    trial: Trial | None
+
+
+class Engine:
+    """Attacks batches of samples with one model and one question.
 
     Args:
-        ids: The key of each sample, the same in every order and batch.
-        labels: Classes (N,); None takes the model's own predictions.
-        on_step: Called after each evaluation of the batch.
+        view: The model as it is, and as the search may see it.
+        shape: Of an image, (C, H, W).
+        classes: How many the model knows.
+        batch_size: So many rows pass the model together at most. It is halved when memory runs out, unless samples act
+            together, so that the batch is part of the question.
+        on_step: Called after each evaluation of a batch.
+
+    Raises:
+        TypeError, ValueError: If the parts of the attack do not fit together, or such images.
     """
-    with torch.no_grad():
-        logits = model(images)
-        prediction = logits.argmax(1)
-        labels = prediction if labels is None else labels
-        goals = attack.goals(logits, labels)
-        clean_loss = attack.criterion(logits, goals, labels=labels, clean=logits)
-    finite = logits.isfinite().all(1)
-    attacked = finite & (prediction == labels)
-    if attack.targeted:
-        attacked &= goals != labels
-    search = None
-    if attacked.any():
-        chosen = [i for i, is_attacked in zip(ids, attacked.tolist(), strict=True) if is_attacked]
-        own_labels = labels[attacked]
-        own_goals = goals[attacked] if attack.targeted else own_labels
-        search = _search(model, chosen, images[attacked], own_labels, own_goals, logits[attacked], attack, on_step)
-    return Outcome(ids, names, images, labels, goals, prediction, clean_loss, finite, attacked, search)
 
+    def __init__(
+        self,
+        view: ModelView,
+        attack: Attack,
+        *,
+        shape: Sequence[int],
+        classes: int,
+        batch_size: int,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.view, self.attack, self.batch_size, self.on_step = view, attack, batch_size, on_step
+        self.classes = classes
+        self.example = tried(attack, shape, classes)
 
-def _search(
-    model: Model,
-    ids: Sequence[int],
-    images: Tensor,
-    labels: Tensor,
-    goals: Tensor,
-    clean: Tensor,
-    attack: Attack,
-    on_step: Callable[[], None],
-) -> Search:
-    start = prepare(attack, images, ids)
-    parameter = start.parameter
-    watch = Watch(
-        labels,
-        goals if attack.targeted else None,
-        shared=start.shared,
-        coupled=start.shared or _couples(start.optimizer, parameter),
-        use_best=attack.use_best,
-    )
-    hook = parameter.register_hook(watch.keep_finite)
-    for found in iterates(
-        model,
-        start.perturbation if start.bounds else (lambda data: _into_box(start.perturbation(data))),
-        start.optimizer,
-        images,
-        goals,
-        steps=attack.steps,
-        criterion=partial(attack.criterion, labels=labels, clean=clean),
-        targeted=attack.targeted,
-    ):
-        watch.observe(found, parameter.detach())
-        on_step()
-    hook.remove()
-    return watch.result(start.claim)
+    @property
+    def samples_at_once(self) -> int:
+        """How many samples pass the model together: each takes a row for every restart and target."""
+        return max(1, self.batch_size // self.attack.rows)
 
+    def run(self, ids: Sequence[int], names: Sequence[str], images: Tensor, labels: Tensor | None) -> Iterator[Outcome]:
+        """Attacks samples (N, C, H, W) in [0, 1]; yields what is known of them, in parts that fit into memory.
 
-def _couples(optimizer: Optimizer, parameter: Tensor) -> bool:
-    """Says whether one step's transforms act on several rows of the parameter together."""
-    return len(as_batch(parameter, optimizer.param_groups[0].get("param_ndim", -1))) < len(parameter)
+        Args:
+            ids: The key of each sample, the same in every order and batch.
+            labels: Classes (N,); None takes the model's own predictions.
+        """
+        done = 0
+        while done < len(ids):
+            part = slice(done, done + self.samples_at_once)
+            outcome = self._run(ids[part], names[part], images[part], None if labels is None else labels[part])
+            if outcome is None:  # here, for within its handler the error still holds the memory
+                self._halve(len(ids[part]))
+                continue
+            yield outcome
+            done = part.stop
 
+    def _run(self, ids: Sequence[int], names: Sequence[str], images: Tensor, labels: Tensor | None) -> Outcome | None:
+        """Returns what is known of one part, or None if memory ran out and a smaller part may help."""
+        try:
+            return self._attacked(ids, names, images, labels)
+        except torch.OutOfMemoryError:
+            if len(ids) == 1 or self.example.coupled:
+                raise
+            return None
 
-def _into_box(data: Tensor) -> Tensor:
-    """Clamps to [0, 1] with the gradient of the identity, so that a pixel at the border can come back."""
-    return data + (data.clamp(0, 1) - data).detach()
+    def _halve(self, size: int) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.batch_size = size // 2 * self.attack.rows
+        log.warning("Out of memory with %d samples in a batch: going on with %d.", size, size // 2)
+
+    def _attacked(self, ids: Sequence[int], names: Sequence[str], images: Tensor, labels: Tensor | None) -> Outcome:
+        attack, device = self.attack, images.device
+        with torch.no_grad():
+            logits = self.view.plain(images).float()
+            prediction = logits.argmax(1)
+            labels = prediction if labels is None else labels
+            goals = attack.goals(logits, labels)
+            clean_goals = goals[:, 0] if attack.targeted else labels
+            clean_loss = attack.criterion(logits, clean_goals, labels=labels, clean=logits)
+        finite = logits.isfinite().all(1)
+        attacked = finite & (goals != labels[:, None]).any(1) if attack.targeted else finite
+        if not attack.attack_misclassified:
+            attacked = attacked & (prediction == labels)
+        chosen = attacked.nonzero().flatten()
+        trial = None
+        if len(chosen):
+            keys = torch.tensor(ids, dtype=torch.int64, device=device)
+            samples = Samples(*(values[chosen] for values in (keys, images, labels, goals, logits)))
+            trier = Trier(self.view.fast, self.view.plain, attack, samples, self.on_step)
+            radii = one_radius if attack.epsilons is None else smallest_radius
+            trial = radii(attack, len(chosen), device, trier)
+        return Outcome(ids, names, images, labels, prediction, clean_loss, finite, attacked, trial)

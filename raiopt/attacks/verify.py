@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,20 +14,26 @@ TOLERANCE = 1e-6
 """Relative for the norm, absolute for the box: what rounding to float32 explains."""
 
 
+def exact(x: Tensor) -> Tensor:
+    """Returns `x` in float64, on the CPU if its device knows no such numbers."""
+    return x.detach().to("cpu" if x.device.type == "mps" else x.device, torch.float64)
+
+
 @dataclass(frozen=True)
 class Ball:
     """The ball that an optimizer keeps its parameter in: its norm, its radius, and what one ball holds.
 
     Args:
         p: The norm's order; None if there is no ball.
-        epsilon: The radius; of an additive perturbation in units of pixels in [0, 1], with p = 0 a number of entries.
+        epsilon: The radius, or one for each of n rows; of an additive perturbation in units of pixels in [0, 1],
+            with p = 0 a number of entries.
         param_ndim: As in the optimizer: every row of `as_batch(parameter, param_ndim)` has a ball of its own.
         scope: What one ball holds if it is not the perturbation of one image: "in all", "per row of ...".
         pixels: With p = 0: the radius is a number of positions, each with all its channels.
     """
 
     p: float | None
-    epsilon: float | None
+    epsilon: float | Tensor | None
     param_ndim: int | None = -1
     scope: str = ""
     pixels: bool = False
@@ -49,23 +55,40 @@ class Ball:
         whole = math.isinf(p) or math.prod(datum) == math.prod(shape) if shared else len(datum) == len(own)
         rows = "" if whole or math.isinf(p) else "in all" if len(datum) > len(own) else f"per {len(datum)}-d row"
         scope = " ".join([f"of the {what}"] * bool(what) + [rows] * bool(rows))
-        return cls(p, group["epsilon"], param_ndim, scope, p == 0 and getattr(optimizer, "pixels", False))
+        epsilon = group["epsilon"]
+        if isinstance(epsilon, Tensor):
+            epsilon = float(epsilon) if epsilon.numel() == 1 else epsilon.reshape(len(epsilon), -1).amax(1)
+        return cls(p, epsilon, param_ndim, scope, p == 0 and getattr(optimizer, "pixels", False))
+
+    def norms(self, parameter: Tensor) -> Tensor:
+        """Returns for each row of the parameter (n, ...) the largest norm of what has a ball in it, (n,), in float64.
+
+        Without a ball it is the L2 norm.
+        """
+        rows = as_batch(exact(parameter), self.param_ndim)
+        counted = rows.abs().amax(-3) if self.pixels else rows
+        norms = torch.linalg.vector_norm(counted.flatten(1), 2.0 if self.p is None else self.p, dim=1)
+        count = len(parameter) if parameter.ndim else 1
+        return (norms.view(count, -1).amax(1) if len(norms) > 1 else norms.expand(count)).to(parameter.device)
 
     def holds(self, parameter: Tensor) -> Tensor:
         """Says for each row of the parameter (n, ...) whether it lies in the ball, of shape (n,); norms in float64."""
+        norms = self.norms(parameter)
         if self.p is None or self.epsilon is None:
-            return _rows(torch.ones_like(parameter, dtype=torch.bool), parameter).all(1)
-        rows = as_batch(parameter.to("cpu", torch.float64), self.param_ndim)
-        counted = rows.abs().amax(-3) if self.pixels else rows
-        inside = torch.linalg.vector_norm(counted.flatten(1), self.p, dim=1) <= self.epsilon * (1 + TOLERANCE)
-        inside = inside.view(-1, *[1] * (rows.ndim - 1)).expand_as(rows)
-        return _rows(inside, parameter).all(1).to(parameter.device)
+            return torch.ones_like(norms, dtype=torch.bool)
+        radius = self.epsilon.reshape(-1).to(norms) if isinstance(self.epsilon, Tensor) else self.epsilon
+        return norms <= radius * (1 + TOLERANCE)
+
+    def take(self, index: Tensor) -> "Ball":
+        """Returns the ball of these rows, where each has a radius of its own."""
+        return replace(self, epsilon=self.epsilon[index]) if isinstance(self.epsilon, Tensor) else self
 
     def __str__(self) -> str:
         if self.p is None:
             return "unbounded"
         norm = "inf" if math.isinf(self.p) else f"{self.p:g}"
-        return " ".join([f"L{norm} {self.epsilon:g}", *["pixels"] * self.pixels, *[self.scope] * bool(self.scope)])
+        radius = "of several radii" if isinstance(self.epsilon, Tensor) else f"{self.epsilon:g}"
+        return " ".join([f"L{norm} {radius}", *["pixels"] * self.pixels, *[self.scope] * bool(self.scope)])
 
 
 @dataclass(frozen=True)
@@ -105,6 +128,11 @@ class Claim:
         """Whether the parameter is that difference: it is added, to each sample its own, and nothing is clamped."""
         return self.perturb is None and self.bounds is not None and not self.shared
 
+    def take(self, index: Tensor) -> "Claim":
+        """Returns the claim for these samples alone; the parameter must be what is added to each."""
+        bounds = None if self.bounds is None else (self.bounds[0][index], self.bounds[1][index])
+        return replace(self, parameter=self.parameter[index], ball=self.ball.take(index), bounds=bounds)
+
     def holds(self) -> Tensor:
         """Says for each row of the parameter (n,), or once for all, whether it lies in the ball and its bounds."""
         valid = self.ball.holds(self.parameter)
@@ -120,9 +148,21 @@ def _rows(entries: Tensor, parameter: Tensor) -> Tensor:
     return entries.reshape(len(parameter) if parameter.ndim else 1, -1)
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What verification says of n samples: broken beyond doubt or not, and the plain model's prediction.
+
+    `broken_8bit` says whether they are so after rounding to 8 bits too; None if that was not asked.
+    """
+
+    broken: Tensor
+    prediction: Tensor
+    broken_8bit: Tensor | None = None
+
+
 @torch.no_grad()
-def verify(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, claim: Claim) -> tuple[Tensor, Tensor]:
-    """Returns for each sample (n,) whether it is broken beyond doubt, and the model's prediction for it.
+def verify(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, claim: Claim) -> Verdict:
+    """Checks a claim with the plain model.
 
     Broken are samples whose parameter lies in the ball (norm in float64) and in its bounds, whose perturbed image lies
     in [0, 1], and which the model, run on batches of another size than before, does not assign to their labels.
@@ -135,4 +175,4 @@ def verify(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, cl
     in_box = ((perturbed >= -TOLERANCE) & (perturbed <= 1 + TOLERANCE)).flatten(1).all(1)
     outputs = torch.cat([model(part) for part in perturbed.clamp(0, 1).split(max(1, len(images) // 2))])
     prediction = outputs.argmax(1)
-    return claim.holds() & in_box & outputs.isfinite().all(1) & (prediction != labels), prediction
+    return Verdict(claim.holds() & in_box & outputs.isfinite().all(1) & (prediction != labels), prediction)

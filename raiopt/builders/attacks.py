@@ -182,7 +182,20 @@ def kl(logits: Any, target: Any, *, labels: Any, clean: Any) -> Any:
 
 
 def gradient_ascent(
-    *, steps: int = 40, use_best: bool = True, targeted: bool = False, target: int | str | None = None
+    *,
+    steps: int = 40,
+    stop: str = "fooled",
+    restarts: int = 1,
+    max_passes: int | None = None,
+    use_best: bool = True,
+    best_by: str = "loss",
+    targeted: bool = False,
+    target: Any = None,
+    epsilons: Any = None,
+    curve: str = "bisect",
+    attack_misclassified: bool = False,
+    quantize: bool = False,
+    verify_8bit: bool = True,
 ) -> dict[str, Any]:
-    """A fixed number of steps; the best iterate of each sample counts."""
-    return {"steps": steps, "use_best": use_best, "targeted": targeted, "target": target}
+    """Steps until a sample is fooled, or all of them; the best iterate of each sample counts."""
+    return dict(locals())

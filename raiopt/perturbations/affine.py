@@ -86,6 +86,9 @@ class AffinePerturbation(nn.Module):
         """Returns False: each sample has its own row of `pose`."""
         return False
 
+    def select(self, index: Tensor) -> None:
+        """Does nothing: only the parameter has a row for each sample."""
+
     def bounds(self, data: Tensor) -> tuple[Tensor, Tensor]:
         """Returns -1 and 1, shaped like `pose`."""
         return -torch.ones_like(self.pose), torch.ones_like(self.pose)

@@ -11,13 +11,16 @@ from torch import Tensor, nn
 class PerturbationModel(Protocol):
     """What the solver asks of a perturbation: to perturb data without writing into it, and to show its parameters.
 
-    An attack on a whole data set asks for exactly one parameter, and reads two more methods where they exist:
+    An attack on a whole data set asks for exactly one parameter, and reads more methods where they exist:
 
     - `is_shared(data) -> bool`: whether the samples of `data` (N, ...) share the parameter. If not, its rows are the
       samples'. Without the method: True.
     - `bounds(data) -> tuple[Tensor, Tensor] | None`: the least and the largest values of the parameter, shaped like
       it, that keep the perturbed data in [0, 1] for data in [0, 1]. None, or no method: there are no such bounds, so
       the perturbed data must be clamped.
+    - `select(index)`: keeps these rows (a tensor of numbers, (n,)) of every tensor beside the parameter that has one
+      for each sample; the attack selects the rows of the parameter. Without the method no sample leaves a batch, not
+      even when it is decided.
     """
 
     def __call__(self, data: Tensor) -> Tensor: ...
@@ -82,6 +85,11 @@ class AdditivePerturbation(nn.Module):
     def is_shared(self, data: Tensor) -> bool:
         """Says whether several samples of `data` (N, ...) share `delta`."""
         return self.delta.shape != data.shape
+
+    def select(self, index: Tensor) -> None:
+        """Keeps these rows of a mask that has one for each sample."""
+        if self.mask is not None and self.mask.ndim == self.delta.ndim and len(self.mask) > 1:
+            self.mask = self.mask.index_select(0, index)
 
     def bounds(self, data: Tensor, low: float = 0.0, high: float = 1.0) -> tuple[Tensor, Tensor] | None:
         """Returns `lower` and `upper` for `delta` such that the perturbed data stay in [low, high]; 0 off the mask.

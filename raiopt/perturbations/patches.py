@@ -73,6 +73,10 @@ class PatchPerturbation(nn.Module):
         """Says whether the samples of `data` share the patch."""
         return self.shared
 
+    def select(self, index: Tensor) -> None:
+        """Keeps the places with these numbers."""
+        self.places = self.places.index_select(0, index)
+
     def bounds(self, data: Tensor) -> tuple[Tensor, Tensor]:
         """Returns 0 and 1, shaped like `patch`."""
         return torch.zeros_like(self.patch), torch.ones_like(self.patch)

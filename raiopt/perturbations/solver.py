@@ -2,8 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,6 @@ from raiopt.perturbations.models import AdditivePerturbation, PerturbationModel
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 Solver = Callable[..., tuple[Tensor, Tensor]]
-
-
-class Iterate(NamedTuple):
-    """One point of the search: perturbed data, the model's output for it, and the loss of each sample; no graph."""
-
-    data: Tensor
-    logits: Tensor
-    losses: Tensor
 
 
 class Best:
@@ -62,31 +54,18 @@ def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(mask.view(mask.shape + (1,) * (new.ndim - mask.ndim)), new, old)
 
 
-def iterates(
-    model: Callable[[Tensor], Tensor],
-    perturb: Callable[[Tensor], Tensor],
-    optimizer: Optimizer,
-    data: Tensor,
-    target: Tensor,
-    *,
-    steps: int,
-    criterion: Criterion,
-    targeted: bool = False,
-    reduction_fn: Callable[[Tensor], Tensor] = torch.sum,
-) -> Iterator[Iterate]:
-    """Yields the start and the iterate after each of the `steps` steps, `steps + 1` in all, the last evaluated too."""
-    for remaining in range(steps, -1, -1):
-        with torch.set_grad_enabled(remaining > 0):
-            perturbed = perturb(data)
-            logits = model(perturbed)
-            losses = criterion(logits, target)
-        yield Iterate(perturbed.detach(), logits.detach(), losses.detach())
-        if remaining:
-            loss = reduction_fn(losses)
-            optimizer.zero_grad(set_to_none=True)
-            (loss if targeted else -loss).backward()
-            optimizer.step()
+def evaluate(
+    model: Callable[[Tensor], Tensor], perturbed: Tensor, target: Tensor, criterion: Criterion
+) -> tuple[Tensor, Tensor]:
+    """Returns the model's output for perturbed data (N, ...), and the losses, (N,) as a rule."""
+    logits = model(perturbed)
+    return logits, criterion(logits, target)
+
+
+def differentiate(loss: Tensor, optimizer: Optimizer, *, targeted: bool = False) -> None:
+    """Puts into the parameters the gradient that an optimizer, which descends, needs to raise the loss, or lower it."""
     optimizer.zero_grad(set_to_none=True)
+    (loss if targeted else -loss).backward()
 
 
 def gradient_ascent(
@@ -143,24 +122,22 @@ def gradient_ascent(
     checks.number("steps", steps, low=0, integer=True)
     perturbation, optimizer = _resolve(perturbation_model, optimizer, data, optim_kwargs)
     modules = [model] if isinstance(model, nn.Module) else []
-    best, found = Best(), None
+    best, criterion = Best(), criterion or cross_entropy
+    perturbed, losses = data, data.new_zeros(0)
     with frozen(*modules), evaluating(*modules):
-        for found in iterates(
-            model,
-            perturbation,
-            optimizer,
-            data,
-            target,
-            steps=steps,
-            criterion=criterion or cross_entropy,
-            targeted=targeted,
-            reduction_fn=reduction_fn,
-        ):
+        for remaining in range(steps, -1, -1):
+            with torch.set_grad_enabled(remaining > 0):
+                perturbed = perturbation(data)
+                _, losses = evaluate(model, perturbed, target, criterion)
             if use_best:
-                _check_per_sample(found.losses, data)
-                best.update([-found.losses if targeted else found.losses], data=found.data, losses=found.losses)
-    assert found is not None  # the start, at least
-    return (best.values["data"], best.values["losses"]) if use_best else (found.data, found.losses)
+                _check_per_sample(losses, data)
+                gain = -losses.detach() if targeted else losses.detach()
+                best.update([gain], data=perturbed.detach(), losses=losses.detach())
+            if remaining:
+                differentiate(reduction_fn(losses), optimizer, targeted=targeted)
+                optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return (best.values["data"], best.values["losses"]) if use_best else (perturbed.detach(), losses.detach())
 
 
 def random_restart(solver: Solver, repeats: int) -> Solver:

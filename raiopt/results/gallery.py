@@ -1,6 +1,6 @@
 """The picture of a job: clean images, what was added to them, and what the model then saw, side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from raiopt.attacks import Outcome
+
+SHOWN = 8
 CELL, GAP, MARGIN, TITLE, CAPTION = 128, 10, 14, 34, 36
 INK, QUIET, GOOD, BAD, PAPER = "#1c2430", "#667085", "#0b6e4f", "#b42318", "#ffffff"
 
@@ -22,6 +25,41 @@ class Exhibit:
     label: str
     prediction: str
     broken: bool
+
+
+def exhibits_of(outcome: Outcome) -> dict[str, Tensor]:
+    """Returns what the gallery may show of a batch: its first broken samples and its first others, as rows."""
+    trial = outcome.trial
+    if trial is None:
+        return {}
+    broken = trial.verdict.broken
+    chosen = torch.cat([rows.nonzero().flatten()[:SHOWN] for rows in (broken, ~broken)])
+    of_batch = outcome.attacked.nonzero().flatten()[chosen]
+    rows = {
+        "image": outcome.images[of_batch],
+        "delta": trial.delta[chosen],
+        "label": outcome.labels[of_batch],
+        "prediction": trial.verdict.prediction[chosen],
+        "broken": broken[chosen],
+    }
+    return {name: tensor.cpu().contiguous() for name, tensor in rows.items()}
+
+
+def chosen_exhibits(batches: Iterable[dict[str, Tensor]], classes: Sequence[str] | None) -> list[Exhibit]:
+    """Returns the first few broken samples of all batches, and others where too few broke."""
+
+    def name(number: Tensor) -> str:
+        return classes[int(number)] if classes else f"class {int(number)}"
+
+    broken: list[Exhibit] = []
+    others: list[Exhibit] = []
+    for batch in batches:
+        for row in zip(*(batch[key] for key in ("image", "delta", "label", "prediction", "broken")), strict=True):
+            image, delta, label, prediction, is_broken = row
+            shelf = broken if is_broken else others
+            if len(shelf) < SHOWN:
+                shelf.append(Exhibit(image, delta, name(label), name(prediction), bool(is_broken)))
+    return (broken + others)[:SHOWN]
 
 
 def draw_gallery(exhibits: Sequence[Exhibit], path: Path, title: str) -> None:

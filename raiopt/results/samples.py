@@ -1,7 +1,7 @@
 """From outcomes of batches to the tables of a job: a row a sample, a row a step, and the figures of the whole."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,53 +9,23 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from raiopt.attacks import Claim, Outcome, Search
+from raiopt.attacks import STOPPED, Outcome, Trial
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What verification says of the attacked samples (n,) of an outcome."""
-
-    broken: Tensor
-    prediction: Tensor
-
-
-def samples_frame(outcome: Outcome, verdict: Verdict | None) -> pl.DataFrame:
-    """Returns one row a sample of a batch; what concerns an attack is null where there was none."""
-    attacked = outcome.attacked.cpu()
-    goals = _list(outcome.goals)
-    frame = pl.DataFrame(
-        {
-            "id": list(outcome.ids),
-            "name": list(outcome.names),
-            "label": _list(outcome.labels),
-            "clean_prediction": _where(outcome.finite, outcome.clean_prediction),
-            "clean_loss": _list(outcome.clean_loss.float()),
-            "stopped": [_why_not(*row) for row in zip(*map(_list, _conditions(outcome)), strict=True)],
-        },
-        schema_overrides={"id": pl.Int64, "label": pl.Int64, "clean_prediction": pl.Int64, "clean_loss": pl.Float32},
-    )
-    target = [goal if goal != label else None for goal, label in zip(goals, frame["label"], strict=True)]
-    columns = dict.fromkeys(_ATTACKED)
-    if outcome.search is not None and verdict is not None:
-        columns = _attacked_columns(outcome.search, verdict, outcome.labels[outcome.attacked])
-    rows = {name: _spread(values, attacked.tolist()) for name, values in columns.items()}
-    return frame.with_columns(
-        pl.Series("target", target, pl.Int64), *(pl.Series(name, rows[name], _ATTACKED[name]) for name in _ATTACKED)
-    ).with_columns(stopped=pl.when("undecided").then(pl.lit("not_finite")).otherwise("stopped"))
-
-
 _ATTACKED: dict[str, Any] = {
+    "target": pl.Int64,
     "adversarial_prediction": pl.Int64,
     "adversarial_loss": pl.Float32,
     "claimed": pl.Boolean,
     "verified": pl.Boolean,
+    "verified_8bit": pl.Boolean,
     "undecided": pl.Boolean,
+    "epsilon": pl.Float64,
+    "broken_at": pl.List(pl.Boolean),
     "not_finite_step": pl.Int64,
     "best_step": pl.Int64,
     "first_fooled_step": pl.Int64,
+    "restart": pl.Int64,
     "l0": pl.Int64,
     "l1": pl.Float64,
     "l2": pl.Float64,
@@ -63,44 +33,76 @@ _ATTACKED: dict[str, Any] = {
     "steps": pl.Int64,
     "forward_passes": pl.Int64,
     "backward_passes": pl.Int64,
+    "zero_gradients": pl.Int64,
+    "zero_at_start": pl.Boolean,
 }
 
 
-def _conditions(outcome: Outcome) -> tuple[Tensor, Tensor, Tensor]:
-    return outcome.finite, outcome.clean_prediction == outcome.labels, outcome.attacked
+def samples_frame(outcome: Outcome) -> pl.DataFrame:
+    """Returns one row a sample of a batch; what concerns an attack is null where there was none.
+
+    `epsilon` and `broken_at` (a list as long as that of the radii) are null unless several radii were tried.
+    """
+    attacked, trial = outcome.attacked.cpu(), outcome.trial
+    why = ["not_finite" if not finite else "misclassified" for finite in _list(outcome.finite)]
+    right = _list(outcome.clean_prediction == outcome.labels)
+    frame = pl.DataFrame(
+        {
+            "id": list(outcome.ids),
+            "name": list(outcome.names),
+            "label": _list(outcome.labels),
+            "clean_prediction": _where(outcome.finite, outcome.clean_prediction),
+            "clean_loss": _list(outcome.clean_loss.float()),
+            "stopped": [
+                "is_target" if is_right and reason != "not_finite" else reason
+                for is_right, reason in zip(right, why, strict=True)
+            ],
+        },
+        schema_overrides={"id": pl.Int64, "label": pl.Int64, "clean_prediction": pl.Int64, "clean_loss": pl.Float32},
+    )
+    columns = {} if trial is None else _attacked_columns(trial, outcome.labels[outcome.attacked])
+    stopped = pl.Series("_stopped", _spread(columns.pop("stopped", None), attacked.tolist()), pl.String)
+    rows = [pl.Series(n, _spread(columns.get(n), attacked.tolist()), kind) for n, kind in _ATTACKED.items()]
+    return (
+        frame.with_columns(stopped, *rows)
+        .with_columns(pl.coalesce("_stopped", "stopped").alias("stopped"))
+        .drop("_stopped")
+    )
 
 
-def _why_not(finite: bool, right: bool, attacked: bool) -> str:
-    """Returns why the search for a sample ended, or why there was none."""
-    if attacked:
-        return "steps"
-    return "not_finite" if not finite else "is_target" if right else "misclassified"
-
-
-def _attacked_columns(search: Search, verdict: Verdict, labels: Tensor) -> dict[str, list[Any]]:
-    n, steps = len(labels), len(search.losses) - 1
-    claimed = search.loss.isfinite() & (search.prediction != labels)
+def _attacked_columns(trial: Trial, labels: Tensor) -> dict[str, list[Any] | None]:
+    found, verdict, n = trial.search, trial.verdict, len(labels)
+    undecided = (found.not_finite >= 0) & ~verdict.broken
+    reasons = [STOPPED[number] for number in _list(found.stopped)]
     return {
+        "stopped": ["not_finite" if lost else reason for lost, reason in zip(_list(undecided), reasons, strict=True)],
+        "target": _where(found.goal != labels, found.goal),
         "adversarial_prediction": _list(verdict.prediction),
-        "adversarial_loss": _list(search.loss.float()),
-        "claimed": _list(claimed),
+        "adversarial_loss": _list(found.loss),
+        "claimed": _list(found.claimed),
         "verified": _list(verdict.broken),
-        "undecided": _list((search.not_finite >= 0) & ~verdict.broken),
-        "not_finite_step": _where(search.not_finite >= 0, search.not_finite),
-        "best_step": _list(search.best_step),
-        "first_fooled_step": _where(search.first_fooled >= 0, search.first_fooled),
-        **{name: _list(norm.expand(n)) for name, norm in _norms(search.claim).items()},
-        "steps": [steps] * n,
-        "forward_passes": [steps + 1] * n,
-        "backward_passes": [steps] * n,
+        "verified_8bit": None if verdict.broken_8bit is None else _list(verdict.broken_8bit),
+        "undecided": _list(undecided),
+        "epsilon": None if trial.epsilon is None else _list(trial.epsilon),
+        "broken_at": None if trial.broken_at is None else _list(trial.broken_at),
+        "not_finite_step": _where(found.not_finite >= 0, found.not_finite),
+        "best_step": _list(found.best_step),
+        "first_fooled_step": _where(found.first_fooled >= 0, found.first_fooled),
+        "restart": _list(found.restart),
+        **{name: _list(norm.expand(n)) for name, norm in _norms(trial).items()},
+        "steps": _list(found.steps),
+        "forward_passes": _list(found.forward_passes),
+        "backward_passes": _list(found.backward_passes),
+        "zero_gradients": _list(found.zero_gradients),
+        "zero_at_start": _list(found.zero_at_start),
     }
 
 
-def _norms(claim: Claim) -> dict[str, Tensor]:
+def _norms(trial: Trial) -> dict[str, Tensor]:
     """Returns the norms of each sample's own parameter (n,), or of the one that all share (1,), in float64."""
-    x = claim.parameter
-    counted = x.abs().amax(-3) if claim.ball.pixels else x
-    counted, rows = (entries.reshape(1 if claim.shared else len(x), -1) for entries in (counted, x))
+    x = trial.bounded.cpu()
+    counted = x.abs().amax(-3) if trial.ball.pixels else x
+    counted, rows = (entries.reshape(1 if trial.shared else len(x), -1) for entries in (counted, x))
     norms = {f"l{p}": torch.linalg.vector_norm(rows.double(), float(p), dim=1) for p in ("1", "2", "inf")}
     return {"l0": counted.count_nonzero(1), **norms}
 
@@ -119,28 +121,32 @@ def _spread(values: Sequence[Any] | None, mask: Sequence[bool]) -> list[Any]:
     return [next(rest) if marked and values is not None else None for marked in mask]
 
 
-def trace_frame(searches: Sequence[Search]) -> pl.DataFrame:
-    """Returns one row a step over all attacked samples: the loss, and the share that is fooled then or was before."""
-    if not searches:
-        return pl.DataFrame(schema=_TRACE)
-    losses = torch.cat([s.losses.float().cpu() for s in searches], 1).numpy().astype(np.float64)
-    fooled = torch.cat([s.fooled_at.cpu() for s in searches], 1).numpy()
-    losses[~np.isfinite(losses)] = np.nan
-    known = ~np.isnan(losses).all(1)
-    summary = {name: np.full(len(losses), np.nan) for name in ("mean", *QUANTILES)}
-    summary["mean"][known] = np.nanmean(losses[known], 1)
-    for name, q in QUANTILES.items():
-        summary[name][known] = np.nanquantile(losses[known], q, axis=1)
-    return pl.DataFrame(
-        {
-            "step": np.arange(len(losses)),
-            "samples": np.full(len(losses), losses.shape[1]),
-            **{f"loss_{name}": values for name, values in summary.items()},
-            "fooled": fooled.mean(1),
-            "fooled_so_far": np.maximum.accumulate(fooled, 0).mean(1),
-        },
-        schema=_TRACE,
-    )
+def steps_frame(outcomes: Sequence[Outcome]) -> pl.DataFrame:
+    """Returns one row for each attacked sample, with its loss and whether it was fooled at each step."""
+    trials = [outcome.trial for outcome in outcomes if outcome.trial is not None]
+    if not trials:
+        return pl.DataFrame()
+    gains, fooled = (torch.cat([getattr(t.search, name).cpu() for t in trials]) for name in ("gains", "fooled_at"))
+    columns = {f"gain_{step}": column.numpy() for step, column in enumerate(gains.unbind(1))}
+    return pl.DataFrame(columns | {f"fooled_{step}": column.numpy() for step, column in enumerate(fooled.unbind(1))})
+
+
+def trace_frame(files: list[Path], steps: int, *, targeted: bool) -> pl.DataFrame:
+    """Returns one row a step over all attacked samples: the loss, and the share that is fooled then or was before.
+
+    Args:
+        files: Parquet files of `steps_frame`; of them, one step at a time is read.
+    """
+    rows, so_far, sign = [], np.zeros(0, dtype=bool), -1 if targeted else 1
+    for step in range(steps + 1) if files else ():
+        columns = pl.scan_parquet(files).select(f"gain_{step}", f"fooled_{step}").collect()
+        losses = sign * columns[f"gain_{step}"].to_numpy().astype(np.float64)
+        fooled = columns[f"fooled_{step}"].to_numpy()
+        so_far = fooled | so_far if step else fooled
+        losses = losses[np.isfinite(losses)]
+        of_losses = [losses.mean(), *np.quantile(losses, list(QUANTILES.values()))] if len(losses) else [np.nan] * 6
+        rows.append([step, len(fooled), *of_losses, fooled.mean(), so_far.mean()])
+    return pl.DataFrame(rows, schema=_TRACE, orient="row")
 
 
 _TRACE = {
@@ -152,31 +158,51 @@ _TRACE = {
 }
 
 
-def metrics(samples: pl.DataFrame) -> dict[str, Any]:
+def metrics(samples: pl.LazyFrame, epsilons: Sequence[float] | None = None) -> dict[str, Any]:
     """Returns the figures of a job from its table of samples.
 
     Shares are of all samples. Robust are those that are predicted right and neither verified as broken nor undecided;
-    norms are over the verified perturbations, None where there is none.
+    norms are over the verified perturbations, None where there is none. With several radii, `robust_accuracies` says
+    how many are robust at each of `epsilons`.
     """
-    right = pl.col("clean_prediction") == pl.col("label")
+    right = (pl.col("clean_prediction") == pl.col("label")).fill_null(False)
     broken, undecided = (pl.col(name).fill_null(False) for name in ("verified", "undecided"))
     undecided = undecided | (pl.col("stopped") == "not_finite")
     norms = [pl.col(n).filter(pl.col("verified")) for n in ("l0", "l1", "l2", "linf")]
     row = samples.select(
         samples=pl.len(),
-        clean_accuracy=right.fill_null(False).mean(),
-        robust_accuracy=(right.fill_null(False) & ~broken & ~undecided).mean(),
+        clean_accuracy=right.mean(),
+        robust_accuracy=(right & ~broken & ~undecided).mean(),
+        robust_accuracies=pl.concat_list(
+            [
+                (right & ~(broken & (pl.col("epsilon") <= e)).fill_null(False) & ~undecided).mean()
+                for e in epsilons or []
+            ]
+        )
+        if epsilons
+        else None,
         undecided=undecided.sum(),
         attacked=pl.col("forward_passes").count(),
         claimed=pl.col("claimed").sum(),
         verified=pl.col("verified").sum(),
+        verified_8bit=pl.when(pl.col("verified_8bit").count() > 0).then(pl.col("verified_8bit").sum()),
+        zero_gradients_at_start=pl.col("zero_at_start").sum(),
+        never_a_gradient=(
+            (pl.col("zero_gradients") >= pl.col("backward_passes")) & (pl.col("backward_passes") > 0)
+        ).sum(),
+        targets=pl.col("target").count(),
         reached=(pl.col("verified") & (pl.col("adversarial_prediction") == pl.col("target"))).sum(),
         forward_passes=pl.col("forward_passes").sum(),
         backward_passes=pl.col("backward_passes").sum(),
         **{f"median_{n.meta.output_name()}": n.median() for n in norms},
         **{f"largest_{n.meta.output_name()}": n.max() for n in norms},
-    ).row(0, named=True)
-    reached = row.pop("reached")
-    if samples["target"].is_not_null().any():
-        row["target_reached"] = reached / row["attacked"] if row["attacked"] else None
-    return row
+    )
+    figures = row.collect().row(0, named=True)
+    reached, targets = figures.pop("reached"), figures.pop("targets")
+    if targets:
+        figures["target_reached"] = reached / figures["attacked"] if figures["attacked"] else None
+    if epsilons:
+        figures["epsilons"] = list(epsilons)
+    else:
+        del figures["robust_accuracies"]
+    return figures

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-Advance = Callable[[], None]
+Advance = Callable[[float], None]
 SHORT = {
     "clean_accuracy": "clean",
     "robust_accuracy": "robust",
@@ -25,20 +25,14 @@ SHORT = {
 
 
 @contextmanager
-def progress(evaluations: int) -> Iterator[Advance]:
-    """Shows a bar of batch evaluations while the context lasts, and nothing where the output is no terminal."""
+def progress(samples: int) -> Iterator[Advance]:
+    """Shows a bar while the context lasts, and nothing where the output is no terminal; to be told of samples done."""
     console = Console(stderr=True)
-    columns = (
-        TextColumn("attack"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("batch passes"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("attack"), BarColumn(), MofNCompleteColumn(), TextColumn("samples"))
+    columns += (TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("attack", total=evaluations)
-        yield lambda: bar.advance(task)
+        task = bar.add_task("attack", total=samples)
+        yield lambda done: bar.update(task, completed=done)
 
 
 def print_summary(record: dict[str, Any], folder: Path) -> None:
@@ -50,14 +44,15 @@ def print_summary(record: dict[str, Any], folder: Path) -> None:
     console = Console()
     console.print(escape(headline(record)), style="bold", highlight=False, soft_wrap=True)
     console.print(table)
-    if figures["claimed"] != figures["verified"]:
-        console.print(
-            f"Claimed as broken: {figures['claimed']}, verified: {figures['verified']}. Only verified ones count.",
-            style="yellow",
-        )
-    if record["coupled"]:
+    if record["coupled"] or record["whole"]:
         console.print(escape(coupling(record)), style="yellow", soft_wrap=True)
     console.print(f"normalisation of the model: {escape(record['model']['preset'])}", soft_wrap=True, highlight=False)
+    if "continued" in record:
+        told = record["continued"]
+        console.print(
+            f"continued: {told['samples']:,} samples were finished before, {told['passes']:,} passes saved",
+            highlight=False,
+        )
     if record.get("skipped"):
         console.print("finished before with the same weights and data: nothing was run again", highlight=False)
     console.print(f"results in {escape(str(folder))}", soft_wrap=True, highlight=False)
@@ -65,10 +60,37 @@ def print_summary(record: dict[str, Any], folder: Path) -> None:
 
 def coupling(record: dict[str, Any]) -> str:
     """Returns what the samples of a batch have in common, for a job in which that matters."""
+    if not record["coupled"]:
+        return "Samples stay in their batch until it is done: the optimizer or the perturbation may couple them."
     size = record["batch_size"]
     shared = "perturbation" if record["perturbation"]["shared"] else "ball"
     clamped = " Perturbed images are clamped to [0, 1]." * record["clamped"]
-    return f"One {shared} for each batch of {size}: with another batch_size it is another question.{clamped}"
+    return (
+        f"One {shared} for each batch of {size}, and no sample leaves it: with another batch_size it is another "
+        f"question.{clamped}"
+    )
+
+
+def doubts(record: dict[str, Any]) -> list[str]:
+    """Returns what a reader of a job's figures must know before believing them."""
+    figures, told = record["metrics"], []
+    if figures["claimed"] != figures["verified"]:
+        told.append(
+            f"Claimed as broken: {figures['claimed']}, verified: {figures['verified']}. Only verified ones count."
+        )
+    never, at_start = figures["never_a_gradient"], figures["zero_gradients_at_start"]
+    remedy = "Take another criterion (criterion=margin), or another start, as in init=uniform_linf."
+    if never:
+        told.append(
+            f"The gradient was zero at every step for {never} of {figures['attacked']} samples: nothing moved them. "
+            f"{remedy}"
+        )
+    elif at_start:
+        told.append(
+            f"The gradient was zero at the start for {at_start} of {figures['attacked']} samples: the network may mask "
+            f"its gradients, and robust accuracy be too high. {remedy}"
+        )
+    return told
 
 
 def headline(record: dict[str, Any]) -> str:
@@ -83,6 +105,8 @@ def summary_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
         ("clean accuracy", percent(figures["clean_accuracy"])),
         ("robust accuracy", percent(figures["robust_accuracy"])),
     ]
+    for epsilon, robust in zip(figures.get("epsilons", []), figures.get("robust_accuracies", []), strict=True):
+        rows.append((f"  at epsilon {epsilon:g}", percent(robust)))
     if "target_reached" in figures:
         rows.append(("target reached", percent(figures["target_reached"])))
     undecided = figures["undecided"]
@@ -92,7 +116,11 @@ def summary_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(
             (f"{p.replace('l', 'L', 1)} of what broke", _norms(median, largest, ",.0f" if p == "l0" else ".4g"))
         )
-    rows.append(("passes", f"{figures['forward_passes']:,} forward, {figures['backward_passes']:,} backward"))
+    if figures["verified_8bit"] is not None:
+        rows.append(("broken as 8-bit images", f"{figures['verified_8bit']:,} of {figures['verified']:,}"))
+    forward, backward, each = figures["forward_passes"], figures["backward_passes"], max(1, figures["attacked"])
+    rows.append(("passes", f"{forward:,} forward, {backward:,} backward"))
+    rows.append(("passes a sample", f"{forward / each:.1f} forward, {backward / each:.1f} backward"))
     rows.append(("attack", f"{figures['attack_seconds']:.1f} s"))
     return rows
 

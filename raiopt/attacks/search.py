@@ -1,0 +1,86 @@
+"""The search over one batch: the loop of every attack, and what it leaves of each sample."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from raiopt.attacks.question import Attack
+from raiopt.attacks.rows import Rows, take_rows
+from raiopt.attacks.start import Start, prepare
+from raiopt.attacks.watch import Search, Watch
+from raiopt.perturbations.solver import differentiate, evaluate
+
+SPARE = 1 / 16
+"""Rows leave when they are at least this share of the batch: a batch of a new size costs the set-up of its kernels."""
+
+
+def search(
+    model: Callable[[Tensor], Tensor], attack: Attack, rows: Rows, on_step: Callable[[], None]
+) -> tuple[Search, Tensor, Start]:
+    """Returns what was found for each row, the parameter that was kept, and the start that it belongs to.
+
+    A step: evaluate, take note and decide, differentiate, let decided rows leave, move.
+    """
+    start = prepare(attack, rows)
+    watch = Watch(attack, rows, start)
+    last = int(rows.steps.max())
+    for step in range(last + 1):
+        with torch.set_grad_enabled(step < last):
+            perturbed, kept = start.perturbed(rows.images)
+            criterion = partial(attack.criterion, labels=rows.labels, clean=rows.clean)
+            logits, losses = evaluate(model, perturbed, rows.goals, criterion)
+        watch.evaluated(rows, kept, logits.detach(), losses.detach())
+        on_step()
+        if step == last or not watch.open.any():
+            break
+        differentiate(losses.sum(), start.optimizer, targeted=attack.targeted)
+        del perturbed, logits, losses  # their graph holds on to the number of rows
+        watch.differentiated(start.parameter)
+        stay = watch.open.nonzero().flatten()
+        if start.independent and len(stay) <= (1 - SPARE) * len(rows):
+            rows = rows.take(stay)
+            start.keep(stay)
+            watch.keep(stay)
+        start.optimizer.step()
+    start.optimizer.zero_grad(set_to_none=True)
+    return watch.result(), watch.parameter, start
+
+
+def best_rows(found: Search, rows: Rows) -> Tensor:
+    """Returns for each sample the number of its best row: one that fools before one that does not, then by score."""
+    order = torch.argsort(found.score, stable=True)
+    for key in (found.fooled, rows.samples):
+        order = order[torch.argsort(key[order].long(), stable=True)]
+    ends = rows.samples[order].diff().nonzero().flatten()
+    return order[torch.cat([ends, ends.new_tensor([len(order) - 1])])]
+
+
+def of_samples(found: Search, rows: Rows, best: Tensor) -> Search:
+    """Returns what was found for each sample: that of its best row, and what all of its rows come to."""
+    position = torch.searchsorted(rows.samples[best], rows.samples)
+
+    def over(values: Tensor, how: str) -> Tensor:
+        index = position.view(-1, *[1] * (values.ndim - 1)).expand_as(values)
+        numbers = values.long() if values.dtype == torch.bool else values
+        made = numbers.new_zeros(len(best), *values.shape[1:])
+        return made.scatter_reduce(0, index, numbers, how, include_self=False).to(values.dtype)
+
+    never = torch.iinfo(torch.int64).max
+    first = over(torch.where(found.first_fooled < 0, never, found.first_fooled), "amin")
+    lowest = over(found.not_finite, "amin")
+    return replace(
+        take_rows(found, best),
+        first_fooled=torch.where(first == never, -1, first),
+        not_finite=torch.where(lowest < 0, -1, over(found.not_finite, "amax")),
+        gains=over(found.gains, "amax"),
+        fooled_at=over(found.fooled_at, "amax"),
+        zero_gradients=over(found.zero_gradients, "sum"),
+        zero_at_start=over(found.zero_at_start, "amin"),
+        stopped=over(found.stopped, "amin"),
+        steps=over(found.steps, "amax"),
+        forward_passes=over(found.forward_passes, "sum"),
+        backward_passes=over(found.backward_passes, "sum"),
+    )

@@ -1,0 +1,244 @@
+"""Where a search starts: perturbation, optimizer and random start; and the claim that it ends with."""
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from raiopt.attacks.grid import to_8bit
+from raiopt.attacks.question import Attack, told_as
+from raiopt.attacks.rows import Rows, is_elementwise, select_rows
+from raiopt.attacks.verify import Ball, Claim
+from raiopt.batching import as_batch
+from raiopt.optim import ParamTransformingOptimizer
+from raiopt.perturbations.models import AdditivePerturbation, PerturbationModel
+from raiopt.sampling import keyed_generator
+
+
+@dataclass
+class Start:
+    """What a search over n rows begins with, and later moves.
+
+    Args:
+        parameter: The only one of `perturbation`.
+        shared: All samples share it; else it has n rows.
+        bounds: What it may be, shaped like it at the start; None: perturbed images are clamped to [0, 1].
+        ball: Holds the parameter, as it was at the start.
+        quantize: Evaluate, and keep, images on the 8-bit grid.
+    """
+
+    perturbation: PerturbationModel
+    parameter: Tensor
+    optimizer: Optimizer
+    shared: bool
+    bounds: tuple[Tensor, Tensor] | None
+    quantize: bool = False
+    ball: Ball = field(init=False)
+    whole: PerturbationModel = field(init=False)  # with all rows, whatever leaves
+
+    def __post_init__(self) -> None:
+        names = dict(getattr(self.perturbation, "named_parameters", dict)())
+        what = "" if self.is_sum else next(iter(names), "parameter")
+        self.ball = Ball.of(self.optimizer, shared=self.shared, what=what)
+        self.whole = self.perturbation
+        if self.independent and not self.is_sum:
+            self.whole = copy.deepcopy(self.perturbation)
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the perturbed images are nothing but images + parameter."""
+        plain = type(self.perturbation) is AdditivePerturbation
+        return plain and (not self.shared or getattr(self.perturbation, "mask", None) is None)
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether the parameter is what is added to each image, and nothing is clamped."""
+        return self.is_sum and not self.shared and self.bounds is not None
+
+    @property
+    def coupled(self) -> bool:
+        """Whether a step's transforms, or a shared parameter, act on several samples together."""
+        if self.shared:
+            return True
+        param_ndim = self.optimizer.param_groups[0].get("param_ndim", -1)
+        return len(as_batch(self.parameter.detach(), param_ndim)) < len(self.parameter)
+
+    @property
+    def independent(self) -> bool:
+        """Whether rows may leave the batch: each is moved alone, and what perturbs can do with fewer."""
+        known = is_elementwise(self.optimizer) and hasattr(self.perturbation, "select")
+        return known and not self.coupled
+
+    def perturbed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the perturbed images, and the parameter that is kept of them, without a graph."""
+        made, kept = self.perturbation(images), self.parameter.detach()
+        if self.bounds is None:
+            return _straight_through(made, made.detach().clamp(0, 1)), kept
+        if self.quantize:
+            ball = replace(self.ball, epsilon=self.optimizer.param_groups[0].get("epsilon"))
+            kept = to_8bit(images, kept, ball)
+            return _straight_through(made, images + kept), kept
+        return made, kept
+
+    def keep(self, index: Tensor) -> None:
+        """Lets all rows but those with these numbers leave."""
+        self.perturbation.select(index)  # pyright: ignore[reportAttributeAccessIssue]
+        select_rows(self.optimizer, self.parameter, index)
+
+    @torch.no_grad()
+    def claim(self, parameter: Tensor, index: Tensor | None = None) -> Claim:
+        """Returns the claim that `parameter`, for these of the rows at the start (None: all), breaks their samples."""
+        ball, bounds, whole = self.ball, self.bounds, self.whole
+        if index is not None and not self.shared:
+            parameter = parameter.index_select(0, index)
+            ball = ball.take(index)
+            bounds = None if bounds is None else (bounds[0].index_select(0, index), bounds[1].index_select(0, index))
+        perturb: Any = None
+        if not self.is_sum:
+            perturb = copy.deepcopy(whole)
+            if index is not None and hasattr(whole, "select"):
+                perturb.select(index)
+            only_parameter(perturb).data = parameter.clone()
+        places = getattr(perturb, "places", None)
+        return Claim(parameter, ball, shared=self.shared, bounds=bounds, perturb=perturb, places=places)
+
+
+def _straight_through(made: Tensor, seen: Tensor) -> Tensor:
+    """Returns `seen` with the gradient of `made`, so that a pixel at the border can come back."""
+    return made + (seen - made).detach()
+
+
+def prepare(attack: Attack, rows: Rows) -> Start:
+    """Returns perturbation and optimizer of an attack, at each row's own random start.
+
+    Samples that share the parameter start from the generator of the first of them.
+
+    Raises:
+        TypeError, ValueError: If perturbation, optimizer or start cannot be made for such images, or do not go
+            together.
+    """
+    images = rows.images
+    keys = zip(rows.ids.tolist(), rows.restarts.tolist(), strict=True)
+    generators = [keyed_generator(attack.seed, sample_id, restart) for sample_id, restart in keys]
+    with told_as("perturbation"):
+        perturbation = attack.perturbation(images, generators)
+        parameter = only_parameter(perturbation)
+        shared = getattr(perturbation, "is_shared", lambda data: True)(images)
+        if not shared and len(parameter) != len(images):
+            raise ValueError(
+                f"its samples do not share the parameter, which must then have {len(images)} rows, one a sample, "
+                f"but has the shape {tuple(parameter.shape)}."
+            )
+        bounds = _checked_bounds(getattr(perturbation, "bounds", lambda data: None)(images), parameter)
+    with told_as("optim"):
+        optimizer = attack.optimizer(perturbation.parameters())
+    for group in optimizer.param_groups:
+        if bounds:
+            group["lower"], group["upper"] = bounds
+        if rows.epsilon is not None and not shared:
+            group["epsilon"] = rows.epsilon.view(-1, *[1] * (parameter.ndim - 1))
+    started = [parameter[None]] if shared else parameter.split(1)
+    _fill(attack, started, generators, None if rows.epsilon is None else rows.epsilon.tolist())
+    if isinstance(optimizer, ParamTransformingOptimizer):
+        with told_as("optim"):
+            for group in optimizer.param_groups if bounds else []:
+                optimizer._check_group(group)
+            optimizer.project()
+    start = Start(perturbation, parameter, optimizer, shared, bounds, attack.quantize)
+    _check_together(attack, start)
+    return start
+
+
+def _fill(attack: Attack, started: Sequence[Tensor], generators: Any, epsilon: list[float] | None) -> None:
+    """Writes each row's random start; the same numbers on every device, for they are drawn on the CPU."""
+    with told_as("init"), torch.no_grad():
+        sized = epsilon is not None and "epsilon" in inspect.signature(attack.init).parameters
+        for number, (row, generator) in enumerate(zip(started, generators, strict=False)):
+            start = torch.zeros(row.shape, dtype=row.dtype)
+            attack.init(start, generator=generator, **({"epsilon": epsilon[number]} if sized and epsilon else {}))
+            row.copy_(start)
+
+
+def _check_together(attack: Attack, start: Start) -> None:
+    """Raises if the attack asks for what its perturbation or optimizer makes impossible."""
+    asked = {
+        f"solver.restarts={attack.restarts}": attack.restarts > 1,
+        f"solver.target={attack.target}, several targets,": len(attack.targets) > 1,
+        f"solver.epsilons={attack.epsilons}": attack.epsilons is not None,
+    }
+    for setting in (name for name, is_asked in asked.items() if is_asked):
+        if start.coupled:
+            raise ValueError(
+                f"{setting} needs samples that are independent, but they share the perturbation or its ball: give each "
+                "sample its own (perturbation=additive, optim.param_ndim=-1), or sweep with -m (seed, optim.epsilon)."
+            )
+        if not hasattr(start.perturbation, "select"):
+            raise ValueError(
+                f"{setting} needs a perturbation with a method select(index) that keeps these rows of its tensors: "
+                f"{type(start.perturbation).__name__} has none."
+            )
+    if attack.epsilons is not None and start.ball.p is None:
+        raise ValueError("solver.epsilons needs an optimizer with a ball: give optim.ball, or take l2_projected, ...")
+    if attack.quantize and not start.is_delta:
+        raise ValueError(
+            "solver.quantize=true needs perturbation=additive or masked: 8-bit values of each image's own."
+        )
+
+
+def tried(attack: Attack, shape: Sequence[int], classes: int) -> Start:
+    """Returns the start of an attack on two black images (C, H, W) of that shape: what does not fit is told at once."""
+    logits, labels, images = torch.zeros(2, classes), torch.zeros(2, dtype=torch.int64), torch.zeros(2, *shape)
+    goals = attack.goals(logits, labels)
+    with told_as("criterion"):
+        losses = attack.criterion(logits, goals[:, 0] if attack.targeted else labels, labels=labels, clean=logits)
+        if not isinstance(losses, Tensor) or losses.shape != labels.shape:
+            raise ValueError(
+                f"it must return one loss a sample, of shape (2,) for two, got {_described(losses)}. Use "
+                'reduction="none" in torch\'s losses.'
+            )
+    ids = torch.arange(2)
+    epsilon = None if attack.epsilons is None else torch.tensor([attack.epsilons[0], attack.epsilons[-1]])
+    start = prepare(attack, Rows(ids, ids, images, labels, labels, logits, torch.zeros_like(ids), ids, epsilon))
+    with told_as("perturbation"):
+        check_perturbed(start.perturbation(images), images)
+    return start
+
+
+def check_perturbed(perturbed: Any, images: Tensor) -> None:
+    """Raises unless the perturbation made of new images what an attack can work with."""
+    if not isinstance(perturbed, Tensor) or perturbed.shape != images.shape:
+        raise ValueError(f"it must return images of the shape {tuple(images.shape)}, got {_described(perturbed)}.")
+    if images._version:
+        raise ValueError("it wrote into the images, so that nothing could be checked against them: work on a copy.")
+    if not perturbed.requires_grad:
+        raise ValueError("the perturbed images do not depend on its parameter, or that has requires_grad=False.")
+
+
+def only_parameter(perturbation: PerturbationModel) -> Tensor:
+    """Returns the one parameter of a perturbation."""
+    parameters = list(perturbation.parameters())
+    if len(parameters) != 1:
+        raise ValueError(f"{type(perturbation).__name__} must have exactly one parameter, but has {len(parameters)}.")
+    if not parameters[0].is_floating_point():
+        raise TypeError(f"its parameter must be of a floating type, not {parameters[0].dtype}.")
+    return parameters[0]
+
+
+def _described(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
+def _checked_bounds(bounds: Any, parameter: Tensor) -> tuple[Tensor, Tensor] | None:
+    if bounds is None:
+        return None
+    pair = tuple(bounds) if isinstance(bounds, Sequence) else ()
+    if len(pair) != 2 or any(not isinstance(b, Tensor) or b.shape != parameter.shape for b in pair):
+        raise ValueError(
+            f"bounds(images) must return None or two tensors of the parameter's shape {tuple(parameter.shape)}."
+        )
+    return pair[0], pair[1]

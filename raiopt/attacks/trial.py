@@ -1,0 +1,144 @@
+"""One trial: a search for each of some samples, and the check of what it claims."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from raiopt.attacks.grid import to_8bit
+from raiopt.attacks.question import Attack
+from raiopt.attacks.rows import Rows, with_rows
+from raiopt.attacks.search import best_rows, of_samples, search
+from raiopt.attacks.verify import Ball, Claim, Verdict, verify
+from raiopt.attacks.watch import Search
+
+log = logging.getLogger("raiopt")
+Model = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The n samples of a batch that are attacked: tensors of n rows; `goals` (n, targets), `clean` their logits."""
+
+    ids: Tensor
+    images: Tensor
+    labels: Tensor
+    goals: Tensor
+    clean: Tensor
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial came to: tensors of n rows, one for each sample, where nothing else is said.
+
+    Args:
+        delta: What the perturbed images differ by from the clean ones, of their shape.
+        parameter: Of the perturbation, where it is not `delta`: n rows, or one that all samples share.
+        places: Of patches, (n, 2).
+        epsilon: The radius of each sample, where several are tried.
+        ball: Held the parameter.
+        shared: All samples share the parameter.
+        coupled: Samples act together, so that one iterate was kept for all.
+        whole: No sample could leave the batch.
+        broken_at: (n, radii): the radii at which a search broke it, where several are tried.
+    """
+
+    search: Search
+    verdict: Verdict
+    delta: Tensor
+    parameter: Tensor | None
+    places: Tensor | None
+    epsilon: Tensor | None
+    ball: Ball
+    shared: bool
+    coupled: bool
+    whole: bool
+    broken_at: Tensor | None = None
+
+    @property
+    def bounded(self) -> Tensor:
+        """What the ball holds: the perturbation's parameter."""
+        return self.delta if self.parameter is None else self.parameter
+
+
+@dataclass(frozen=True)
+class Trier:
+    """Tries samples: with the fast model, and again with the plain one what fooled the fast one alone."""
+
+    fast: Model
+    plain: Model
+    attack: Attack
+    samples: Samples
+    on_step: Callable[[], None]
+
+    def __call__(self, chosen: Tensor, epsilon: Tensor | None, steps: Tensor) -> Trial:
+        """Tries the chosen samples, each with its own radius (None: the optimizer's) and number of steps at most."""
+        trial = self._try(self.fast, chosen, epsilon, steps)
+        found, verdict = trial.search, trial.verdict
+        missed = (found.claimed & ~verdict.broken).nonzero().flatten()
+        if self.fast is self.plain or trial.coupled or not len(missed):
+            return trial
+        log.info("%d samples fooled the faster model alone: searched again with the plain one.", len(missed))
+        again = self._try(self.plain, chosen[missed], None if epsilon is None else epsilon[missed], steps[missed])
+        search = replace(
+            again.search,
+            claimed=found.claimed[missed],
+            forward_passes=again.search.forward_passes + found.forward_passes[missed],
+            backward_passes=again.search.backward_passes + found.backward_passes[missed],
+        )
+        return with_rows(trial, missed, replace(again, search=search))
+
+    def _try(self, model: Model, chosen: Tensor, epsilon: Tensor | None, steps: Tensor) -> Trial:
+        rows = rows_of(self.samples, self.attack, chosen, epsilon, steps)
+        found, parameter, start = search(model, self.attack, rows, self.on_step)
+        best = best_rows(found, rows)
+        images, labels = self.samples.images[chosen], self.samples.labels[chosen]
+        claim = start.claim(parameter, best)
+        verdict = verify(self.plain, images, labels, claim)
+        if self.attack.verify_8bit and claim.parameter_is_delta:
+            verdict = replace(verdict, broken_8bit=self._broken_8bit(claim, images, labels, verdict.broken))
+        return Trial(
+            search=of_samples(found, rows, best),
+            verdict=verdict,
+            delta=claim.delta(images),
+            parameter=None if claim.parameter_is_delta else claim.parameter,
+            places=claim.places,
+            epsilon=epsilon,
+            ball=start.ball if epsilon is None else replace(start.ball, epsilon=None),
+            shared=start.shared,
+            coupled=start.coupled,
+            whole=not start.independent,
+        )
+
+    def _broken_8bit(self, claim: Claim, images: Tensor, labels: Tensor, broken: Tensor) -> Tensor:
+        """Says which of the broken samples stay so after rounding to 8 bits inside the ball."""
+        result, index = torch.zeros_like(broken), broken.nonzero().flatten()
+        if len(index):
+            part = claim.take(index)
+            rounded = replace(part, parameter=to_8bit(images[index], part.parameter, part.ball))
+            result[index] = verify(self.plain, images[index], labels[index], rounded).broken
+        return result
+
+
+def rows_of(samples: Samples, attack: Attack, chosen: Tensor, epsilon: Tensor | None, steps: Tensor) -> Rows:
+    """Returns the rows of the chosen samples, one for each restart and target, those of one sample side by side."""
+    position = torch.arange(len(chosen), device=chosen.device).repeat_interleave(attack.rows)
+    number = torch.arange(attack.rows, device=chosen.device).repeat(len(chosen))
+    targets = samples.goals.shape[1]
+    labels = samples.labels[chosen][position]
+    goals = samples.goals[chosen][position, number % targets] if attack.targeted else labels
+    rows = Rows(
+        samples=position,
+        ids=samples.ids[chosen][position],
+        images=samples.images[chosen[position]],
+        labels=labels,
+        goals=goals,
+        clean=samples.clean[chosen[position]],
+        restarts=number // targets,
+        steps=steps[position],
+        epsilon=None if epsilon is None else epsilon[position],
+    )
+    sensible = goals != labels
+    return rows.take(sensible.nonzero().flatten()) if attack.targeted and not sensible.all() else rows

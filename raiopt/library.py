@@ -1,0 +1,164 @@
+"""The attack on a whole data set as one function, for people in Python."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from raiopt.attacks import Attack, Engine, Inference, ModelView, Outcome
+from raiopt.optim.signatures import completed
+from raiopt.perturbations import AdditivePerturbation, cross_entropy
+from raiopt.perturbations.freezing import evaluating, frozen
+from raiopt.results.samples import samples_frame
+
+Batches = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
+
+
+def attack(
+    model: Callable[[Tensor], Tensor],
+    data: Batches,
+    optimizer: Callable[..., Optimizer],
+    *,
+    perturbation: Callable[..., Any] = AdditivePerturbation,
+    criterion: Callable[..., Tensor] = cross_entropy,
+    init: Callable[..., Any] | None = None,
+    steps: int = 40,
+    batch_size: int = 128,
+    inference: Inference | None = None,
+    return_images: bool = False,
+    **settings: Any,
+) -> Any:
+    """Attacks every image of a data set; returns one row a sample as a polars DataFrame.
+
+    Its columns are those of a run's samples.parquet; `verified` says which samples are broken. `id` counts the samples
+    in the order of the data, and is the key of their random starts. The model is in eval mode and its weights are
+    frozen meanwhile; both are restored.
+
+    Args:
+        model: Takes images (N, C, H, W) in [0, 1], returns logits (N, classes); its normalisation is inside.
+        data: Images and labels (N,), or an iterable of such pairs, as a DataLoader is; one pair at a time is in memory.
+        optimizer: A class or partial, called with the perturbation's parameters, which it descends.
+        perturbation: A class or partial, called with images; with `generators=`, one a sample, if it takes them.
+        criterion: Called with logits and classes (N,), with `labels=` and `clean=` (logits) if it takes them; returns
+            the loss of each sample.
+        init: Fills the parameter of one sample, called with it and `generator=`. None: zeros.
+        steps: At least 0.
+        batch_size: So many rows pass the model together at most.
+        inference: How the search may speed the model up. None: batch norm is folded, channels_last where faster.
+        return_images: Return the images as well: a tensor on the CPU of the perturbed ones, as they were kept.
+        settings: The others of `raiopt.attacks.Attack`: stop, restarts, epsilons, targeted, target, seed, ...
+
+    Raises:
+        TypeError, ValueError: If a setting has no meaning, the parts do not fit together, or the data are not images in
+            [0, 1] with labels of the model; at the first batch where this shows.
+
+    >>>     >>> from raiopt import LinfProjectedOptim, attack, load_data, load_model
+    >>> images, labels = load_data("digits")
+    >>> pgd = partial(LinfProjectedOptim, epsilon=0.1, lr=0.025)
+    >>> records = attack(load_model("digits_standard"), (images[:8], labels[:8]), pgd, steps=10)
+    >>> records.select("label", "adversarial_prediction", "verified").head(2)
+    shape: (2, 3)
+    """
+    question = Attack(
+        optimizer=optimizer,
+        perturbation=_with_generators(perturbation),
+        init=init or _zero,
+        criterion=_with_clean(criterion),
+        steps=steps,
+        **settings,
+    )
+    modules = [model] if isinstance(model, nn.Module) else []
+    frames, images = [], []
+    with frozen(*modules), evaluating(*modules):
+        for outcome in _outcomes(ModelView(model, inference or Inference()), question, data, batch_size):
+            frames.append(samples_frame(outcome).drop("name"))
+            if return_images:
+                images.append(_perturbed(outcome))
+    if not frames:
+        raise ValueError("data has no images: give a pair (images, labels), or an iterable of such pairs.")
+    records = pl.concat(frames)
+    return (records, torch.cat(images)) if return_images else records
+
+
+attack.__signature__ = completed(inspect.signature(attack), inspect.signature(Attack))  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def _outcomes(view: ModelView, attack: Attack, data: Batches, batch_size: int) -> Iterator[Outcome]:
+    engine, done = None, 0
+    device = next(iter(view.plain.parameters())).device if isinstance(view.plain, nn.Module) else None
+    for pair in [data] if _is_pair(data) else data:
+        images, labels = _checked(pair, done)
+        images, labels = images.to(device), labels.to(device)
+        if engine is None:
+            view.prepare(images[:batch_size])
+            with torch.no_grad():
+                classes = view.plain(images[:1]).shape[1]
+            engine = Engine(view, attack, shape=images.shape[1:], classes=classes, batch_size=batch_size)
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < engine.classes:
+            found = f"from {int(labels.min())} to {int(labels.max())}"
+            raise ValueError(f"data has labels {found}; they must lie between 0 and {engine.classes - 1}, the outputs.")
+        ids = list(range(done, done + len(images)))
+        yield from engine.run(ids, [""] * len(ids), images, labels)
+        done += len(images)
+
+
+def _is_pair(data: Any) -> bool:
+    return isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+
+
+def _checked(pair: Any, done: int) -> tuple[Tensor, Tensor]:
+    """Returns images and labels of one part of the data, of which `done` samples came before."""
+    where = f"data, after {done} samples," if done else "data"
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise TypeError(f"{where} must give pairs (images, labels), not {type(pair).__name__}.")
+    images, labels = torch.as_tensor(pair[0]), torch.as_tensor(pair[1])
+    if images.ndim != 4 or not images.is_floating_point():
+        raise ValueError(
+            f"{where} must have floating images (N, C, H, W), got {images.dtype} of shape {tuple(images.shape)}."
+        )
+    if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"{where} must have one integer label for each of {len(images)} images, got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}."
+        )
+    if len(images) and not ((images >= 0) & (images <= 1)).all():  # NaN fails too
+        found = f"values from {float(images.min()):.4g} to {float(images.max()):.4g}"
+        raise ValueError(f"{where} has {found}; pixels must lie in [0, 1]. Normalisation belongs to the model.")
+    return images.float(), labels.long()
+
+
+def _perturbed(outcome: Outcome) -> Tensor:
+    images = outcome.images.clone()
+    if outcome.trial is not None:
+        images[outcome.attacked] = (images[outcome.attacked] + outcome.trial.delta).clamp(0, 1)
+    return images.cpu()
+
+
+def _zero(rows: Tensor, generator: Any) -> Tensor:
+    return rows.zero_()
+
+
+def _with_generators(perturbation: Callable[..., Any]) -> Callable[..., Any]:
+    if "generators" in _parameters(perturbation):
+        return lambda images, generators: perturbation(images, generators=generators)
+    return lambda images, generators: perturbation(images)
+
+
+def _with_clean(criterion: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    taken = {"labels", "clean"} & set(_parameters(criterion))
+
+    def losses(logits: Tensor, goals: Tensor, **known: Tensor) -> Tensor:
+        return criterion(logits, goals, **{name: known[name] for name in taken})
+
+    return losses
+
+
+def _parameters(function: Callable[..., Any]) -> Iterable[str]:
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:  # some of torch's own have none
+        return ()
