@@ -14,7 +14,7 @@ import torch
 from raiopt import checks
 from raiopt.attacks import Attack, Engine, Inference, ModelView, Start, told_as
 from raiopt.results.chunks import Chunks
-from raiopt.results.folder import RunFolder, read_record
+from raiopt.results.folder import RunFolder
 from raiopt.results.gallery import SHOWN, chosen_exhibits, draw_gallery, exhibits_of
 from raiopt.results.samples import metrics, trace_frame
 from raiopt.results.terminal import Advance, coupling, doubts, headline, progress
@@ -73,7 +73,6 @@ def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any]) -> di
     finished = folder.finished_record()
     if finished is not None:
         return _compared(finished, make(), folder)
-    before = read_record(folder.path)
     with folder.recording(about):
         job = make()
         device = choose_device(job.device)
@@ -86,12 +85,11 @@ def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any]) -> di
         engine = Engine(view, job.attack, shape=data.shape, classes=classes, batch_size=batch_size(job, data))
         _describe(folder, job, engine, model, data)
         chunks = Chunks(folder.path, job.save)
-        before = before if _fits(before, folder.record) else {}
-        if not before:
-            chunks.start_anew()
+        before = _continued(chunks, folder)
         log.info("Pixels are in [0, 1]; the model normalises them itself: %s.", model.preset)
         noted = _attack_all(engine, data, device, chunks, before, folder)
         _finish(job, folder, chunks, noted, model.classes or data.classes)
+    chunks.discard()  # not before the record says finished
     return folder.record
 
 
@@ -117,14 +115,30 @@ def _describe(folder: RunFolder, job: Job, engine: Engine, model: Classifier, da
     )
 
 
-def _fits(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Says whether the chunks that a run of this folder left can be continued by this one."""
+def _continued(chunks: Chunks, folder: RunFolder) -> dict[str, Any]:
+    """Returns the record of the run whose chunks this one goes on from; empty, after chunks of another were removed.
+
+    Raises:
+        FileExistsError: If that run had other data.
+    """
 
     def key(record: dict[str, Any]) -> list[Any]:
         weights, version = record.get("hashes", {}).get("weights"), record.get("versions", {}).get("raiopt")
-        return [weights, version, *(record.get(name) for name in ("schema", "job_key", "batch_size", "data"))]
+        return [weights, version, *(record.get(name) for name in ("schema", "job_key", "batch_size"))]
 
-    return key(before) == key(now)
+    begun = chunks.begun()
+    if key(begun) != key(folder.record):
+        chunks.start_anew()
+        return {}
+    if begun["data"] != folder.record["data"]:
+        raise _other_data(folder)
+    return begun
+
+
+def _other_data(folder: RunFolder) -> FileExistsError:
+    return FileExistsError(
+        f"{folder.path} holds a part of a run with other data. Nothing was overwritten; give another name=..."
+    )
 
 
 def _row_shape(start: Start) -> list[int]:
@@ -196,16 +210,15 @@ def _attack_all(
             if number == 0:
                 engine.view.prepare(batch.images.to(device), before.get("inference"))
                 folder.save(inference=engine.view.about)
+                if not before:
+                    chunks.begin(folder.record)
             about = chunks.finished(number)
             if about is None:
                 engine.on_step = _ticking(advance, done, len(batch.ids), engine.attack.steps + 1)
                 room = sum(entry["broken"] for entry in noted) < SHOWN
                 about = _attack_batch(engine, batch, device, chunks, number, digest.hexdigest(), room)
             elif about["data"] != digest.hexdigest():
-                raise FileExistsError(
-                    f"{folder.path} holds the first {number + 1} batches of a run with other data. Nothing was "
-                    "overwritten; give another name=..."
-                )
+                raise _other_data(folder)
             else:
                 about["continued"] = True
             noted.append(about)
@@ -270,7 +283,6 @@ def _finish(job: Job, folder: RunFolder, chunks: Chunks, noted: list[dict[str, A
         folder.save(continued={"batches": len(kept), **told})
     exhibits = chosen_exhibits(chunks.exhibits(), None if classes is None else list(classes))
     draw_gallery(exhibits, folder / "gallery.png", headline(folder.record))
-    chunks.discard()
     if folder.record["coupled"] or folder.record["whole"]:
         log.info(coupling(folder.record))
     for doubt in doubts(folder.record):

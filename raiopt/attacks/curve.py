@@ -17,7 +17,7 @@ Try = Callable[[Tensor, Tensor | None, Tensor], Trial]
 def one_radius(attack: Attack, count: int, device: torch.device, try_samples: Try) -> Trial:
     """Tries all samples once, in the ball of the optimizer."""
     every = torch.arange(count, device=device)
-    return try_samples(every, None, _steps(attack, torch.zeros_like(every)))
+    return try_samples(every, None, torch.zeros_like(every))
 
 
 def smallest_radius(attack: Attack, count: int, device: torch.device, try_samples: Try) -> Trial:
@@ -34,12 +34,12 @@ def smallest_radius(attack: Attack, count: int, device: torch.device, try_sample
     passes, record, bisect = torch.zeros(2, count, dtype=torch.int64, device=device), None, attack.curve == "bisect"
     for turn in range(len(radii)):
         position = (low + high) // 2 if bisect else torch.full_like(low, turn)
-        steps = _steps(attack, passes.sum(0))
-        chosen = (((low < high) | (not bisect)) & (steps >= min(1, attack.steps))).nonzero().flatten()
+        spent = passes.sum(0)
+        chosen = (((low < high) | (not bisect)) & attack.can_go_on(spent)).nonzero().flatten()
         if not len(chosen):
             break
         at = position[chosen]
-        trial = try_samples(chosen, radii[at].float(), steps[chosen])
+        trial = try_samples(chosen, radii[at].float(), spent[chosen])
         broken, was_broken = trial.verdict.broken, high[chosen] < len(radii)
         broken_at[chosen, at] = broken
         passes[:, chosen] += torch.stack([trial.search.forward_passes, trial.search.backward_passes])
@@ -54,11 +54,3 @@ def smallest_radius(attack: Attack, count: int, device: torch.device, try_sample
     assert record is not None  # the first turn tries all samples
     search = replace(record.search, forward_passes=passes[0], backward_passes=passes[1])
     return replace(record, search=search, broken_at=broken_at)
-
-
-def _steps(attack: Attack, spent: Tensor) -> Tensor:
-    """Returns how many steps each sample may take: with s of them a row passes the model forward s + 1 times."""
-    steps = torch.full_like(spent, attack.steps)
-    if attack.max_passes is None:
-        return steps
-    return torch.minimum(steps, ((attack.max_passes - spent) // attack.rows - 1) // 2).clamp(min=0)

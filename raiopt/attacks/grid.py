@@ -22,7 +22,7 @@ def to_8bit(images: Tensor, delta: Tensor, ball: Ball) -> Tensor:
 
     >>> images, delta = torch.full((1, 1, 1, 2), 10 / 255), torch.tensor([[[[3.4, -3.6]]]]) / 255
     >>> to_8bit(images, delta, Ball(float("inf"), 3.6 / 255)) * 255
-    tensor([[[[ 3.0000, -3.0000]]]])
+    tensor([[[[ 3., -3.]]]])
     """
     clean = exact(images) * 255
     clean = torch.where((clean - clean.round()).abs() < 10 * SLACK, clean.round(), clean)

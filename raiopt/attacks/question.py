@@ -66,7 +66,7 @@ class Attack:
     curve: str = "bisect"
     attack_misclassified: bool = False
     quantize: bool = False
-    verify_8bit: bool = True
+    verify_8bit: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -107,11 +107,12 @@ class Attack:
 
     def _check_passes(self, passes: Any) -> None:
         checks.number("solver.max_passes", passes, low=1, integer=True)
-        if self.steps and passes < 3 * self.rows:
+        least = (3 if self.steps else 1) * self.rows
+        if passes < least:
             beside = f" for each of {self.rows} starts and targets" * (self.rows > 1)
             raise ValueError(
-                f"solver.max_passes={passes} must be at least {3 * self.rows}: one step takes a forward and a backward "
-                f"pass, and another forward pass to see what it did,{beside or ' a sample'}."
+                f"solver.max_passes={passes} must be at least {least}: each iterate takes a forward pass, a step a "
+                f"backward pass too, and another forward pass to see what it did,{beside or ' a sample'}."
             )
 
     @property
@@ -125,6 +126,21 @@ class Attack:
     def rows(self) -> int:
         """How many rows of a batch one sample takes: restarts times targets."""
         return self.restarts * max(1, len(self.targets))
+
+    def steps_after(self, spent: Tensor) -> Tensor:
+        """Returns how many steps samples may take that spent so many passes; -1: not even an evaluation.
+
+        With s steps a row passes the model 2 s + 1 times, and once more, backward, if others in its batch may take
+        more steps: so it can be wherever something was spent before.
+        """
+        steps = torch.full_like(spent, self.steps)
+        if self.max_passes is None:
+            return steps
+        return torch.minimum(steps, ((self.max_passes - spent) // self.rows - 1 - (spent > 0).long()) // 2)
+
+    def can_go_on(self, spent: Tensor) -> Tensor:
+        """Says which samples that spent so many passes may take a step, or the evaluation if there are no steps."""
+        return self.steps_after(spent) >= min(1, self.steps)
 
     def goals(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns the classes (N, targets) that a sample's losses refer to: its targets, or its label alone."""

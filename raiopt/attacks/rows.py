@@ -1,6 +1,6 @@
 """The rows of a batch, each a sample under one restart, towards one class, in one ball; and how rows leave."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -44,6 +44,12 @@ def take_rows(held: T, index: Tensor) -> T:
 def with_rows(held: T, index: Tensor, other: T) -> T:
     """Returns a dataclass in which the rows with these numbers are those of `other`, tensor by tensor."""
     return _rowwise(held, other, lambda mine, new: mine.index_copy(0, index, new))
+
+
+def joined(parts: Sequence[T]) -> T:
+    """Returns a dataclass of tensors with the rows of several, one after another."""
+    values = {f.name: [getattr(part, f.name) for part in parts] for f in fields(parts[0])}  # pyright: ignore[reportArgumentType]
+    return replace(parts[0], **{name: torch.cat(tensors) for name, tensors in values.items()})  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
 def _rowwise(held: T, other: T, change: Callable[[Tensor, Tensor], Tensor]) -> T:

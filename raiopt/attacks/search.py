@@ -14,7 +14,9 @@ from raiopt.attacks.watch import Search, Watch
 from raiopt.perturbations.solver import differentiate, evaluate
 
 SPARE = 1 / 16
-"""Rows leave when they are at least this share of the batch: a batch of a new size costs the set-up of its kernels."""
+"""Rows leave when they are at least this share of the batch: a batch of a new size costs the set-up of its kernels.
+
+With a limit on the passes they leave at once: what waits in the batch passes the model with it."""
 
 
 def search(
@@ -25,8 +27,11 @@ def search(
     A step: evaluate, take note and decide, differentiate, let decided rows leave, move.
     """
     start = prepare(attack, rows)
+    if not start.independent:  # one row cannot stop before the others
+        rows = replace(rows, steps=rows.steps.min().expand_as(rows.steps))
     watch = Watch(attack, rows, start)
     last = int(rows.steps.max())
+    spare = SPARE if attack.max_passes is None else 0.0
     for step in range(last + 1):
         with torch.set_grad_enabled(step < last):
             perturbed, kept = start.perturbed(rows.images)
@@ -40,13 +45,15 @@ def search(
         del perturbed, logits, losses  # their graph holds on to the number of rows
         watch.differentiated(start.parameter)
         stay = watch.open.nonzero().flatten()
-        if start.independent and len(stay) <= (1 - SPARE) * len(rows):
+        if not len(stay):
+            break
+        if start.independent and len(stay) <= (1 - spare) * len(rows):
             rows = rows.take(stay)
             start.keep(stay)
             watch.keep(stay)
         start.optimizer.step()
     start.optimizer.zero_grad(set_to_none=True)
-    return watch.result(), watch.parameter, start
+    return *watch.result(), start
 
 
 def best_rows(found: Search, rows: Rows) -> Tensor:

@@ -63,10 +63,7 @@ class Start:
     @property
     def coupled(self) -> bool:
         """Whether a step's transforms, or a shared parameter, act on several samples together."""
-        if self.shared:
-            return True
-        param_ndim = self.optimizer.param_groups[0].get("param_ndim", -1)
-        return len(as_batch(self.parameter.detach(), param_ndim)) < len(self.parameter)
+        return self.shared or _have_one_ball(self.parameter, self.optimizer.param_groups[0])
 
     @property
     def independent(self) -> bool:
@@ -140,7 +137,7 @@ def prepare(attack: Attack, rows: Rows) -> Start:
     for group in optimizer.param_groups:
         if bounds:
             group["lower"], group["upper"] = bounds
-        if rows.epsilon is not None and not shared:
+        if rows.epsilon is not None and not shared and not _have_one_ball(parameter, group):
             group["epsilon"] = rows.epsilon.view(-1, *[1] * (parameter.ndim - 1))
     started = [parameter[None]] if shared else parameter.split(1)
     _fill(attack, started, generators, None if rows.epsilon is None else rows.epsilon.tolist())
@@ -152,6 +149,11 @@ def prepare(attack: Attack, rows: Rows) -> Start:
     start = Start(perturbation, parameter, optimizer, shared, bounds, attack.quantize)
     _check_together(attack, start)
     return start
+
+
+def _have_one_ball(parameter: Tensor, group: dict[str, Any]) -> bool:
+    """Says whether the optimizer's transforms see several rows of the parameter as one datum."""
+    return len(as_batch(parameter.detach(), group.get("param_ndim", -1))) < len(parameter)
 
 
 def _fill(attack: Attack, started: Sequence[Tensor], generators: Any, epsilon: list[float] | None) -> None:

@@ -73,15 +73,17 @@ class Trier:
     samples: Samples
     on_step: Callable[[], None]
 
-    def __call__(self, chosen: Tensor, epsilon: Tensor | None, steps: Tensor) -> Trial:
-        """Tries the chosen samples, each with its own radius (None: the optimizer's) and number of steps at most."""
-        trial = self._try(self.fast, chosen, epsilon, steps)
+    def __call__(self, chosen: Tensor, epsilon: Tensor | None, spent: Tensor) -> Trial:
+        """Tries the chosen samples, each with its own radius (None: the optimizer's), after so many passes of each."""
+        trial = self._try(self.fast, chosen, epsilon, self.attack.steps_after(spent))
         found, verdict = trial.search, trial.verdict
-        missed = (found.claimed & ~verdict.broken).nonzero().flatten()
+        spent = spent + found.forward_passes + found.backward_passes
+        missed = (found.claimed & ~verdict.broken & self.attack.can_go_on(spent)).nonzero().flatten()
         if self.fast is self.plain or trial.coupled or not len(missed):
             return trial
         log.info("%d samples fooled the faster model alone: searched again with the plain one.", len(missed))
-        again = self._try(self.plain, chosen[missed], None if epsilon is None else epsilon[missed], steps[missed])
+        steps = self.attack.steps_after(spent[missed])
+        again = self._try(self.plain, chosen[missed], None if epsilon is None else epsilon[missed], steps)
         search = replace(
             again.search,
             claimed=found.claimed[missed],

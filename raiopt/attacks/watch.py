@@ -1,14 +1,14 @@
 """What a search finds out about each row, and the watch that collects it while the search runs."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from raiopt.attacks.question import Attack
-from raiopt.attacks.rows import Rows, any_of_sample
+from raiopt.attacks.rows import Rows, any_of_sample, joined, take_rows
 from raiopt.attacks.start import Start
+from raiopt.transforms.looking import can_look
 
 STOPPED = ("fooled", "steps", "passes", "not_finite")
 """Why the search for a row ended; `Search.stopped` holds positions in it."""
@@ -42,39 +42,17 @@ class Search:
 class Watch:
     """Observes a search: keeps the best iterate of each row, its losses, why it ended, and how many passes it took.
 
-    What it keeps has all rows; `index` are the numbers of those that are still in the batch, and `open` says which of
-    them are not decided yet.
+    `found` and `parameter` concern the rows that are still in the batch, `open` says which of them are not decided yet;
+    what was found for those that left stands in `left`.
     """
 
     def __init__(self, attack: Attack, rows: Rows, start: Start) -> None:
-        n, device = len(rows), rows.labels.device
-        self.attack, self.start = attack, start
-        self.coupled = start.coupled
-        self.index = torch.arange(n, device=device)
-        self.open = torch.ones(n, dtype=torch.bool, device=device)
+        self.attack, self.start, self.coupled = attack, start, start.coupled
+        self.index = torch.arange(len(rows), device=rows.labels.device)
+        self.open = torch.ones_like(self.index, dtype=torch.bool)
         self.parameter = start.parameter.detach().clone()
-        wide = (n, attack.steps + 1)
-        count, flag = torch.zeros_like(rows.labels), torch.zeros_like(self.open)
-        self.found = Search(
-            prediction=rows.labels.clone(),
-            loss=torch.full((n,), float("nan"), device=device),
-            fooled=flag.clone(),
-            claimed=flag.clone(),
-            best_step=count.clone(),
-            first_fooled=count - 1,
-            not_finite=count - 1,
-            score=torch.full((n,), float("-inf"), device=device),
-            gains=torch.full(wide, float("nan"), device=device),
-            fooled_at=torch.zeros(wide, dtype=torch.bool, device=device),
-            zero_gradients=count.clone(),
-            zero_at_start=flag.clone(),
-            stopped=count + STEPS,
-            steps=count.clone(),
-            forward_passes=count.clone(),
-            backward_passes=count.clone(),
-            restart=rows.restarts,
-            goal=rows.goals,
-        )
+        self.found = _nothing_yet(rows, attack.steps)
+        self.left: list[tuple[Tensor, Tensor, Search]] = []
         self.step = -1
 
     def evaluated(self, rows: Rows, kept: Tensor, logits: Tensor, losses: Tensor) -> None:
@@ -83,29 +61,28 @@ class Watch:
         found, losses = self.found, losses.float()
         finite = logits.isfinite().all(1) & losses.isfinite()
         prediction = logits.argmax(1)
-        fooled = finite & (prediction == rows.goals if self.attack.targeted else prediction != rows.labels)
+        left_label = finite & (prediction != rows.labels)
+        fooled = finite & (prediction == rows.goals) if self.attack.targeted else left_label
         gains = -losses if self.attack.targeted else losses
-        found.forward_passes[self.index] += 1
-        found.gains[self.index, self.step] = gains
-        found.fooled_at[self.index, self.step] = fooled
-        self._first(found.not_finite, ~finite)
+        found.forward_passes.add_(1)
+        found.gains[:, self.step] = gains
+        found.fooled_at[:, self.step] = fooled
+        if not self.coupled:
+            self._first(found.not_finite, ~finite)
+            self._decide(~finite, NOT_FINITE)
         self._first(found.first_fooled, fooled)
         better = self._better(kept, gains, fooled)
         for store, value in (
             (found.prediction, prediction),
             (found.loss, losses),
             (found.fooled, fooled),
-            (found.claimed, finite & (prediction != rows.labels)),
+            (found.claimed, left_label),
             (found.best_step, self.step),
         ):
-            self._write(store, better, value)
+            _write(store, better, value)
         if self.attack.stop == "fooled":
             self._decide(fooled.all().expand_as(fooled) if self.coupled else self._with_siblings(rows, fooled), FOOLED)
-        if not self.coupled:
-            self._decide(~finite, NOT_FINITE)
-        limited = rows.steps < self.attack.steps
-        self._decide((rows.steps <= self.step) & limited, PASSES)
-        self._decide((rows.steps <= self.step) & ~limited, STEPS)
+        self._decide(rows.steps <= self.step, torch.where(rows.steps < self.attack.steps, PASSES, STEPS))
 
     def _with_siblings(self, rows: Rows, fooled: Tensor) -> Tensor:
         return fooled if self.attack.rows == 1 else any_of_sample(rows, fooled & self.open)
@@ -115,7 +92,7 @@ class Watch:
         if self.attack.best_by == "norm":
             gains = torch.where(fooled, -self.start.ball.norms(kept).float(), gains)
         score = gains.nan_to_num(nan=float("-inf"))
-        before, won = self.found.score[self.index], self.found.fooled[self.index]
+        before, won = self.found.score, self.found.fooled
         if self.step == 0 or not self.attack.use_best:
             better = self.open
         elif self.coupled:
@@ -123,7 +100,7 @@ class Watch:
             better = _higher((fooled.sum(), ours), (won.sum(), theirs)) & self.open
         else:
             better = _higher((fooled, score), (won, before)) & self.open
-        self._write(self.found.score, better, score)
+        _write(self.found.score, better, score)
         self._keep_parameter(kept, better)
         return better
 
@@ -135,49 +112,90 @@ class Watch:
         chosen = better.nonzero().flatten()
         if len(chosen) == len(self.parameter):
             self.parameter.copy_(kept)
-        elif len(chosen):
-            self.parameter.index_copy_(0, self.index[chosen], kept.index_select(0, chosen))
+        else:
+            self.parameter.index_copy_(0, chosen, kept.index_select(0, chosen))
 
     def differentiated(self, parameter: Tensor) -> None:
         """Takes note of the parameter's gradient; a row that is not finite ends, or is zeroed where none can leave."""
         gradient = parameter.grad
         assert gradient is not None  # check_perturbed saw that the images depend on it
-        found, at = self.found, self.index
-        total = gradient.abs().sum() if self.start.shared else gradient.reshape(len(gradient), -1).abs().sum(1)
+        found, total = self.found, _magnitudes(gradient, shared=self.start.shared)
         finite, zero = total.isfinite(), (total == 0) & self.open
-        found.backward_passes[at] += 1
-        found.zero_gradients[at] += zero
+        found.backward_passes.add_(1)
+        found.zero_gradients.add_(zero)
         if self.step == 0:
-            found.zero_at_start[at] = zero
+            found.zero_at_start.copy_(zero.expand_as(found.zero_at_start))
         self._first(found.not_finite, ~finite)
         if self.coupled:
             gradient.copy_(torch.where(finite.view(finite.shape + (1,) * (gradient.ndim - finite.ndim)), gradient, 0))
         else:
             self._decide(~finite, NOT_FINITE)
-        found.steps[at] += self.open
+        found.steps.add_(self.open)
 
-    def keep(self, index: Tensor) -> None:
+    def keep(self, stay: Tensor) -> None:
         """Goes on with these rows of the batch alone."""
-        self.index, self.open = self.index[index], self.open[index]
+        leaves = torch.ones_like(self.open).index_fill(0, stay, False).nonzero().flatten()
+        self.left.append((self.index[leaves], self.parameter[leaves], take_rows(self.found, leaves)))
+        self.found, self.parameter = take_rows(self.found, stay), self.parameter[stay]
+        self.index, self.open = self.index[stay], self.open[stay]
 
-    def _decide(self, ends: Tensor, why: int) -> None:
+    def _decide(self, ends: Tensor, why: int | Tensor) -> None:
         """Closes the rows that end, and says why."""
-        self._write(self.found.stopped, ends & self.open, why)
+        _write(self.found.stopped, ends & self.open, why)
         self.open = self.open & ~ends
 
     def _first(self, known: Tensor, happened: Tensor) -> None:
-        self._write(known, happened & self.open & (known[self.index] < 0), self.step)
+        _write(known, happened & self.open & (known < 0), self.step)
 
-    def _write(self, store: Tensor, where: Tensor, value: Any) -> None:
-        store[self.index] = torch.where(where, value, store[self.index])
+    def result(self) -> tuple[Search, Tensor]:
+        """Returns what was found for all rows, and their parameter; traces of rows that ended go on as they ended."""
+        found, parameter = self.found, self.parameter
+        if self.left:
+            parts = [*self.left, (self.index, parameter, found)]
+            order = torch.cat([part[0] for part in parts]).argsort()
+            parameter = torch.cat([part[1] for part in parts])[order]
+            found = take_rows(joined([part[2] for part in parts]), order)
+        until = torch.minimum(torch.arange(found.gains.shape[1], device=parameter.device), found.steps[:, None])
+        return replace(found, gains=found.gains.gather(1, until), fooled_at=found.fooled_at.gather(1, until)), parameter
 
-    def result(self) -> Search:
-        """Returns what was found; in its traces, rows that ended go on with their last value."""
-        width = self.found.gains.shape[1]
-        until = torch.minimum(torch.arange(width, device=self.index.device), self.found.steps[:, None])
-        return replace(
-            self.found, gains=self.found.gains.gather(1, until), fooled_at=self.found.fooled_at.gather(1, until)
-        )
+
+def _nothing_yet(rows: Rows, steps: int) -> Search:
+    count, shape = torch.zeros_like(rows.labels), (len(rows), steps + 1)
+    flag, number = torch.zeros_like(count, dtype=torch.bool), torch.zeros_like(count, dtype=torch.float32)
+    return Search(
+        prediction=rows.labels.clone(),
+        loss=number.fill_(float("nan")),
+        fooled=flag,
+        claimed=flag.clone(),
+        best_step=count,
+        first_fooled=count - 1,
+        not_finite=count - 1,
+        score=torch.full_like(number, float("-inf")),
+        gains=number.new_full(shape, float("nan")),
+        fooled_at=flag.new_zeros(shape),
+        zero_gradients=count.clone(),
+        zero_at_start=flag.clone(),
+        stopped=count + STEPS,
+        steps=count.clone(),
+        forward_passes=count.clone(),
+        backward_passes=count.clone(),
+        restart=rows.restarts,
+        goal=rows.goals,
+    )
+
+
+def _write(store: Tensor, where: Tensor, value: int | Tensor) -> None:
+    """Writes the value, one for all or one a row, where it is asked for."""
+    store.copy_(torch.where(where, value, store))
+
+
+def _magnitudes(gradient: Tensor, *, shared: bool) -> Tensor:
+    """Returns a number for each row, or one for all, that is 0 or not finite if the gradient is."""
+    rows = gradient.reshape(1 if shared else len(gradient), -1)
+    total = rows.sum(1)  # several times as fast as the sum of magnitudes, and as good unless it is 0 or not finite
+    if not can_look(total) or not (total.isfinite() & (total != 0)).all():
+        total = rows.abs().sum(1)
+    return total[0] if shared else total
 
 
 def _higher(new: tuple[Tensor, Tensor], old: tuple[Tensor, Tensor]) -> Tensor:

@@ -195,7 +195,7 @@ def gradient_ascent(
     curve: str = "bisect",
     attack_misclassified: bool = False,
     quantize: bool = False,
-    verify_8bit: bool = True,
+    verify_8bit: bool = False,
 ) -> dict[str, Any]:
     """Steps until a sample is fooled, or all of them; the best iterate of each sample counts."""
     return dict(locals())

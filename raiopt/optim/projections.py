@@ -23,7 +23,8 @@ def project_(param: Tensor, group: dict[str, Any], p: float, **options: Any) -> 
         2: transforms.project_l2_,
         math.inf: transforms.project_linf_,
     }[p]
-    project(param, group["epsilon"], group.get("lower"), group.get("upper"), **options)
+    box = (None, None) if math.isinf(p) else (group.get("lower"), group.get("upper"))  # for Linf the clamp in base.py
+    project(param, group["epsilon"], *box, **options)
 
 
 class ProjectedParameterOptimizer(ParamTransformingOptimizer):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from raiopt.attacks import Outcome, Trial
+from raiopt.results.folder import read_record
 from raiopt.results.samples import samples_frame, steps_frame
 
 MERGED = 64 * 2**20
@@ -26,8 +27,17 @@ class Chunks:
     """
 
     def __init__(self, folder: Path, save: str) -> None:
-        self.folder, self.save = folder, save
-        self.parts, self.perturbations = folder / "chunks", folder / "perturbations"
+        self.save, self.parts = save, folder / "chunks"
+        self.perturbations, self.merged = folder / "perturbations", folder / "perturbations.safetensors"
+
+    def begin(self, record: dict[str, Any]) -> None:
+        """Keeps the record of the run that the chunks are of; that of the folder is replaced by every start."""
+        self.parts.mkdir(exist_ok=True)
+        _replace(self.parts / "run.json", lambda path: path.write_text(json.dumps(record), encoding="utf-8"))
+
+    def begun(self) -> dict[str, Any]:
+        """Returns the record of the run that the chunks are of; empty if there is none."""
+        return read_record(self.parts)
 
     def finished(self, number: int) -> dict[str, Any] | None:
         """Returns what was noted of a chunk if it is finished, else None."""
@@ -41,7 +51,6 @@ class Chunks:
         self, number: int, outcomes: Sequence[Outcome], exhibits: dict[str, Tensor], about: dict[str, Any]
     ) -> None:
         """Writes a chunk: its samples, the losses of their steps, perturbations, and what is noted of it."""
-        self.parts.mkdir(exist_ok=True)
         _replace(self._part(number, "samples.parquet"), pl.concat([samples_frame(o) for o in outcomes]).write_parquet)
         steps = steps_frame(outcomes)
         if steps.width:
@@ -67,12 +76,13 @@ class Chunks:
         """Joins the perturbations into one file, unless there are too many for that."""
         if self.save == "none":
             return
-        files = sorted(self.perturbations.glob("*.safetensors"))
-        if sum(path.stat().st_size for path in files) > MERGED:
-            return
-        parts = [load_file(path) for path in files]
-        stored = _joined(parts) or {"ids": torch.zeros(0, dtype=torch.int64), "delta": torch.zeros(0)}
-        _replace(self.folder / "perturbations.safetensors", lambda path: path.write_bytes(save(stored)))
+        if not self.merged.exists():  # else a run was killed behind this, and its files may be gone
+            files = sorted(self.perturbations.glob("*.safetensors"))
+            if sum(path.stat().st_size for path in files) > MERGED:
+                return
+            parts = [load_file(path) for path in files]
+            stored = _joined(parts) or {"ids": torch.zeros(0, dtype=torch.int64), "delta": torch.zeros(0)}
+            _replace(self.merged, lambda path: path.write_bytes(save(stored)))
         shutil.rmtree(self.perturbations, ignore_errors=True)
 
     def discard(self) -> None:
@@ -83,6 +93,7 @@ class Chunks:
         """Removes every chunk, with its perturbations."""
         self.discard()
         shutil.rmtree(self.perturbations, ignore_errors=True)
+        self.merged.unlink(missing_ok=True)
 
     def _part(self, number: int, kind: str) -> Path:
         return self.parts / f"{number:06}.{kind}"

@@ -83,7 +83,8 @@ def _mark_best(frame: pl.DataFrame, records: list[dict[str, Any]]) -> pl.DataFra
 def _question(record: dict[str, Any]) -> str:
     """Returns what must be equal for two robust accuracies to be comparable."""
     own = {key: value for key, value in record.get("overrides", {}).items() if key.startswith("perturbation")}
-    return json.dumps([record.get(part) for part in ("ball", "model", "hashes", "perturbation")] + [own])
+    radii = record.get("metrics", {}).get("epsilons")
+    return json.dumps([record.get(part) for part in ("ball", "model", "hashes", "perturbation")] + [own, radii])
 
 
 def save_sweep(frame: pl.DataFrame, folder: Path) -> None:

@@ -45,16 +45,16 @@ def print_summary(record: dict[str, Any], folder: Path) -> None:
     console.print(escape(headline(record)), style="bold", highlight=False, soft_wrap=True)
     console.print(table)
     if record["coupled"] or record["whole"]:
-        console.print(escape(coupling(record)), style="yellow", soft_wrap=True)
+        console.print(escape(coupling(record)), style="yellow", soft_wrap=True, highlight=False)
     console.print(f"normalisation of the model: {escape(record['model']['preset'])}", soft_wrap=True, highlight=False)
-    if "continued" in record:
+    if record.get("skipped"):
+        console.print("finished before with the same weights and data: nothing was run again", highlight=False)
+    elif "continued" in record:
         told = record["continued"]
         console.print(
             f"continued: {told['samples']:,} samples were finished before, {told['passes']:,} passes saved",
             highlight=False,
         )
-    if record.get("skipped"):
-        console.print("finished before with the same weights and data: nothing was run again", highlight=False)
     console.print(f"results in {escape(str(folder))}", soft_wrap=True, highlight=False)
 
 
