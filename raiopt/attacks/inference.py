@@ -19,8 +19,8 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 CHECKED = 8
 """How many images the checks look at, at most."""
 WORTH = 1.05
-"""The share of the time that channels_last may take at most: above 1, so that what is measured as equal is always decided
-in the same way, and a question that is asked again computes the same bits."""
+"""The share of the time that channels_last may take at most: above 1, so that what is measured as equal is decided in
+the same way each time, and a question that is asked again computes the same bits."""
 FEW, MANY = 8 * 224 * 224, 32
 """The pixels and the images that are timed, at most: a processor takes seconds for what keeps a GPU busy."""
 

@@ -9,118 +9,243 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from raiopt.attacks import Ball, Claim, Outcome, Search
-from raiopt.results.samples import Verdict, metrics, samples_frame, trace_frame
+from raiopt.attacks import STOPPED, Ball, Outcome, Search, Trial, Verdict
+from raiopt.results.samples import metrics, samples_frame, steps_frame, trace_frame
 
-LOSSES = torch.tensor([[1.0, 2.0, 3.0, 4.0], [2.0, 1.0, math.nan, 5.0], [3.0, 0.0, math.nan, 6.0]])
-FOOLED = torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]).bool()
-SEARCH = Search(
-    claim=Claim(torch.tensor([0.3, 0.0, 0.1, -0.2]).view(4, 1, 1, 1).repeat(1, 1, 2, 2), Ball(math.inf, 0.3)),
-    prediction=torch.tensor([1, 0, 0, 3]),
-    loss=torch.tensor([2.0, 2.0, 3.0, 6.0]),
-    fooled=torch.tensor([True, False, False, True]),
-    best_step=torch.tensor([1, 0, 0, 2]),
-    first_fooled=torch.tensor([1, -1, -1, 2]),
-    not_finite=torch.tensor([-1, -1, 1, -1]),
-    losses=LOSSES,
-    fooled_at=FOOLED,
-    stuck=torch.zeros(4).bool(),
-    coupled=False,
-)
-OUTCOME = Outcome(
-    ids=[10, 11, 12, 13, 14, 15],
-    names=list("abcdef"),
-    images=torch.zeros(6, 1, 2, 2),
-    labels=torch.tensor([0, 0, 0, 0, 1, 2]),
-    goals=torch.tensor([0, 0, 0, 0, 1, 2]),
-    clean_prediction=torch.tensor([0, 0, 0, 0, 2, 0]),
-    clean_loss=torch.ones(6),
-    finite=torch.tensor([True, True, True, True, True, False]),
-    attacked=torch.tensor([True, True, True, True, False, False]),
-    search=SEARCH,
-)
-VERDICT = Verdict(torch.tensor([True, False, False, False]), torch.tensor([1, 0, 0, 0]))
+NAN = math.nan
+GAINS = torch.tensor([[1.0, 2.0, 3.0], [2.0, 1.0, 0.0], [3.0, NAN, NAN], [4.0, 5.0, 6.0]])
+FOOLED_AT = torch.tensor([[0, 1, 0], [0, 0, 0], [0, 0, 0], [0, 0, 1]]).bool()
+LABELS = torch.tensor([0, 0, 0, 0, 1, 2])
+
+
+def search(**changes):
+    """Returns what a search found for four samples: one that breaks, one that holds, one lost, one that only claims."""
+    usual = {
+        "prediction": torch.tensor([1, 0, 0, 3]),
+        "loss": torch.tensor([2.0, 2.0, 3.0, 6.0]),
+        "fooled": torch.tensor([True, False, False, True]),
+        "claimed": torch.tensor([True, False, False, True]),
+        "best_step": torch.tensor([1, 0, 0, 2]),
+        "first_fooled": torch.tensor([1, -1, -1, 2]),
+        "not_finite": torch.tensor([-1, -1, 1, -1]),
+        "score": torch.zeros(4),
+        "gains": GAINS,
+        "fooled_at": FOOLED_AT,
+        "zero_gradients": torch.tensor([0, 2, 0, 1]),
+        "zero_at_start": torch.tensor([False, True, False, True]),
+        "stopped": torch.tensor([STOPPED.index(why) for why in ("fooled", "steps", "not_finite", "passes")]),
+        "steps": torch.tensor([1, 2, 1, 2]),
+        "forward_passes": torch.tensor([2, 3, 2, 3]),
+        "backward_passes": torch.tensor([1, 2, 1, 2]),
+        "restart": torch.tensor([0, 0, 0, 1]),
+        "goal": LABELS[:4],
+    }
+    return Search(**{**usual, **changes})
+
+
+def verdict(broken=(True, False, False, False), broken_8bit=None):
+    eight = None if broken_8bit is None else torch.tensor(broken_8bit)
+    return Verdict(torch.tensor(broken), torch.tensor([1, 0, 0, 0]), eight)
+
+
+def trial(**changes):
+    usual = {
+        "search": search(),
+        "verdict": verdict(),
+        "delta": torch.tensor([0.3, 0.0, 0.1, -0.2]).view(4, 1, 1, 1).repeat(1, 1, 2, 2),
+        "parameter": None,
+        "places": None,
+        "epsilon": None,
+        "ball": Ball(math.inf, 0.3),
+        "shared": False,
+        "coupled": False,
+        "whole": False,
+    }
+    return Trial(**{**usual, **changes})
+
+
+def outcome(of=None, **changes):
+    """Returns six samples: the four of the trial, one predicted wrong, one whose clean output is not finite."""
+    usual = {
+        "ids": [10, 11, 12, 13, 14, 15],
+        "names": list("abcdef"),
+        "images": torch.zeros(6, 1, 2, 2),
+        "labels": LABELS,
+        "clean_prediction": torch.tensor([0, 0, 0, 0, 2, 0]),
+        "clean_loss": torch.ones(6),
+        "finite": torch.tensor([True, True, True, True, True, False]),
+        "attacked": torch.tensor([True, True, True, True, False, False]),
+        "trial": trial() if of is None else of,
+    }
+    return Outcome(**{**usual, **changes})
+
+
+def nothing(**changes):
+    """Returns the outcome of a batch in which no sample was attacked."""
+    return replace(outcome(**changes), attacked=torch.zeros(6).bool(), trial=None)
 
 
 def test_one_row_a_sample_with_nulls_where_nothing_was_attacked():
-    frame = samples_frame(OUTCOME, VERDICT)
+    frame = samples_frame(outcome())
     assert frame["id"].to_list() == [10, 11, 12, 13, 14, 15]
-    assert frame["stopped"].to_list() == ["steps", "steps", "not_finite", "steps", "misclassified", "not_finite"]
+    assert frame["stopped"].to_list() == ["fooled", "steps", "not_finite", "passes", "misclassified", "not_finite"]
     assert frame["clean_prediction"].to_list() == [0, 0, 0, 0, 2, None]
     assert frame["claimed"].to_list() == [True, False, False, True, None, None]
     assert frame["verified"].to_list() == [True, False, False, False, None, None]
+    assert frame["undecided"].to_list() == [False, False, True, False, None, None]
     assert frame["not_finite_step"].to_list() == [None, None, 1, None, None, None]
     assert frame["first_fooled_step"].to_list() == [1, None, None, 2, None, None]
-    assert frame["forward_passes"].to_list() == [3, 3, 3, 3, None, None]
-    assert frame["backward_passes"].to_list() == [2, 2, 2, 2, None, None]
-    assert frame["target"].is_null().all()
+    assert frame["steps"].to_list() == [1, 2, 1, 2, None, None]
+    assert frame["forward_passes"].to_list() == [2, 3, 2, 3, None, None]
+    assert frame["backward_passes"].to_list() == [1, 2, 1, 2, None, None]
+    assert frame["restart"].to_list() == [0, 0, 0, 1, None, None]
+    for name in ("target", "epsilon", "broken_at", "verified_8bit"):
+        assert frame[name].is_null().all()
+
+
+def test_a_sample_that_broke_before_it_was_lost_is_decided():
+    lost = search(not_finite=torch.tensor([2, -1, 1, -1]))
+    frame = samples_frame(outcome(trial(search=lost)))
+    assert frame["stopped"].to_list()[:3] == ["fooled", "steps", "not_finite"]
+    assert frame["undecided"].to_list()[:3] == [False, False, True]
+    assert metrics(frame.lazy())["undecided"] == 2
+
+
+def test_a_sample_whose_label_is_the_target_is_told_from_one_predicted_wrong():
+    none = samples_frame(nothing())
+    assert none["stopped"].to_list() == ["is_target"] * 4 + ["misclassified", "not_finite"]
 
 
 @pytest.mark.parametrize(("column", "order"), [("l0", 0), ("l1", 1), ("l2", 2), ("linf", np.inf)])
 def test_norms_agree_with_numpy(column, order):
-    rows = SEARCH.claim.parameter.double().flatten(1).numpy()
+    rows = trial().delta.double().flatten(1).numpy()
     expected = [np.linalg.norm(row, order) for row in rows]
-    np.testing.assert_allclose(samples_frame(OUTCOME, VERDICT)[column].to_list()[:4], expected)
-
-
-def test_metrics_count_what_was_verified_and_nothing_else():
-    figures = metrics(samples_frame(OUTCOME, VERDICT))
-    assert figures["samples"] == 6
-    assert figures["clean_accuracy"] == pytest.approx(4 / 6)
-    assert figures["robust_accuracy"] == pytest.approx(2 / 6)  # 11 held, 13 was claimed only; 12 is undecided
-    assert (figures["claimed"], figures["verified"], figures["undecided"], figures["attacked"]) == (2, 1, 2, 4)
-    assert (figures["forward_passes"], figures["backward_passes"]) == (12, 8)
-    assert figures["median_linf"] == figures["largest_linf"] == pytest.approx(0.3)
-    assert "target_reached" not in figures
-
-
-def test_metrics_of_a_targeted_attack_tell_the_share_that_reached_its_target():
-    goals = torch.tensor([1, 1, 1, 1, 0, 0])
-    frame = samples_frame(replace(OUTCOME, goals=goals), VERDICT)
-    assert frame["target"].to_list() == goals.tolist()
-    assert metrics(frame)["target_reached"] == pytest.approx(1 / 4)
-
-
-def test_batches_without_an_attack_have_the_same_columns():
-    whole = samples_frame(OUTCOME, VERDICT)
-    none = samples_frame(replace(OUTCOME, attacked=torch.zeros(6).bool(), search=None), None)
-    assert none.schema == whole.schema
-    assert none["stopped"].to_list()[:1] == ["is_target"]
-    assert len(pl.concat([whole, none])) == 12
-
-
-def test_trace_agrees_with_numpy_and_leaves_out_what_is_not_finite():
-    frame = trace_frame([SEARCH, SEARCH])
-    losses = np.concatenate([LOSSES.numpy()] * 2, 1)
-    np.testing.assert_allclose(frame["loss_mean"], np.nanmean(losses, 1))
-    np.testing.assert_allclose(frame["loss_q75"], np.nanquantile(losses, 0.75, axis=1))
-    assert frame["fooled"].to_list() == [0.0, 0.25, 0.25]
-    assert frame["fooled_so_far"].to_list() == [0.0, 0.25, 0.5]
-    assert frame["samples"].to_list() == [8, 8, 8]
-
-
-def test_trace_of_nothing_has_its_columns_and_a_step_without_losses_is_nan():
-    assert trace_frame([]).schema == trace_frame([SEARCH]).schema
-    blind = trace_frame([replace(SEARCH, losses=torch.full_like(LOSSES, math.nan))])
-    assert blind["loss_mean"].is_nan().all()
+    np.testing.assert_allclose(samples_frame(outcome())[column].to_list()[:4], expected)
 
 
 def test_a_shared_perturbation_counts_for_each_sample():
-    shared = replace(SEARCH, claim=Claim(torch.full((1, 2, 2), 0.5), Ball(None, None), shared=True))
-    assert_close(
-        torch.tensor(samples_frame(replace(OUTCOME, search=shared), VERDICT)["l2"].to_list()[:4]), torch.ones(4)
-    )
+    shared = trial(parameter=torch.full((1, 2, 2), 0.5), ball=Ball(None, None), shared=True)
+    assert_close(torch.tensor(samples_frame(outcome(shared))["l2"].to_list()[:4]), torch.ones(4))
 
 
 def test_norms_are_those_of_the_parameter_and_count_pixels_where_the_ball_does():
     pose = torch.tensor([[3.0, -4.0], [0.0, 0.0], [1.0, 0.0], [0.5, 0.5]])
-    frame = samples_frame(replace(OUTCOME, search=replace(SEARCH, claim=Claim(pose, Ball(2, 5.0)))), VERDICT)
+    frame = samples_frame(outcome(trial(parameter=pose, ball=Ball(2, 5.0))))
     assert frame["l2"].to_list()[:4] == pytest.approx([5, 0, 1, 0.5**0.5])
     assert frame["l0"].to_list()[:4] == [2, 0, 1, 2]
     delta = torch.zeros(4, 3, 2, 2)
     delta[:, :, 0, 0] = 1
     delta[1, 0, 1, 1] = -1
     for pixels, expected in ((True, [1, 2, 1, 1]), (False, [3, 4, 3, 3])):
-        claim = Claim(delta, Ball(0, 3, pixels=pixels))
-        frame = samples_frame(replace(OUTCOME, search=replace(SEARCH, claim=claim)), VERDICT)
+        frame = samples_frame(outcome(trial(delta=delta, ball=Ball(0, 3, pixels=pixels))))
         assert frame["l0"].to_list()[:4] == expected
+
+
+RADII = [0.1, 0.2, 0.3]
+BROKEN_AT = torch.tensor([[0, 1, 1], [0, 0, 0], [0, 0, 0], [0, 0, 1]]).bool()
+SWEPT = {"epsilon": torch.tensor([0.2, 0.3, 0.3, 0.3], dtype=torch.float64), "broken_at": BROKEN_AT}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        nothing(),
+        outcome(trial(**SWEPT)),
+        outcome(trial(verdict=verdict(broken_8bit=[True, False, False, False]))),
+        outcome(trial(search=search(goal=torch.tensor([1, 1, 1, 1])))),
+        outcome(trial(parameter=torch.ones(1, 2, 2), shared=True)),
+        nothing(finite=torch.zeros(6).bool()),
+    ],
+    ids=["nothing", "epsilons", "8bit", "targets", "shared", "lost"],
+)
+def test_every_batch_has_the_same_columns(other):
+    usual = samples_frame(outcome())
+    assert samples_frame(other).schema == usual.schema
+    assert len(pl.concat([usual, samples_frame(other)])) == 12
+
+
+def test_metrics_count_what_was_verified_and_nothing_else():
+    figures = metrics(samples_frame(outcome()).lazy())
+    assert figures["samples"] == 6
+    assert figures["clean_accuracy"] == pytest.approx(4 / 6)
+    assert figures["robust_accuracy"] == pytest.approx(2 / 6)  # 11 held, 13 was claimed only; 12 is undecided
+    assert (figures["claimed"], figures["verified"], figures["undecided"], figures["attacked"]) == (2, 1, 2, 4)
+    assert (figures["forward_passes"], figures["backward_passes"]) == (10, 6)
+    assert figures["median_linf"] == figures["largest_linf"] == pytest.approx(0.3)
+    assert (figures["zero_gradients_at_start"], figures["never_a_gradient"]) == (2, 1)
+    assert figures["verified_8bit"] is None
+    assert not {"target_reached", "epsilons", "robust_accuracies"} & figures.keys()
+
+
+def test_metrics_of_a_job_in_which_nothing_was_attacked():
+    figures = metrics(samples_frame(nothing()).lazy(), RADII)
+    assert (figures["attacked"], figures["verified"], figures["forward_passes"]) == (0, 0, 0)
+    assert figures["median_l2"] is None
+    assert figures["verified_8bit"] is None
+    assert figures["robust_accuracies"] == [figures["robust_accuracy"]] * 3 == [pytest.approx(4 / 6)] * 3
+
+
+def test_metrics_of_a_targeted_attack_tell_the_share_that_reached_its_target():
+    frame = samples_frame(outcome(trial(search=search(goal=torch.tensor([1, 1, 1, 1])))))
+    assert frame["target"].to_list() == [1, 1, 1, 1, None, None]
+    assert metrics(frame.lazy())["target_reached"] == pytest.approx(1 / 4)
+
+
+@pytest.mark.parametrize("broken_8bit", [[True, False, False, False], [False] * 4])
+def test_what_stays_broken_as_8_bit_images_is_counted_where_it_was_asked(broken_8bit):
+    frame = samples_frame(outcome(trial(verdict=verdict(broken_8bit=broken_8bit))))
+    assert frame["verified_8bit"].to_list()[:4] == broken_8bit
+    assert metrics(frame.lazy())["verified_8bit"] == sum(broken_8bit)
+
+
+def test_robust_accuracies_agree_with_a_count_by_hand():
+    generator = torch.Generator().manual_seed(0)
+    frames = []
+    for _ in range(20):
+        epsilon = torch.tensor(RADII, dtype=torch.float64)[torch.randint(3, (4,), generator=generator)]
+        broken = (torch.rand(4, generator=generator) < 0.5).tolist()
+        of = trial(epsilon=epsilon, verdict=verdict(broken), broken_at=BROKEN_AT)
+        frames.append(samples_frame(outcome(of)))
+    frame = pl.concat(frames)
+    expected = []
+    for radius in RADII:
+        robust = 0
+        for row in frame.iter_rows(named=True):
+            held = not (row["verified"] and row["epsilon"] <= radius)
+            robust += row["clean_prediction"] == row["label"] and held and row["stopped"] != "not_finite"
+        expected.append(robust / len(frame))
+    figures = metrics(frame.lazy(), RADII)
+    assert figures["epsilons"] == RADII
+    assert figures["robust_accuracies"] == pytest.approx(expected)
+    assert figures["robust_accuracies"][-1] == figures["robust_accuracy"]
+    assert len(set(expected)) == 3
+
+
+def trace(tmp_path, *outcomes, targeted=False, steps=2):
+    files = []
+    for number, made in enumerate(outcomes):
+        files.append(tmp_path / f"{number}.parquet")
+        steps_frame([made]).write_parquet(files[-1])
+    return trace_frame(files, steps, targeted=targeted)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_trace_agrees_with_numpy_and_leaves_out_what_is_not_finite(tmp_path, targeted):
+    other = trial(search=search(gains=GAINS + 1, fooled_at=FOOLED_AT.flip(0)))
+    frame = trace(tmp_path, outcome(), outcome(other), targeted=targeted)
+    losses = (-1 if targeted else 1) * np.concatenate([GAINS.numpy(), GAINS.numpy() + 1]).astype(np.float64)
+    np.testing.assert_allclose(frame["loss_mean"], np.nanmean(losses, 0))
+    for name, share in {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}.items():
+        np.testing.assert_allclose(frame[f"loss_{name}"], np.nanquantile(losses, share, axis=0))
+    fooled = np.concatenate([FOOLED_AT.numpy(), FOOLED_AT.flip(0).numpy()])
+    np.testing.assert_allclose(frame["fooled"], fooled.mean(0))
+    np.testing.assert_allclose(frame["fooled_so_far"], np.logical_or.accumulate(fooled, 1).mean(0))
+    assert frame["step"].to_list() == [0, 1, 2]
+    assert frame["samples"].to_list() == [8, 8, 8]
+
+
+def test_trace_of_nothing_has_its_columns_and_a_step_without_losses_is_nan(tmp_path):
+    assert steps_frame([nothing()]).width == 0
+    assert trace_frame([], 2, targeted=False).schema == trace(tmp_path, outcome()).schema
+    blind = trace(tmp_path, outcome(trial(search=search(gains=torch.full_like(GAINS, NAN)))))
+    assert blind["loss_mean"].is_nan().all()
