@@ -4,6 +4,8 @@ import inspect
 import re
 import runpy
 import shlex
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from torch.optim import SGD
 
 import raiopt
 from raiopt import as_batch, optim
-from raiopt.builders import optimizers
+from raiopt.attacks import Inference
+from raiopt.builders import attacks, optimizers
 from raiopt.configs import store
 from tests.test_readme import composed
 
@@ -133,3 +136,19 @@ def test_every_source_has_a_link():
     used = set(re.findall(r"\[([\w-]+)\](?![:(\[])", " ".join(row[5] for row in TABLE.values())))
     used |= set(re.findall(r"\]\[([\w-]+)\]", PAGE))
     assert links == used
+
+
+def test_the_page_on_attacks_tells_every_column_and_setting():
+    page = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`([\w.]+)", page))
+    model, data = raiopt.load_model("digits_standard"), raiopt.load_data("digits")
+    records = raiopt.attack(model, (data[0][:2], data[1][:2]), partial(raiopt.LinfProjectedOptim, epsilon=0.1, lr=0.1))
+    assert {*records.columns, "name"} == set(re.findall(r"`(\w+)`", columns_told(page)))
+    assert {f"model.{field.name}" for field in fields(Inference)} <= told
+    for name in inspect.signature(attacks.gradient_ascent).parameters:
+        assert re.search(rf"\b{name}\b", page), name
+
+
+def columns_told(page: str) -> str:
+    """The first cells of the last table of a page."""
+    return "\n".join(re.findall(r"^\| (`[^|]*) \|", page.rpartition("| column |")[2], re.MULTILINE))
