@@ -16,13 +16,12 @@ from raiopt.attacks.likeness import Likeness, Model, answer, off_by, seconds
 
 log = logging.getLogger("raiopt")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CHECKED = 8
-"""How many images the checks look at, at most."""
 WORTH = 1.05
 """The share of the time that channels_last may take at most: above 1, so that what is measured as equal is decided in
 the same way each time, and a question that is asked again computes the same bits."""
-FEW, MANY = 8 * 224 * 224, 32
-"""The pixels and the images that are timed, at most: a processor takes seconds for what keeps a GPU busy."""
+FEW, MANY = 8 * 224 * 224, 16
+"""How many pixels (on a processor, which takes seconds for what keeps a GPU busy) and images the checks look at at most:
+one number for all checks, for kernels are set up anew for each size of a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +99,14 @@ class ModelView:
         options, known = self.options, known or {}
         if options.precision == "float16" and images.device.type != "cuda":
             raise ValueError(f"model.precision=float16 needs CUDA, not {images.device.type}; bfloat16 works anywhere.")
-        probe = images[:CHECKED] if len(images) > 1 else torch.cat([images, 1 - images])
+        probe = _few(images) if len(images) > 1 else torch.cat([images, 1 - images])
         self._check_answers(probe)
         likeness = Likeness(self.plain, probe, blind=bool(known) or "nondeterministic" in self.about)
         net, why_not = self._copied()
         if net is not None:
             if options.fold and known.get("fold", True):
                 net = self._folded(net, likeness)
-            fast = self._laid_out(net, likeness, _timed(images), known.get("channels_last"))
+            fast = self._laid_out(net, likeness, known.get("channels_last"))
         elif options.channels_last:
             raise ValueError(f"model.channels_last=true cannot be had: {why_not}. Use model.channels_last=null.")
         else:
@@ -159,20 +158,20 @@ class ModelView:
             return None, f"it cannot be copied ({told(error)})"
 
     def _folded(self, net: nn.Module, likeness: Likeness) -> nn.Module:
-        folded = copy.deepcopy(net)
-        count, untraced = fold_(folded)
+        count, untraced = fold_(net)
         if not count:
             why_not = f"torch.fx cannot trace it: {untraced}" if untraced else "no batch norm follows a convolution"
             log.info("model.fold: nothing was folded; %s.", why_not)
             return net
-        if why_not := likeness.differs(folded):
+        if why_not := likeness.differs(net):
             log.warning("model.fold: the folded model is not the same (%s); it runs as it is.", why_not)
-            return net
+            fresh, _ = self._copied()
+            return net if fresh is None else fresh
         log.info("model.fold: %d batch norms are computed inside the convolutions before them.", count)
         self.about["fold"] = True
-        return folded
+        return net
 
-    def _laid_out(self, net: nn.Module, likeness: Likeness, images: Tensor, known: bool | None) -> "_Fast":
+    def _laid_out(self, net: nn.Module, likeness: Likeness, known: bool | None) -> "_Fast":
         wanted = known if self.options.channels_last is None else self.options.channels_last
         fast = _Fast(net, False, self.options.precision)
         if wanted is False:
@@ -182,8 +181,9 @@ class ModelView:
             log.warning("model.channels_last: the model is not the same in this layout (%s); it is not used.", why_not)
             return fast
         if wanted is None:
-            before, after = seconds([fast, other], images)
-            log.info("model.channels_last: %.2g s without, %.2g s with it for %d images.", before, after, len(images))
+            before, after = seconds([fast, other], likeness.images)
+            count = len(likeness.images)
+            log.info("model.channels_last: %.2g s without, %.2g s with it for %d images.", before, after, count)
             wanted = after < WORTH * before
         self.about["channels_last"] = wanted
         return other if wanted else fast
@@ -240,6 +240,6 @@ def _grow(gradient: Tensor, grown: list[Tensor]) -> Tensor:
     return gradient * grown[-1]
 
 
-def _timed(images: Tensor) -> Tensor:
+def _few(images: Tensor) -> Tensor:
     count = FEW // images[0, 0].numel() if images.device.type == "cpu" else MANY
-    return images[: min(MANY, max(1, count))]
+    return images[: min(MANY, max(2, count))]

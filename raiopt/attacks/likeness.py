@@ -72,14 +72,14 @@ def answer(model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def seconds(models: Sequence[Model], images: Tensor) -> list[float]:
-    """Returns the best of two times of each model, forward and backward, after one to warm up; in turns."""
+    """Returns the best of two times of each model, forward and backward, in turns; the models should be warmed up."""
     times: list[list[float]] = [[] for _ in models]
-    for _ in range(3):
+    for _ in range(2):
         for model, found in zip(models, times, strict=True):
             began = time.perf_counter()
             answer(model, images)[1].sum().item()  # waits for the device
             found.append(time.perf_counter() - began)
-    return [min(found[1:]) for found in times]
+    return [min(found) for found in times]
 
 
 def off_by(found: Tensor, expected: Tensor) -> float:

@@ -136,7 +136,8 @@ class Attack:
         steps = torch.full_like(spent, self.steps)
         if self.max_passes is None:
             return steps
-        return torch.minimum(steps, ((self.max_passes - spent) // self.rows - 1 - (spent > 0).long()) // 2)
+        waits = ((spent > 0) & (steps > 0)).long()
+        return torch.minimum(steps, ((self.max_passes - spent) // self.rows - 1 - waits) // 2)
 
     def can_go_on(self, spent: Tensor) -> Tensor:
         """Says which samples that spent so many passes may take a step, or the evaluation if there are no steps."""

@@ -57,7 +57,7 @@ class Ball:
         scope = " ".join([f"of the {what}"] * bool(what) + [rows] * bool(rows))
         epsilon = group["epsilon"]
         if isinstance(epsilon, Tensor):
-            epsilon = float(epsilon) if epsilon.numel() == 1 else epsilon.reshape(len(epsilon), -1).amax(1)
+            epsilon = float(epsilon) if epsilon.numel() == 1 else epsilon.expand(shape).reshape(shape[0], -1).amax(1)
         return cls(p, epsilon, param_ndim, scope, p == 0 and getattr(optimizer, "pixels", False))
 
     def norms(self, parameter: Tensor) -> Tensor:

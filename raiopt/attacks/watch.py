@@ -90,7 +90,8 @@ class Watch:
     def _better(self, kept: Tensor, gains: Tensor, fooled: Tensor) -> Tensor:
         """Says for each row in the batch whether this iterate is better than those before, and keeps its parameter."""
         if self.attack.best_by == "norm":
-            gains = torch.where(fooled, -self.start.ball.norms(kept).float(), gains)
+            norms = self.start.ball.norms(kept).float()
+            gains = torch.where(fooled, -(norms.amax() if self.start.shared else norms), gains)
         score = gains.nan_to_num(nan=float("-inf"))
         before, won = self.found.score, self.found.fooled
         if self.step == 0 or not self.attack.use_best:

@@ -111,6 +111,8 @@ def summary_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("target reached", percent(figures["target_reached"])))
     undecided = figures["undecided"]
     rows.append(("undecided", f"{undecided}, counted neither as robust nor as broken" if undecided else "0"))
+    if figures["zero_gradients_at_start"]:
+        rows.append(("no gradient at the start", f"{figures['zero_gradients_at_start']:,} of {figures['attacked']:,}"))
     for p in ("l0", "l1", "l2", "linf"):
         median, largest = figures[f"median_{p}"], figures[f"largest_{p}"]
         rows.append(

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from raiopt import checks
 from raiopt.zoo.geometry import Geometry
@@ -53,7 +53,7 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.net((x - self.mean) / self.std)
-        if not isinstance(logits, Tensor):
+        if not isinstance(logits, Tensor | fx.Proxy):  # the latter while torch.fx traces the model
             raise TypeError(f"The model {self.name} must return a tensor of logits (N, classes), not {type(logits)}.")
         return logits
 

@@ -80,7 +80,7 @@ def test_a_tie_that_rounding_decides_is_no_difference():
     assert Likeness(largest, even).differs(lambda x: largest(x, 1e-6)) == ""
 
 
-def test_seconds_takes_turns_and_the_best_after_the_warm_up(monkeypatch):
+def test_seconds_takes_turns_and_the_best(monkeypatch):
     clock, calls = [0.0], []
 
     def taking(name, durations):
@@ -92,6 +92,6 @@ def test_seconds_takes_turns_and_the_best_after_the_warm_up(monkeypatch):
         return model
 
     monkeypatch.setattr(likeness.time, "perf_counter", lambda: clock[0])
-    models = [taking("a", iter([1.0, 3.0, 4.0])), taking("b", iter([9.0, 7.0, 5.0]))]
+    models = [taking("a", iter([3.0, 4.0])), taking("b", iter([7.0, 5.0]))]
     assert seconds(models, IMAGES) == [3.0, 5.0]
-    assert calls == ["a", "b"] * 3
+    assert calls == ["a", "b"] * 2
