@@ -90,16 +90,19 @@ attack.__signature__ = completed(inspect.signature(attack), inspect.signature(At
 
 def _outcomes(view: ModelView, attack: Attack, data: Batches, batch_size: int) -> Iterator[Outcome]:
     engine, done = None, 0
-    device = next(iter(view.plain.parameters())).device if isinstance(view.plain, nn.Module) else None
+    tensors = [*view.plain.parameters(), *view.plain.buffers()] if isinstance(view.plain, nn.Module) else []
+    device = tensors[0].device if tensors else None
     for pair in [data] if _is_pair(data) else data:
         images, labels = _checked(pair, done)
+        if not len(images):
+            continue
         images, labels = images.to(device), labels.to(device)
         if engine is None:
             view.prepare(images[:batch_size])
             with torch.no_grad():
                 classes = view.plain(images[:1]).shape[1]
             engine = Engine(view, attack, shape=images.shape[1:], classes=classes, batch_size=batch_size)
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < engine.classes:
+        if not 0 <= int(labels.min()) <= int(labels.max()) < engine.classes:
             found = f"from {int(labels.min())} to {int(labels.max())}"
             raise ValueError(f"data has labels {found}; they must lie between 0 and {engine.classes - 1}, the outputs.")
         ids = list(range(done, done + len(images)))
@@ -126,7 +129,7 @@ def _checked(pair: Any, done: int) -> tuple[Tensor, Tensor]:
             f"{where} must have one integer label for each of {len(images)} images, got {labels.dtype} of shape "
             f"{tuple(labels.shape)}."
         )
-    if len(images) and not ((images >= 0) & (images <= 1)).all():  # NaN fails too
+    if not ((images >= 0) & (images <= 1)).all():  # NaN fails too
         found = f"values from {float(images.min()):.4g} to {float(images.max()):.4g}"
         raise ValueError(f"{where} has {found}; pixels must lie in [0, 1]. Normalisation belongs to the model.")
     return images.float(), labels.long()

@@ -240,6 +240,36 @@ def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
         (["data=image_folder", "data.root=nowhere"], "nowhere"),
         (["solver.target=3"], "solver.target=3 has no effect without solver.targeted=true"),
         (["solver.targeted=true", "solver.target=12"], "solver.target=12 must be"),
+        (
+            ["solver.targeted=true"],
+            "solver.targeted=true needs solver.target: a class, next, least_likely or a list of",
+        ),
+        (["solver.targeted=true", "solver.target=[next,foo]"], "solver.target='foo' must be one of 'next'"),
+        (["solver.stop=allways"], "solver.stop='allways' must be one of 'fooled', 'never'"),
+        (["solver.restarts=0"], "solver.restarts=0 must be an integer, at least 1"),
+        (["solver.restarts=2", "perturbation=universal"], "solver.restarts=2 needs samples that are independent"),
+        (["solver.epsilons=[0.2,0.1]"], "solver.epsilons=[0.2, 0.1] must increase: [0.1, 0.2]"),
+        (["solver.epsilons=[0.1,0.1]"], "solver.epsilons=[0.1, 0.1] must increase: [0.1]"),
+        (["solver.epsilons=0.1"], "solver.epsilons=0.1 must be a list of radii, as in [0.05,0.1,0.2]"),
+        (["solver.epsilons=[]"], "solver.epsilons=[] must be a list of radii"),
+        (["solver.epsilons=[0.1,much]"], "solver.epsilons='much' must be a finite number, at least 0"),
+        (["solver.epsilons=[0.1,0.2]", "optim.param_ndim=null"], "epsilon"),
+        (["solver.epsilons=[0.1,0.2]", "optim=signed", "optim.ball=null"], "solver.epsilons needs an optimizer with a"),
+        (["solver.curve=bisekt"], "solver.curve='bisekt' must be one of 'bisect', 'all'. Did you mean 'bisect'?"),
+        (["solver.max_passes=2"], "solver.max_passes=2 must be at least 3"),
+        (["solver.max_passes=5", "solver.restarts=2"], "solver.max_passes=5 must be at least 6"),
+        (["solver.max_passes=1.5"], "solver.max_passes=1.5 must be an integer, at least 1"),
+        (["solver.quantize=true", "perturbation=patch"], "solver.quantize=true needs perturbation=additive or masked"),
+        (["solver.quantize=maybe"], "solver.quantize: Value 'maybe' is not a valid bool"),
+        (["solver.best_by=size"], "solver.best_by='size' must be one of 'loss', 'norm'"),
+        (
+            ["solver.best_by=norm", "solver.use_best=false"],
+            "solver.best_by=norm has no effect with solver.use_best=false, which keeps the last",
+        ),
+        (["model.precision=half"], "model.precision='half' must be one of 'float32', 'bfloat16', 'float16'"),
+        (["model.precision=float16", "device=cpu"], "model.precision=float16 needs CUDA, not cpu; bfloat16 works"),
+        (["model.channels_last=maybe"], "model.channels_last: Value 'maybe' is not a valid bool"),
+        (["model.fold=1.5"], "model.fold: Value '1.5' is not a valid bool"),
         (["name=../up"], "name='../up' must be letters"),
         (["outputs="], "outputs='' must name a folder"),
         (["outputs=null"], "outputs"),
@@ -288,11 +318,13 @@ def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
         (["optim.lr=[unclosed"], "optim.lr=[unclosed cannot be read"),
     ],
 )
-def test_bad_input_is_one_message_before_any_work(tmp_path, capsys, words, message):
+def test_bad_input_is_one_message_before_any_work(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.setattr("raiopt.attacks.Engine.run", lambda *_: pytest.fail("attacked"))
     (tmp_path / "file").write_text("in the way")
     assert main(words) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("raiopt: ")
+    assert captured.err.count("\n") == 1
     assert message in captured.err
     assert "Traceback" not in captured.err + captured.out
     assert not list(tmp_path.glob("outputs/**/samples.parquet"))

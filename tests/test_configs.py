@@ -3,14 +3,15 @@
 import inspect
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 import pytest
 from hydra_zen import get_target
 from omegaconf import OmegaConf, ValidationError
 from torch import optim as torch_optim
 
-from raiopt import optim, zoo
+from raiopt import configs, optim, zoo
+from raiopt.attacks import Attack, Inference
 from raiopt.builders import optimizers
 from raiopt.configs import Bounded, store
 
@@ -104,6 +105,32 @@ def test_loaders_have_the_arguments_of_the_zoo(option):
     target = get_target(nodes(group)[name])
     from_model = FROM_MODEL if group == "data" else set()
     assert names(target) - {"model"} == names(LOADERS[option]) - from_model
+
+
+def defaults(kind):
+    return {field.name: field.default for field in fields(kind)}
+
+
+def test_settings_of_the_solver_are_those_of_the_attack_with_its_defaults():
+    parts = {"optimizer", "perturbation", "init", "criterion", "seed"}
+    (target,) = [get_target(node) for node in nodes("solver").values()]
+    ours = {name: setting.default for name, setting in inspect.signature(target).parameters.items()}
+    theirs = {name: default for name, default in defaults(Attack).items() if name not in parts}
+    assert theirs.pop("steps") is MISSING
+    assert ours.pop("steps") == 40
+    assert ours == theirs
+    assert target() == {**theirs, "steps": 40}
+    assert target(steps=3, curve="all")["curve"] == "all"
+
+
+def test_every_model_has_the_options_of_its_inference_with_their_defaults():
+    expected = defaults(Inference)
+    assert defaults(configs.Inference) == expected
+    for node in nodes("model").values():
+        config = OmegaConf.structured(node)
+        assert {name: config[name] for name in expected} == expected
+        with pytest.raises(ValidationError):
+            config.compile = "always"
 
 
 @pytest.mark.parametrize("group", ["optim", "optim/InnerOpt", "perturbation", "init", "criterion", "solver"])

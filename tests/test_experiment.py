@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import polars as pl
 import pytest
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from raiopt.attacks import Attack
 from raiopt.builders import attacks
 from raiopt.experiment import Job, choose_device, load, run
 from raiopt.optim import LinfProjectedOptim
+from raiopt.results.chunks import Chunks
 from raiopt.results.folder import RunFolder
 from raiopt.zoo import Classifier, ImageData
 
@@ -98,5 +100,30 @@ def test_a_job_in_which_nothing_is_attacked_is_complete(tmp_path):
     record = run(lambda: job(net, data=partial(data, labels=(1, 1, 1))), RunFolder(tmp_path), {})
     assert record["metrics"]["clean_accuracy"] == record["metrics"]["robust_accuracy"] == 0
     assert record["metrics"]["forward_passes"] == 0
+    assert len(pl.read_parquet(tmp_path / "trace.parquet")) == 0
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"gallery.png", "perturbations.safetensors", "run.json", "samples.parquet", "trace.parquet"}
+
+
+def test_a_kill_after_the_end_leaves_a_finished_run(tmp_path, monkeypatch):
+    net, real = Head(), Chunks.discard
+
+    def interrupted(chunks):
+        if chunks.begun():
+            raise KeyboardInterrupt
+        real(chunks)
+
+    monkeypatch.setattr(Chunks, "discard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(lambda: job(net), RunFolder(tmp_path), {})
+    assert run(lambda: job(net), RunFolder(tmp_path), {})["skipped"]
+
+
+def test_a_finished_run_about_other_weights_is_told(tmp_path):
+    run(lambda: job(Head()), RunFolder(tmp_path), {})
+    before = (tmp_path / "run.json").read_bytes()
+    other = Head()
+    nn.init.constant_(other.linear.bias, 0.2)
+    with pytest.raises(FileExistsError, match="holds a finished run with other weights"):
+        run(lambda: job(other), RunFolder(tmp_path), {})
+    assert (tmp_path / "run.json").read_bytes() == before

@@ -1,16 +1,21 @@
 """Every part of an attack can be exchanged in the command; the folder tells enough of every kind of perturbation."""
 
 import json
+import shutil
+import sys
 
 import polars as pl
 import pytest
 import torch
+import yaml
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from raiopt import zoo
 from raiopt.cli import main
 from raiopt.configs import store
+from raiopt.explain import typed
 
 SMALL = ["data.limit=8", "solver.steps=2", "threads=1"]
 
@@ -143,6 +148,204 @@ def test_of_every_kind_of_perturbation_the_images_that_broke_can_be_made_again(t
 
 def test_what_samples_share_is_told(tmp_path, capsys):
     assert main(["perturbation=universal", "optim.epsilon=0.5", "optim.lr=0.2", "save=all", *SMALL]) == 0
-    assert "One perturbation for each batch of 256: with another batch_size" in capsys.readouterr().out
+    assert "One perturbation for each batch of 256, and no sample leaves it: with another" in capsys.readouterr().out
     assert main(["optim=l2_projected", "optim.param_ndim=null", *SMALL]) == 0
-    assert "One ball for each batch of 256: with another batch_size" in capsys.readouterr().out
+    assert "One ball for each batch of 256, and no sample leaves it: with another" in capsys.readouterr().out
+
+
+WRONG = 178
+"""A test image that digits_standard takes for another digit."""
+
+HALF = ["model=digits_standard", "optim.epsilon=0.1", "optim.lr=0.03", "data.limit=8", "solver.steps=3", "threads=1"]
+"""About half of the images break."""
+
+
+def asked(tmp_path, *words):
+    """Returns the attacked rows of a run's samples, its record and its folder; its settings are in config.yaml."""
+    folder, found = run(tmp_path, *HALF, *words)
+    config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    for key, equals, value in (word.partition("=") for word in words if "." in word.partition("=")[0]):
+        assert OmegaConf.select(config, key) == OmegaConf.create({"value": yaml.safe_load(value)}).value, equals
+    samples = pl.read_parquet(folder / "samples.parquet").filter(pl.col("forward_passes").is_not_null())
+    return samples, found, folder
+
+
+def test_samples_leave_when_they_are_fooled(tmp_path):
+    samples, found, _ = asked(tmp_path)
+    assert set(samples["stopped"]) == {"fooled", "steps"}
+    for row in samples.iter_rows(named=True):
+        assert row["verified"] == (row["stopped"] == "fooled")
+        steps = row["first_fooled_step"] if row["verified"] else 3
+        assert (row["steps"], row["forward_passes"]) == (steps, steps + 1)
+        assert row["backward_passes"] - steps in {0, 1}  # it leaves after the gradient of the others
+    assert found["metrics"]["verified_8bit"] is None
+
+
+def test_stop_never_takes_all_steps(tmp_path):
+    samples, _, _ = asked(tmp_path, "solver.stop=never")
+    assert set(samples["stopped"]) == {"steps"}
+    assert set(samples["steps"]) == {3}
+    assert 0 < samples["verified"].sum() < 8
+
+
+def test_restarts_add_their_passes(tmp_path):
+    samples, found, _ = asked(tmp_path, "solver.restarts=2", "init=uniform_linf", "solver.stop=never")
+    assert set(samples["forward_passes"]) == {8}
+    assert set(samples["restart"]) == {0, 1}
+    assert found["metrics"]["backward_passes"] == 8 * 6
+
+
+def test_max_passes_is_kept_and_told(tmp_path):
+    samples, _, _ = asked(tmp_path, "solver.max_passes=4")
+    assert all(row["forward_passes"] + row["backward_passes"] <= 4 for row in samples.iter_rows(named=True))
+    assert set(samples["stopped"]) == {"fooled", "passes"}
+
+
+def test_without_use_best_the_last_iterate_counts(tmp_path):
+    samples, _, _ = asked(tmp_path, "solver.use_best=false", "solver.stop=never")
+    assert set(samples["best_step"]) == {3}
+
+
+def test_best_by_norm_keeps_the_smallest_that_fools(tmp_path):
+    samples, _, folder = asked(tmp_path, "solver.best_by=norm", "solver.stop=never")
+    broken = samples.filter("verified")
+    assert (broken["best_step"] == broken["first_fooled_step"]).all()  # a ball that is not reached grows with each step
+    assert (broken["best_step"] < 3).any()
+    shutil.rmtree(folder)
+    by_loss = asked(tmp_path, "solver.stop=never")[0].filter("verified")
+    assert (broken["linf"] < by_loss["linf"]).any()
+
+
+def test_several_targets_are_tried_side_by_side(tmp_path):
+    words = ["solver.targeted=true", "solver.target=[next,least_likely,3]", "optim.epsilon=0.4", "optim.lr=0.1"]
+    samples, found, _ = asked(tmp_path, *words, "data.limit=16")
+    reached = samples.filter(pl.col("verified") & (pl.col("adversarial_prediction") == pl.col("target")))
+    assert found["metrics"]["target_reached"] == pytest.approx(len(reached) / len(samples))
+    assert len(reached) > 0
+    missed = samples.filter(pl.col("stopped") == "steps")
+    rows = [3 - (label == 3) - (label == 2) for label in missed["label"]]  # 3 is next of 2: asked twice
+    assert (missed["forward_passes"] >= pl.Series(rows) * 4).all()
+    assert not (samples["target"] == samples["label"]).any()
+
+
+def test_a_sample_that_is_its_target_is_left_alone(tmp_path):
+    labels = [int(zoo.digits().labels[i]) for i in range(8)]
+    folder, found = run(tmp_path, *HALF, "solver.targeted=true", f"solver.target={labels[0]}")
+    samples = pl.read_parquet(folder / "samples.parquet")
+    expected = [label == labels[0] for label in labels]
+    assert (samples["stopped"] == "is_target").to_list() == expected
+    assert samples["forward_passes"].is_null().to_list() == expected
+    assert found["metrics"]["attacked"] == 8 - sum(expected)
+
+
+@pytest.mark.parametrize("curve", ["bisect", "all"])
+def test_robust_accuracies_of_several_radii_agree_with_a_run_for_each(tmp_path, curve):
+    radii = [0.03, 0.06, 0.12]
+    samples, found, folder = asked(tmp_path, f"solver.epsilons={radii}", f"solver.curve={curve}", "optim.lr=0.05")
+    figures = found["metrics"]
+    assert figures["epsilons"] == radii
+    for radius, robust in zip(radii, figures["robust_accuracies"], strict=True):
+        held = [not (row["verified"] and row["epsilon"] <= radius) for row in samples.iter_rows(named=True)]
+        assert robust == sum(held) / 8
+    assert set(samples["epsilon"]) <= set(radii)
+    assert (samples["linf"] <= samples["epsilon"] * (1 + 1e-6)).all()
+    assert all(len(row) == 3 for row in samples["broken_at"])
+    shutil.rmtree(folder)
+    alone = [1.0] * 3
+    for number, radius in enumerate(radii):
+        _, found, folder = asked(tmp_path, "optim.lr=0.05", f"optim.epsilon={radius}")
+        alone[number] = found["metrics"]["robust_accuracy"]
+        shutil.rmtree(folder)
+    assert figures["robust_accuracies"] == alone
+    assert len(set(alone)) > 1
+
+
+@pytest.mark.parametrize("attacked", [False, True])
+def test_what_is_predicted_wrong_is_attacked_where_that_is_asked(tmp_path, attacked):
+    words = [*HALF, f"data.indices=[0,{WRONG}]", f"solver.attack_misclassified={str(attacked).lower()}"]
+    folder, found = run(tmp_path, *words)
+    row = pl.read_parquet(folder / "samples.parquet").row(1, named=True)
+    assert row["label"] != row["clean_prediction"]
+    assert (row["forward_passes"] is not None) == attacked
+    assert row["stopped"] == ("fooled" if attacked else "misclassified")
+    assert found["metrics"]["clean_accuracy"] == 0.5
+    assert found["metrics"]["robust_accuracy"] <= 0.5
+
+
+def test_quantized_images_lie_on_the_grid_and_stay_broken_as_files(tmp_path, capsys):
+    words = ["solver.quantize=true", "solver.verify_8bit=true", "save=all"]
+    samples, found, folder = asked(tmp_path, *words)
+    stored, data = load_file(folder / "perturbations.safetensors"), zoo.digits()
+    images = torch.stack([data.image(i) for i in stored["ids"].tolist()])
+    levels = (images + stored["delta"]).double() * 255
+    assert (levels - levels.round()).abs().max() < 1e-4
+    count = samples["verified"].sum()
+    assert found["metrics"]["verified_8bit"] == count > 0
+    assert f"broken as 8-bit images {count} of {count}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_breaks_is_rounded_to_8_bits_where_that_is_asked(tmp_path):
+    samples, found, _ = asked(
+        tmp_path, "solver.verify_8bit=true", "optim=l2_projected", "optim.epsilon=5.0", "optim.lr=2.0"
+    )
+    broken = samples.filter("verified")
+    assert len(broken) > 0
+    assert found["metrics"]["verified_8bit"] == broken["verified_8bit"].sum()
+    assert not samples.filter(~pl.col("verified"))["verified_8bit"].any()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("fold", False),
+        ("fold", True),
+        ("channels_last", True),
+        ("channels_last", False),
+        ("precision", "bfloat16"),
+    ],
+)
+def test_how_the_search_runs_the_model_can_be_said(tmp_path, option, value):
+    _, found, _ = asked(tmp_path, f"model.{option}={typed(value)}")
+    assert found["inference"][option] == value
+
+
+OWN_MODELS = """
+import torch
+from torch import nn
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        return torch.stack([x.mean((1, 2, 3)), 0.5 - x.mean((1, 2, 3))], 1) + 0.1 * torch.rand(())
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 2, 4), nn.Flatten())
+
+def data():
+    return torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)), None
+"""
+
+
+def own(tmp_path, monkeypatch, factory):
+    """Returns the words of a job about a model of one's own, in a module of its own name."""
+    name = f"own_{factory.lower()}"
+    (tmp_path / f"{name}.py").write_text(OWN_MODELS)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    data = ["data=python", f"data.factory={name}:data"]
+    return ["model=python", f"model.factory={name}:{factory}", *data, "solver.steps=2", "threads=1"]
+
+
+def test_a_model_is_compiled(tmp_path, monkeypatch):
+    _, found = run(tmp_path, *own(tmp_path, monkeypatch, "small"), "model.compile=true")
+    assert found["inference"]["compile"] is True
+    assert found["metrics"]["claimed"] == found["metrics"]["verified"] > 0
+
+
+def test_a_model_that_answers_differently_each_time_must_be_allowed(tmp_path, monkeypatch, capsys):
+    words = own(tmp_path, monkeypatch, "Noisy")
+    assert main(words) == 1
+    assert "differently each time" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "outputs")
+    _, found = run(tmp_path, *words, "model.deterministic=false")
+    assert found["inference"]["nondeterministic"] > 0
+    assert "What breaks it once may not break it again." in capsys.readouterr().err

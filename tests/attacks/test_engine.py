@@ -1,214 +1,162 @@
-"""The attack on a batch: who is attacked, what is kept, and that samples do not disturb each other."""
+"""The attack on a data set: verdicts depend on the samples alone, not on who else is there or how they are batched."""
 
+import logging
 from functools import partial
 
+import numpy as np
+import polars as pl
 import pytest
 import torch
-from torch import nn
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.optim import SGD, Adam
 from torch.testing import assert_close
 
-from raiopt.attacks import Attack, attack_batch
+from raiopt.attacks import Engine, ModelView
 from raiopt.builders import attacks
 from raiopt.optim import L2ProjectedOptim, LinfProjectedOptim, SignedGradientOptim
-from raiopt.sampling import keyed_generator, uniform_like_linf_n_ball_
+from raiopt.results.samples import samples_frame
+from raiopt.zoo import load_data, load_model
+from tests.attacks.parts import SHAPE, Classes, Counting, Linear, images, net, question, random_start, run, table, tried
 
-SHAPE = (3, 4, 4)
-
-
-class Linear(nn.Module):
-    """Two classes, decided by the sign of <weight, x> - offset."""
-
-    def __init__(self, offset=24.0):
-        super().__init__()
-        self.weight, self.offset = torch.linspace(0.5, 1.5, 48).view(SHAPE), offset
-
-    def forward(self, x):
-        score = (x * self.weight).flatten(1).sum(1) - self.offset
-        return torch.stack([-score, score], 1)
+WEAK = partial(LinfProjectedOptim, epsilon=1 / 64, lr=1 / 256)
 
 
-def images(n=6, seed=0):
-    return torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(seed)) * 0.5 + 0.25
+def shown(x, labels, attack, model=None, **options):
+    """Returns the records, and the perturbed images in the order of the ids."""
+    outcomes = run(x, labels, attack, model, **options)
+    records = pl.concat([samples_frame(outcome) for outcome in outcomes])
+    kept = torch.cat([outcome.images.clone() for outcome in outcomes])
+    deltas = [outcome.trial.delta for outcome in outcomes if outcome.trial is not None]
+    if deltas:
+        kept[torch.cat([outcome.attacked for outcome in outcomes])] += torch.cat(deltas)
+    return records.sort("id"), kept[np.argsort(records["id"])]
 
 
-def question(optimizer=None, **changes):
-    usual = {
-        "optimizer": optimizer or partial(LinfProjectedOptim, epsilon=0.05, lr=0.02),
-        "perturbation": attacks.additive,
-        "init": lambda rows, generator: rows,
-        "criterion": attacks.cross_entropy,
-        "steps": 5,
-    }
-    return Attack(**{**usual, **changes})
+def labels_of(x, wrong=3):
+    """Returns the model's predictions, every `wrong`-th of them false."""
+    labels = Linear()(x).argmax(1)
+    labels[::wrong] = 1 - labels[::wrong]
+    return labels
 
 
-def run(x, labels=None, attack=None, model=None, ids=None):
-    ids = list(range(len(x))) if ids is None else ids
-    return attack_batch(model or Linear(), ids, [str(i) for i in ids], x, labels, attack or question())
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"restarts": 3}, {"epsilons": [1 / 256, 1 / 128, 1 / 64]}, {"stop": "never", "attack_misclassified": True}],
+)
+@given(data=st.data())
+def test_order_batches_and_company_change_nothing(change, data):
+    n = 12
+    x, attack = images(n, seed=1), question(optimizer=WEAK, init=random_start, **change)
+    labels = labels_of(x)
+    records, kept = shown(x, labels, attack)
+    assert 0 < records["verified"].sum() < n
+    ids = data.draw(st.permutations(range(n)))[: data.draw(st.integers(1, n))]
+    size = data.draw(st.integers(1, n + 2))
+    others, perturbed = shown(x[ids], labels[ids], attack, ids=ids, batch_size=size)
+    assert torch.equal(perturbed, kept[sorted(ids)])
+    unlike = ["forward_passes", "backward_passes"] if attack.stop == "fooled" else []  # who waits, passes
+    assert others.drop(unlike).equals(records[sorted(ids)].drop(unlike))
 
 
-def test_reaches_the_corner_of_the_ball_that_is_worst_for_a_linear_model():
-    x, model = images(), Linear()
+@pytest.mark.parametrize("stop", ["fooled", "never"])
+@pytest.mark.parametrize("inner", [SGD, partial(SGD, momentum=0.9), Adam])
+def test_order_and_batches_change_nothing_beyond_rounding(inner, stop):
+    x, model = images(24, seed=3, spread=0.4), net().float()
+    optimizer = partial(L2ProjectedOptim, InnerOpt=inner, epsilon=0.7, lr=0.05)
+    init = partial(attacks.uniform_l2, epsilon=0.3)
+    attack = question(optimizer=optimizer, init=init, criterion=attacks.cross_entropy, stop=stop)
     labels = model(x).argmax(1)
-    search = run(x, labels, question(criterion=lambda z, t, **_: -z.gather(1, t[:, None])[:, 0])).search
-    away = torch.where(labels.bool(), -0.05, 0.05).view(-1, 1, 1, 1)
-    assert_close(search.claim.parameter, away.expand_as(x))
+    records, kept = shown(x, labels, attack, model)
+    assert 0 < records["verified"].sum() < 24
+    ids = torch.randperm(24, generator=torch.Generator().manual_seed(0)).tolist()
+    for size in (1, 5, 24):
+        others, perturbed = shown(x[ids], labels[ids], attack, model, ids=ids, batch_size=size)
+        assert others["verified"].equals(records["verified"])
+        assert others["first_fooled_step"].equals(records["first_fooled_step"])
+        assert_close(perturbed, kept, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", [partial(L2ProjectedOptim, epsilon=0.4, lr=0.2), None])
-def test_perturbed_images_stay_in_the_box(optimizer):
-    x = images().round()  # every pixel at a wall
-    search = run(x, attack=question(optimizer)).search
-    assert ((x + search.claim.parameter >= 0) & (x + search.claim.parameter <= 1)).all()
-    assert search.claim.parameter.abs().max() > 0
+def test_a_robust_network_judges_its_samples_alike_in_every_batch():
+    x, labels = load_data("digits")
+    x, labels, model = x[:24], labels[:24], load_model("digits_robust").eval().requires_grad_(False)
+    attack = question(
+        optimizer=partial(LinfProjectedOptim, epsilon=0.2, lr=0.08),
+        init=partial(attacks.uniform_linf, epsilon=0.2),
+        criterion=attacks.cross_entropy,
+        restarts=2,
+        steps=4,
+    )
+    records = table(x, labels, attack, model)
+    assert 0 < records["verified"].sum() < 24
+    ids = list(range(23, -1, -1))
+    others = table(x[ids], labels[ids], attack, model, ids=ids, batch_size=14)
+    assert others["verified"].equals(records["verified"])
+    assert others["clean_prediction"].equals(records["clean_prediction"])
+
+
+@pytest.mark.parametrize("restarts", [1, 3])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_stopping_early_breaks_the_same_samples_at_the_same_step(restarts, targeted):
+    x, model = images(30, seed=3, spread=0.4), net().float()
+    labels = model(x).argmax(1)
+    settings = {"targeted": True, "target": ["next", 3]} if targeted else {}
+    make = partial(
+        question,
+        optimizer=partial(L2ProjectedOptim, epsilon=0.7, lr=0.1),
+        init=partial(attacks.uniform_l2, epsilon=0.2),
+        criterion=attacks.cross_entropy,
+        restarts=restarts,
+        steps=10,
+        **settings,
+    )
+    early, late = (table(x, labels, make(stop=stop), model) for stop in ("fooled", "never"))
+    assert len(early["first_fooled_step"].drop_nulls().unique()) > 2
+    assert early["first_fooled_step"].equals(late["first_fooled_step"])
+    won = early["first_fooled_step"].is_not_null()
+    for frame in (early.filter(won), late.filter(won)) if targeted else ():
+        assert frame["adversarial_prediction"].equals(frame["target"], null_equal=False)
+    assert early.filter(won)["verified"].all()
+    assert late.filter(won)["verified"].all()
+    if not targeted:
+        assert early["verified"].equals(late["verified"])
+    assert early["backward_passes"].sum() < late["backward_passes"].sum()
 
 
 def test_only_samples_that_are_predicted_right_are_attacked():
     x, model = images(), Linear()
-    labels = model(x).argmax(1)
-    labels[1] = 1 - labels[1]
-    outcome = run(x, labels)
-    assert outcome.attacked.tolist() == [True, False, True, True, True, True]
-    assert len(outcome.search.claim.parameter) == 5
-    assert run(x[1:2], labels[1:2]).search is None
+    labels = labels_of(x, wrong=4)
+    (outcome,) = run(x, labels)
+    assert outcome.attacked.tolist() == [False, True, True, True, False, True]
+    assert len(outcome.trial.delta) == 4
+    records = table(x, labels)
+    assert records["stopped"].to_list()[::4] == ["misclassified"] * 2
+    assert records["verified"].to_list()[::4] == [None] * 2
+    assert run(x[:1], labels[:1])[0].trial is None
+    every = table(x, labels, question(attack_misclassified=True))
+    assert every["verified"].to_list()[::4] == [True] * 2
+    assert every["first_fooled_step"].to_list()[::4] == [0] * 2
+    assert every["forward_passes"].to_list()[::4] == [1] * 2
+    assert every[1:4].equals(records[1:4])
+    assert model(x).argmax(1).equal(outcome.clean_prediction)
 
 
 def test_without_labels_the_prediction_is_the_label():
-    x, model = images(), Linear()
-    outcome = run(x)
-    assert_close(outcome.labels, model(x).argmax(1))
+    x = images()
+    (outcome,) = run(x)
+    assert outcome.labels.equal(Linear()(x).argmax(1))
     assert outcome.attacked.all()
 
 
-def start(rows, generator):
-    return uniform_like_linf_n_ball_(rows, 0.05, generator=generator)
-
-
-def test_start_depends_on_seed_and_id_alone():
-    x, attack = images(), question(init=start, steps=0)
-    deltas = run(x, attack=attack).search.claim.parameter
-    backwards = run(x.flip(0), attack=attack, ids=[5, 4, 3, 2, 1, 0]).search.claim.parameter
-    alone = torch.cat([run(x[i : i + 1], attack=attack, ids=[i]).search.claim.parameter for i in range(6)])
-    assert torch.equal(deltas, backwards.flip(0))
-    assert torch.equal(deltas, alone)
-    assert not torch.equal(deltas, run(x, attack=question(init=start, steps=0, seed=1)).search.claim.parameter)
-    assert 0 < deltas.abs().max() <= 0.05
-    drawn = [uniform_like_linf_n_ball_(torch.empty(SHAPE), 0.05, generator=keyed_generator(0, i)) for i in range(6)]
-    for delta, expected, image in zip(deltas, drawn, x, strict=True):
-        assert torch.equal(delta, expected.clamp(-image, 1 - image))
-
-
-@pytest.mark.parametrize("inner", [SGD, partial(SGD, momentum=0.9), Adam])
-def test_samples_are_independent_and_the_global_generator_is_left_alone(inner):
-    x, state = images(), torch.random.get_rng_state()
-    attack = question(partial(LinfProjectedOptim, InnerOpt=inner, epsilon=0.05, lr=0.02), init=start)
-    together = run(x, attack=attack).search
-    alone = [run(x[i : i + 1], attack=attack, ids=[i]).search for i in range(6)]
-    assert_close(together.claim.parameter, torch.cat([s.claim.parameter for s in alone]))
-    assert_close(together.losses, torch.cat([s.losses for s in alone], 1))
-    assert torch.equal(torch.random.get_rng_state(), state)
-
-
-def test_keeps_the_fooled_iterate_with_the_largest_loss_rather_than_the_largest_loss():
-    class Wave(nn.Module):
-        def forward(self, x):
-            t = x.mean((1, 2, 3)) - 0.5
-            return torch.stack([torch.full_like(t, 0.1), torch.sin(40 * t), t - 10], 1)
-
-    attack = question(partial(SignedGradientOptim, lr=0.02), criterion=lambda z, t, **_: z[:, 2], steps=6)
-    search = run(torch.full((1, *SHAPE), 0.5), torch.tensor([0]), attack, Wave()).search
-    assert search.fooled_at[:, 0].tolist() == [False, True, True, True, False, False, False]
-    assert search.losses[:, 0].argmax().item() == 6
-    assert (search.best_step.item(), search.first_fooled.item()) == (3, 1)
-    assert search.fooled.item()
-
-
-@pytest.mark.parametrize("use_best", [True, False])
-def test_use_best_false_keeps_the_last_iterate(use_best):
-    x = images(1)
-    attack = question(
-        partial(SignedGradientOptim, lr=1.0), criterion=lambda z, t, **_: (z[:, 0] / 50).sin(), use_best=use_best
-    )
-    search = run(x, attack=attack).search
-    assert use_best or search.best_step.item() == 5
-    kept = search.losses[search.best_step.item(), 0]
-    assert_close(search.loss[0], kept)
-
-
-class Sick(Linear):
-    """Returns NaN for images whose first pixel is above a bound, or gives them a gradient that is NaN."""
-
-    def __init__(self, at_output, bound=0.9):
-        super().__init__()
-        self.at_output, self.bound = at_output, bound
-
-    def forward(self, x):
-        ill = (x[:, 0, 0, 0] > self.bound)[:, None]
-        if self.at_output:
-            return torch.where(ill, torch.nan, super().forward(x))
-        first = x.flatten(1)[:, :1]
-        root = torch.where(ill, (first - first.detach()).abs(), 1.0).sqrt()  # its derivative at 0 is infinite
-        return super().forward(x) + torch.where(ill, root, 0.0)
-
-
-@pytest.mark.parametrize("at_output", [True, False])
-def test_a_sample_that_is_not_finite_is_marked_and_the_others_are_as_if_alone(at_output):
-    x = images()
-    x[2, 0, 0, 0] = 0.95
-    model = Sick(at_output)
-    healthy = [0, 1, 3, 4, 5]
-    outcome, others = run(x, model=model), run(x[healthy], model=model, ids=healthy)
-    rows = healthy if outcome.search.claim.parameter.shape == x.shape else list(range(5))
-    assert_close(outcome.search.claim.parameter[rows], others.search.claim.parameter)
-    if at_output:  # known before the search: not attacked
-        assert outcome.finite.tolist() == [True, True, False, True, True, True]
-        assert outcome.attacked.sum() == 5
-    else:
-        assert outcome.search.not_finite.tolist() == [-1, -1, 0, -1, -1, -1]
-    assert outcome.search.claim.parameter.isfinite().all()
-
-
-def test_the_step_at_which_an_output_stops_to_be_finite_is_noted():
-    x = images(2)
-    x[:, 0, 0, 0] = torch.tensor([0.5, 0.25])
-    model = Sick(at_output=True, bound=0.53)
-    attack = question(partial(SignedGradientOptim, lr=0.02), criterion=lambda z, t, **_: z[:, 1], steps=4)
-    search = run(x, torch.ones(2).long() if model(x)[0, 1] > 0 else None, attack, model).search
-    assert search.not_finite.tolist() == [2, -1]  # 0.5, 0.52, 0.54
-
-
-def test_a_ball_over_the_batch_keeps_one_iterate_for_all():
-    x = images()
-    attack = question(partial(L2ProjectedOptim, epsilon=0.3, lr=0.2, param_ndim=None))
-    search = run(x, attack=attack).search
-    assert search.coupled
-    assert search.claim.parameter.norm() <= 0.3 * (1 + 1e-6)
-    assert len(set(search.best_step.expand(6).tolist())) == 1
-    assert not run(x).search.coupled
-
-
-def test_a_universal_perturbation_is_one_for_all_and_fools_with_clamped_images():
-    x = images().round()
-    labels = torch.ones(6).long()
-    attack = question(
-        partial(LinfProjectedOptim, epsilon=0.5, lr=0.2, param_ndim=None),
-        perturbation=attacks.universal,
-        criterion=lambda z, t, **_: -z[:, 1],
-    )
-    model = Linear(offset=10.0)
-    search = run(x, labels, attack, model).search
-    assert search.claim.parameter.shape == SHAPE
-    assert search.coupled
-    assert_close(search.claim.parameter, torch.full(SHAPE, -0.5))
-    assert_close(search.loss, -model((x + search.claim.parameter).clamp(0, 1))[:, 1])
-
-
-class Classes(nn.Module):
-    """Five classes: the logit of a class is the mean of its own part of the image."""
-
-    def forward(self, x):
-        return x.flatten(1)[:, :45].view(-1, 5, 9).mean(2)
+def test_no_steps_judge_the_start():
+    x = images(12)
+    zero = table(x, attack=question(steps=0))
+    assert zero["verified"].to_list() == [False] * 12
+    assert zero["forward_passes"].to_list() == [1] * 12
+    assert zero["backward_passes"].to_list() == [0] * 12
+    found = table(x, attack=question(steps=0, init=random_start, restarts=4))
+    assert max(found["linf"]) > 0
+    assert 0 < found["verified"].sum() < 12
 
 
 @pytest.mark.parametrize("rule", ["next", "least_likely", 3])
@@ -216,64 +164,134 @@ def test_targets(rule):
     x = images(8, seed=4)
     logits = Classes()(x)
     labels = logits.argmax(1)
-    outcome = run(x, labels, question(targeted=True, target=rule, steps=20), Classes())
-    expected = {"next": (labels + 1) % 5, "least_likely": logits.argmin(1), 3: torch.full_like(labels, 3)}[rule]
-    assert torch.equal(outcome.goals, expected)
-    assert torch.equal(outcome.attacked, labels != expected)
-    search, goals = outcome.search, expected[labels != expected]
-    assert search.fooled.any()
-    assert torch.equal(search.prediction[search.fooled], goals[search.fooled])
-    assert (search.loss <= search.losses[0]).all()
+    optimizer = partial(LinfProjectedOptim, epsilon=0.25, lr=0.03)
+    attack = question(optimizer=optimizer, targeted=True, target=rule, steps=20, criterion=attacks.cross_entropy)
+    (outcome,) = run(x, labels, attack, Classes())
+    goals = {"next": (labels + 1) % 5, "least_likely": logits.argmin(1), 3: torch.full_like(labels, 3)}[rule]
+    assert torch.equal(outcome.attacked, labels != goals)
+    assert_close(outcome.clean_loss, torch.nn.functional.cross_entropy(logits, goals, reduction="none"))
+    found, goals = outcome.trial.search, goals[outcome.attacked]
+    assert found.goal.equal(goals)
+    assert found.fooled.any()
+    assert outcome.trial.verdict.prediction[found.fooled].equal(goals[found.fooled])
+    assert (found.loss <= -found.gains[:, 0]).all()
+    stopped = table(x, labels, attack, Classes())["stopped"].to_list()
+    assert [reason == "is_target" for reason in stopped] == (~outcome.attacked).tolist()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"steps": -1}, "solver.steps=-1"),
-        ({"seed": -1}, "seed=-1"),
-        ({"targeted": True}, "solver.targeted=true needs solver.target"),
-        ({"target": 1}, "no effect without solver.targeted=true"),
-        ({"targeted": True, "target": "nxt"}, "(?s)nxt.*Did you mean 'next'"),
-        ({"targeted": True, "target": -2}, "solver.target=-2"),
-    ],
-)
-def test_settings_without_meaning_are_told(change, message):
-    with pytest.raises(ValueError, match=message):
-        question(**change)
-
-
-def test_a_target_beyond_the_classes_is_told():
-    with pytest.raises(ValueError, match=r"solver.target=7 .*at most 4"):
-        run(images(), attack=question(targeted=True, target=7), model=Classes())
-
-
-@pytest.mark.parametrize("targeted", [True, False])
-def test_the_criterion_sees_goals_labels_and_clean_logits(targeted):
-    x, seen = images(8, seed=4), []
+def test_of_several_targets_one_that_is_reached_counts():
+    x = images(12, seed=4)
     labels = Classes()(x).argmax(1)
-
-    def noted(logits, goals, *, labels, clean):
-        seen.append((logits, goals, labels, clean))
-        return attacks.cross_entropy(logits, goals, labels=labels, clean=clean)
-
-    run(x, labels, question(criterion=noted, targeted=targeted, target="next" if targeted else None), Classes())
-    assert len(seen) == 1 + 6
-    for logits, goals, own, clean in seen:
-        assert torch.equal(own, labels)
-        assert torch.equal(clean, Classes()(x))
-        assert torch.equal(goals, (labels + 1) % 5 if targeted else labels)
-        assert (goals is own) != targeted
-        assert len(logits) == 8
+    optimizer = partial(LinfProjectedOptim, epsilon=0.02, lr=0.005)
+    make = partial(question, optimizer=optimizer, targeted=True, steps=10, criterion=attacks.cross_entropy)
+    several = table(x, labels, make(target=[0, 1, 2, 3, 4]), Classes())
+    each = {target: table(x, labels, make(target=target), Classes()) for target in range(5)}
+    reached = {row: {t for t, one in each.items() if one["first_fooled_step"][row] is not None} for row in range(12)}
+    assert {len(targets) > 0 for targets in reached.values()} == {True, False}
+    for row, targets in reached.items():
+        assert (several["first_fooled_step"][row] is not None) == bool(targets)
+        assert several["target"][row] != labels[row]
+        assert several["target"][row] in targets or not targets
 
 
-def test_samples_that_never_had_a_gradient_are_told():
-    class Flat(Linear):
-        def forward(self, x):
-            return super().forward(torch.where(x[:, :1, :1, :1] > 0.5, x.detach(), x))
+@pytest.mark.parametrize("stop", ["fooled", "never"])
+@pytest.mark.parametrize("restarts", [1, 3])
+@pytest.mark.parametrize("epsilons", [None, [1 / 256, 1 / 64]])
+@pytest.mark.parametrize("size", [5, 64])
+def test_passes_are_those_that_the_model_saw(stop, restarts, epsilons, size):
+    x, model = images(20), Counting(Linear())
+    attack = question(optimizer=WEAK, init=random_start, stop=stop, restarts=restarts, epsilons=epsilons)
+    records = table(x, labels_of(x), attack, fast=model, batch_size=size)
+    assert (records["forward_passes"].sum(), records["backward_passes"].sum()) == model.total
+    assert max(model.sizes) <= max(size, restarts)
+    assert len(records["forward_passes"].drop_nulls()) == 13
 
+
+class Sick(Linear):
+    """Returns NaN where the first pixel is above a bound."""
+
+    def forward(self, x):
+        return torch.where((x[:, 0, 0, 0] > 0.53)[:, None], torch.nan, super().forward(x))
+
+
+def test_samples_that_are_not_finite_are_undecided_and_disturb_no_other():
+    x = images(8, spread=0.1)
+    x[:, 0, 0, 0] = torch.tensor([0.25, 0.5, 0.9375, 0.25, 0.5, 0.25, 0.9375, 0.25])
+    labels = Linear()(x).argmax(1)
+    attack = question(
+        optimizer=partial(SignedGradientOptim, lr=1 / 64), criterion=lambda z, t, **_: z[:, 0], steps=4, stop="never"
+    )
+    records, kept = shown(x, labels, attack, Sick())
+    lost = [2, 6]
+    assert [records["stopped"][i] for i in lost] == ["not_finite"] * 2
+    assert [records["clean_prediction"][i] for i in lost] == [None] * 2
+    assert records["verified"][lost].to_list() == [None] * 2
+    assert records["not_finite_step"].to_list() == [None, 2, None, None, 2, None, None, None]  # 0.5, 0.516, 0.531
+    undecided = [i for i in (1, 4) if not records["verified"][i]]
+    assert all(records["undecided"][i] and records["stopped"][i] == "not_finite" for i in undecided)
+    healthy = [0, 3, 5, 7]
+    others, alone = shown(x[healthy], labels[healthy], attack, Linear(), ids=healthy)
+    assert records[healthy].equals(others)
+    assert torch.equal(kept[healthy], alone)
+
+
+class Small(Linear):
+    """Has memory for so many rows."""
+
+    def __init__(self, room):
+        super().__init__()
+        self.room, self.sizes = room, []
+
+    def forward(self, x):
+        if len(x) > self.room:
+            raise torch.OutOfMemoryError("out of memory")
+        self.sizes.append(len(x))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("restarts", "room", "size", "left"), [(1, 5, 24, 3), (3, 7, 24, 6), (1, 1, 24, 1)])
+def test_out_of_memory_the_batch_is_halved(caplog, restarts, room, size, left):
+    x = images(24)
+    attack = question(optimizer=WEAK, init=random_start, restarts=restarts, stop="never")
+    labels = labels_of(x, wrong=100)
+    expected, model = table(x, labels, attack), Small(room)
+    with caplog.at_level(logging.WARNING, "raiopt"):
+        found = table(x, labels, attack, model, batch_size=size)
+    assert found.equals(expected)
+    assert f"Out of memory with {24 // restarts} samples in a batch: going on with {12 // restarts}." in caplog.text
+    assert max(model.sizes) == left
+
+
+@pytest.mark.parametrize("change", [{"perturbation": attacks.universal}, {"restarts": 3}])
+def test_out_of_memory_that_a_smaller_batch_cannot_help_is_raised(change):
+    room = 5 if "perturbation" in change else 2
+    with pytest.raises(torch.OutOfMemoryError):
+        run(images(), attack=question(**change), fast=Small(room), batch_size=6)
+
+
+def test_the_batch_size_counts_rows():
+    engine = Engine(ModelView(Linear()), question(restarts=3), shape=SHAPE, classes=2, batch_size=10)
+    assert engine.samples_at_once == 3
+    engine = Engine(ModelView(Linear()), question(restarts=30), shape=SHAPE, classes=2, batch_size=10)
+    assert engine.samples_at_once == 1
+    assert [len(part.ids) for part in run(images(8), attack=question(restarts=3), batch_size=10)] == [3, 3, 2]
+
+
+def test_the_global_generator_is_neither_read_nor_set():
+    x, found = images(12), []
+    attack = question(optimizer=WEAK, init=partial(attacks.uniform_linf, epsilon=1 / 64), restarts=2)
+    patches = question(perturbation=partial(attacks.patch, size=2, shared=False), init=random_start)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.random.get_rng_state()
+        found.append((table(x, attack=attack), table(x, attack=patches)))
+        assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(a.equals(b) for a, b in zip(*found, strict=True))
+    assert not table(x, attack=question(**{**vars(attack), "seed": 1})).equals(found[0][0])
+
+
+def test_reaches_the_corner_of_the_ball_that_is_worst_for_a_linear_model():
     x = images()
-    expected = x[:, 0, 0, 0] > 0.5
-    assert 0 < expected.sum() < 6
-    assert run(x, model=Flat()).search.stuck.equal(expected)
-    assert not run(x, model=Flat(), attack=question(steps=0)).search.stuck.any()
-    assert not run(x, attack=question(criterion=attacks.kl, init=start)).search.stuck.any()
+    trial = tried(x, attack=question(stop="never"))
+    away = torch.where(Linear()(x).argmax(1).bool(), -1 / 16, 1 / 16).view(-1, 1, 1, 1)
+    assert torch.equal(trial.delta, away * Linear().weight.sign().view(SHAPE))

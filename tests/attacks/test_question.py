@@ -42,9 +42,7 @@ def test_settings_without_meaning_are_told(change, error, message):
         question(**change)
 
 
-@pytest.mark.parametrize(
-    "change", [{"max_passes": 3}, {"max_passes": 1, "steps": 0}, {"max_passes": 9, "restarts": 3}]
-)
+@pytest.mark.parametrize("change", [{"max_passes": 3}, {"max_passes": 1, "steps": 0}, {"max_passes": 9, "restarts": 3}])
 def test_the_least_number_of_passes_is_allowed(change):
     assert question(**change).max_passes == change["max_passes"]
 

@@ -1,5 +1,7 @@
 """Verification catches each way in which a claim can be wrong."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -40,9 +42,10 @@ def shared(delta, ball):
 
 
 def test_what_is_right_is_verified():
-    broken, prediction = verify(model, X, LABELS, added(torch.full_like(X, 0.1), Ball(INF, 0.1)))
-    assert broken.all()
-    assert prediction.tolist() == [1, 1, 1]
+    verdict = verify(model, X, LABELS, added(torch.full_like(X, 0.1), Ball(INF, 0.1)))
+    assert verdict.broken.all()
+    assert verdict.broken_8bit is None
+    assert verdict.prediction.tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -57,15 +60,15 @@ def test_what_is_right_is_verified():
 def test_one_bad_entry_costs_its_sample_and_no_other(pixel, value, ball):
     delta = torch.full_like(X, 0.1)
     delta[pixel, 0, 1, 1] = value
-    broken, _ = verify(model, X, LABELS, added(delta, ball))
+    broken = verify(model, X, LABELS, added(delta, ball)).broken
     assert broken.tolist() == [True, False, True]
 
 
 def test_a_claim_that_the_plain_model_denies_is_not_verified():
     delta = torch.tensor([0.1, 0.04, 0.1]).view(3, 1, 1, 1).expand_as(X)
-    broken, prediction = verify(model, X, LABELS, added(delta, Ball(INF, 0.1)))
-    assert broken.tolist() == [True, False, True]
-    assert prediction.tolist() == [1, 0, 1]
+    verdict = verify(model, X, LABELS, added(delta, Ball(INF, 0.1)))
+    assert verdict.broken.tolist() == [True, False, True]
+    assert verdict.prediction.tolist() == [1, 0, 1]
 
 
 def test_the_model_sees_batches_of_another_size():
@@ -89,9 +92,9 @@ def test_the_radius_holds_for_each_row_of_param_ndim(param_ndim, norm):
 
 def test_a_shared_perturbation_is_judged_once_and_clamped():
     delta = torch.full((1, 2, 2), 0.1)
-    assert verify(model, X, LABELS, shared(delta, Ball(INF, 0.1, None)))[0].all()
-    assert not verify(model, X, LABELS, shared(delta, Ball(INF, 0.09, None)))[0].any()
-    assert verify(model, X, LABELS, shared(delta + 0.9, Ball(INF, 1.0, None)))[0].all()
+    assert verify(model, X, LABELS, shared(delta, Ball(INF, 0.1, None))).broken.all()
+    assert not verify(model, X, LABELS, shared(delta, Ball(INF, 0.09, None))).broken.any()
+    assert verify(model, X, LABELS, shared(delta + 0.9, Ball(INF, 1.0, None))).broken.all()
 
 
 def test_the_ball_of_an_optimizer():
@@ -124,8 +127,8 @@ def test_equal_balls_have_one_name_and_others_another(kind, ndim, param_ndim, te
 
 def test_no_gradient_is_recorded():
     weight = torch.ones(1, requires_grad=True)
-    _, prediction = verify(lambda x: model(x * weight), X, LABELS, added(torch.zeros_like(X), Ball(None, None)))
-    assert_close(prediction, LABELS)
+    verdict = verify(lambda x: model(x * weight), X, LABELS, added(torch.zeros_like(X), Ball(None, None)))
+    assert_close(verdict.prediction, LABELS)
 
 
 @pytest.mark.parametrize(("p", "norm"), [(0, 3), (1, 0.6), (2, 0.14**0.5), (INF, 0.3)])
@@ -184,23 +187,53 @@ def test_the_name_of_a_ball_tells_what_it_holds(kind, shape, shared, what, text)
     assert str(Ball.of(optimizer, shared=shared, what=what)) == text
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_output_that_is_not_finite_breaks_nothing(value):
+    verdict = verify(lambda x: model(x) + value * (x[:, :1, 0, 0] > 0.6), X, LABELS, added(X / 2, Ball(INF, 1)))
+    assert verdict.broken.tolist() == [False] * 3
+
+
+def test_each_row_has_its_own_radius():
+    delta = torch.full_like(X, 0.1)
+    ball = Ball(INF, torch.tensor([0.1, 0.05, 0.2]))
+    assert verify(model, X, LABELS, added(delta, ball)).broken.tolist() == [True, False, True]
+    claim = added(delta, ball).take(torch.tensor([1, 2]))
+    assert verify(model, X[1:], LABELS[1:], claim).broken.tolist() == [False, True]
+    assert claim.bounds[0].shape == claim.parameter.shape == (2, 1, 2, 2)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1, 1), (1, 1, 1, 1), (1, 2, 1, 1), (2, 1, 1), (3, 2, 1, 1), (3, 2, 4, 4)])
+def test_the_radii_of_an_optimizer_are_those_of_its_rows(shape):
+    x = torch.zeros(3, 2, 4, 4, requires_grad=True)
+    epsilon = torch.arange(1.0, 1 + math.prod(shape)).view(shape) if shape[-1] == 1 else torch.ones(shape)
+    ball = Ball.of(L2ProjectedOptim([x], lr=1, epsilon=epsilon, param_ndim=2))
+    index = torch.tensor([2, 0])
+    expected = epsilon.expand(x.shape).flatten(1).amax(1)
+    inside = torch.zeros(3, 2, 4, 4)
+    inside[:, 0, 0, 0] = expected
+    assert ball.holds(inside).all()
+    assert not ball.holds(1.001 * inside).any()
+    assert ball.take(index).holds(inside[index]).all()
+    assert not ball.take(index).holds(1.001 * inside[index]).any()
+
+
 def test_a_parameter_out_of_its_bounds_costs_its_sample():
     pose = torch.zeros(3, 4)
     pose[1, 2] = 1.00001
     claim = Claim(pose, Ball(None, None), bounds=(-torch.ones(3, 4), torch.ones(3, 4)), perturb=lambda x: x + 0.1)
-    assert verify(model, X, LABELS, claim)[0].tolist() == [True, False, True]
+    assert verify(model, X, LABELS, claim).broken.tolist() == [True, False, True]
 
 
 def test_a_shared_parameter_out_of_its_bounds_costs_all():
     one = torch.ones(1, 1, 1, 1)
     claim = Claim(1.00001 * one, Ball(None, None), True, (0 * one, one), lambda x: x + 0.1)
-    assert not verify(model, X, LABELS, claim)[0].any()
+    assert not verify(model, X, LABELS, claim).broken.any()
 
 
 @pytest.mark.parametrize(("bounds", "broken"), [((torch.zeros(3), torch.ones(3)), False), (None, True)])
 def test_an_image_out_of_the_box_is_broken_only_if_it_is_clamped(bounds, broken):
     claim = Claim(torch.zeros(3), Ball(None, None), bounds=bounds, perturb=lambda x: x + 0.7)
-    assert verify(model, X, LABELS, claim)[0].tolist() == [broken] * 3
+    assert verify(model, X, LABELS, claim).broken.tolist() == [broken] * 3
 
 
 def test_the_difference_of_the_images_is_the_parameter_only_where_it_is_simply_added():

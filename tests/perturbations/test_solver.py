@@ -21,7 +21,7 @@ from raiopt.perturbations import (
     uniform_like_l2_n_ball_,
     uniform_like_linf_n_ball_,
 )
-from raiopt.perturbations.solver import iterates
+from raiopt.perturbations.solver import differentiate, evaluate
 
 scores = hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 5)), elements=st.floats(-9, 9, width=32))
 
@@ -162,22 +162,36 @@ def test_model_is_restored_after_an_error():
     assert net[0].weight.requires_grad
 
 
-def test_iterates_and_best_hold_no_graph():
+def test_what_is_evaluated_is_the_output_and_its_losses():
+    x, target = torch.rand(4, 3), torch.arange(4)
+    output, losses = evaluate(torch.exp, x, target, lambda output, target: output.sum(1) - target)
+    assert_close(output, x.exp())
+    assert_close(losses, x.exp().sum(1) - target)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_the_gradient_is_that_of_the_loss_to_be_lowered_and_of_no_step_before(targeted):
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    optimizer = SGD([x], lr=0.1)
+    for _ in range(2):
+        differentiate((x**3).sum(), optimizer, targeted=targeted)
+    assert_close(x.grad, torch.tensor([3.0, 12.0]) * (1 if targeted else -1))
+
+
+@pytest.mark.parametrize("use_best", [False, True])
+def test_results_hold_no_graph_and_the_parameter_no_gradient(use_best):
     perturbation = AdditivePerturbation(torch.zeros(2, 3))
-    optimizer = SGD(perturbation.parameters(), lr=0.1)
-    found = list(
-        iterates(
-            lambda x: x,
-            perturbation,
-            optimizer,
-            torch.zeros(2, 3),
-            torch.tensor([0, 1]),
-            steps=3,
-            criterion=lambda x, t: x.square().sum(1) + x[:, 0],
-        )
+    results = gradient_ascent(
+        model=lambda x: x,
+        data=torch.zeros(2, 3),
+        target=torch.tensor([0, 1]),
+        perturbation_model=perturbation,
+        optimizer=SGD(perturbation.parameters(), lr=0.1),
+        criterion=lambda x, t: x.square().sum(1) + x[:, 0],
+        steps=3,
+        use_best=use_best,
     )
-    assert len(found) == 4
-    assert all(t.grad_fn is None and not t.requires_grad for iterate in found for t in iterate)
+    assert all(t.grad_fn is None and not t.requires_grad for t in results)
     assert perturbation.delta.grad is None
 
 

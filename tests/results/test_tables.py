@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from raiopt.results.folder import RunFolder
+from raiopt.results.folder import RunFolder, read_record
 from raiopt.results.tables import load_sweep, save_sweep
 from raiopt.results.terminal import print_sweep
 
@@ -49,6 +49,16 @@ def test_best_is_marked_among_equal_balls_models_and_data_only(tmp_path):
     make(tmp_path, 4, 0.3, weights="other")
     make(tmp_path, 5, None, status="failed")
     assert load_sweep(tmp_path)["best"].to_list() == [False, True, True, False, True, False]
+
+
+def test_jobs_with_other_radii_are_not_compared(tmp_path):
+    for number, (robust, radii) in enumerate([(0.5, [0.1, 0.2]), (0.3, [0.1, 0.3]), (0.6, [0.1, 0.2])]):
+        make(tmp_path, number, robust, ball="Linf of several radii", **{"solver.epsilons": radii})
+        record = read_record(tmp_path / f"job{number}")
+        RunFolder(tmp_path / f"job{number}").save(**{**record, "metrics": {**record["metrics"], "epsilons": radii}})
+    frame = load_sweep(tmp_path)
+    assert frame["best"].to_list() == [True, True, False]
+    assert frame["solver.epsilons"].to_list() == ["[0.1, 0.2]", "[0.1, 0.3]", "[0.1, 0.2]"]
 
 
 def test_failed_and_unreadable_jobs_are_rows(tmp_path):
