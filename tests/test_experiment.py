@@ -1,13 +1,15 @@
 """One job: devices, models and data that do not fit, and what a second process would find."""
 
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 from torch import nn
 
-from raiopt.attacks import Attack
+from raiopt.attacks import Attack, Engine
 from raiopt.builders import attacks
 from raiopt.experiment import Job, choose_device, load, run
 from raiopt.optim import LinfProjectedOptim
@@ -127,3 +129,33 @@ def test_a_finished_run_about_other_weights_is_told(tmp_path):
     with pytest.raises(FileExistsError, match="holds a finished run with other weights"):
         run(lambda: job(other), RunFolder(tmp_path), {})
     assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_the_trace_holds_decided_samples_at_their_last_loss(tmp_path, monkeypatch):
+    searches, real = [], Engine.run
+
+    def noted(self, *arguments):
+        for outcome in real(self, *arguments):
+            searches.extend([] if outcome.trial is None else [outcome.trial.search])
+            yield outcome
+
+    monkeypatch.setattr(Engine, "run", noted)
+    torch.manual_seed(0)
+    net = Head()
+    labels = net(data().image(0)[None]).argmax(1).repeat(3)
+    steps = replace(ATTACK, steps=6, optimizer=partial(LinfProjectedOptim, epsilon=0.3, lr=0.1))
+    made = replace(job(net, batch_size=2, data=partial(data, labels=labels.tolist())), attack=steps)
+    run(lambda: made, RunFolder(tmp_path), {})
+    gains = np.concatenate([search.gains.numpy() for search in searches]).astype(np.float64)
+    fooled = np.concatenate([search.fooled_at.numpy() for search in searches])
+    ends = np.concatenate([search.steps.numpy() for search in searches])
+    assert 0 < ends.min() < 6
+    for row, end in enumerate(ends):
+        assert (gains[row, end:] == gains[row, end]).all()
+        assert (fooled[row, end:] == fooled[row, end]).all()
+    trace = pl.read_parquet(tmp_path / "trace.parquet")
+    np.testing.assert_allclose(trace["loss_mean"], gains.mean(0))
+    np.testing.assert_allclose(trace["loss_median"], np.median(gains, 0))
+    np.testing.assert_allclose(trace["fooled_so_far"], np.logical_or.accumulate(fooled, 1).mean(0))
+    assert (np.diff(trace["fooled_so_far"]) >= 0).all()
+    assert trace["fooled_so_far"][-1] > 0

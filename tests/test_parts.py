@@ -335,6 +335,7 @@ def own(tmp_path, monkeypatch, factory):
     return ["model=python", f"model.factory={name}:{factory}", *data, "solver.steps=2", "threads=1"]
 
 
+@pytest.mark.skipif(shutil.which("g++") is None or sys.platform == "win32", reason="torch.compile needs a C++ compiler")
 def test_a_model_is_compiled(tmp_path, monkeypatch):
     _, found = run(tmp_path, *own(tmp_path, monkeypatch, "small"), "model.compile=true")
     assert found["inference"]["compile"] is True

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from raiopt import checks
 from raiopt.attacks.folding import fold_, told
+from raiopt.attacks.layout import in_channels_last
 from raiopt.attacks.likeness import Likeness, Model, answer, off_by, seconds
 
 log = logging.getLogger("raiopt")
@@ -176,7 +177,7 @@ class ModelView:
         fast = _Fast(net, False, self.options.precision)
         if wanted is False:
             return fast
-        other = replace(fast, net=copy.deepcopy(net).to(memory_format=torch.channels_last), channels_last=True)  # pyright: ignore[reportCallIssue]
+        other = replace(fast, net=in_channels_last(copy.deepcopy(net)), channels_last=True)
         if why_not := likeness.differs(replace(other, precision="float32")):
             log.warning("model.channels_last: the model is not the same in this layout (%s); it is not used.", why_not)
             return fast

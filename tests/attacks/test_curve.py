@@ -1,0 +1,195 @@
+"""Several radii: for a linear model the smallest that breaks a sample is known in closed form."""
+
+import math
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch.optim import SGD
+
+from raiopt.builders import attacks
+from raiopt.optim import (
+    ChainedParamTransformingOptimizer,
+    L0ProjectedOptim,
+    L2ProjectedOptim,
+    LinfProjectedOptim,
+    ProjectedParameterOptimizer,
+    SteepestGradientOptim,
+)
+from raiopt.results.samples import metrics
+from tests.attacks.parts import Counting, Linear, images, net, question, random_start, table
+
+INF = math.inf
+OPTIMIZERS = {
+    INF: partial(LinfProjectedOptim, epsilon=1.0, lr=0.25),
+    2: partial(L2ProjectedOptim, epsilon=1.0, lr=0.25),
+    1: partial(
+        ChainedParamTransformingOptimizer,
+        partial(SteepestGradientOptim, p=1),
+        partial(ProjectedParameterOptimizer, p=1, epsilon=1.0),
+        lr=0.25,
+    ),
+}
+LARGEST = {INF: 0.25, 2: 0.25, 1: 0.25}
+"""Radii up to which no pixel gets to a wall, and one step from the centre gets to the border."""
+
+
+def distances(x, p):
+    """Returns the norms of the smallest perturbations that put the samples onto the decision border."""
+    model = Linear()
+    dual = {INF: 1, 2: 2, 1: INF}[p]
+    weight, flat = model.weight.double().numpy(), x.double().flatten(1).numpy()
+    return np.abs(flat @ weight - model.offset) / np.linalg.norm(weight, dual)
+
+
+@pytest.mark.parametrize("curve", ["bisect", "all"])
+@pytest.mark.parametrize("p", OPTIMIZERS)
+@given(data=st.data())
+def test_the_smallest_radius_of_a_linear_model_is_the_closed_form(p, curve, data):
+    x = images(8, seed=data.draw(st.integers(0, 99)), spread=0.2)
+    x = 0.5 + (x - 0.5) * {INF: 1.0, 2: 0.25, 1: 1 / 16}[p]
+    expected = distances(x, p)
+    reach = st.floats(0.02, 1.3).map(lambda share: min(share * float(expected.max()), LARGEST[p]))
+    radii = sorted(data.draw(st.lists(reach, min_size=1, max_size=6, unique=True)))
+    gaps = np.abs(expected[:, None] - np.array(radii)[None])
+    assume(gaps.min() > 1e-4 * radii[0] and all(b - a > 1e-4 * radii[0] for a, b in pairwise(radii)))
+    found = table(x, attack=question(optimizer=OPTIMIZERS[p], epsilons=radii, curve=curve, steps=3))
+    for row, distance in zip(found.iter_rows(named=True), expected, strict=True):
+        enough = [radius for radius in radii if radius > distance]
+        assert row["verified"] == bool(enough)
+        assert row["epsilon"] == (enough[0] if enough else radii[-1])
+        norms = {INF: "linf", 2: "l2", 1: "l1"}[p]
+        assert row[norms] <= row["epsilon"] * (1 + 1e-6)
+
+
+RADII = [k / 512 for k in range(1, 9)]
+LINEAR = question(epsilons=RADII, steps=3, optimizer=partial(LinfProjectedOptim, epsilon=1.0, lr=1 / 64))
+
+
+def changed(attack, **changes):
+    return type(attack)(**{**vars(attack), **changes})
+
+
+def test_bisection_finds_the_same_with_fewer_passes():
+    x = images(30)
+    every, bisect = (table(x, attack=changed(LINEAR, curve=curve)) for curve in ("all", "bisect"))
+    same = ["verified", "epsilon", "adversarial_prediction"]
+    assert bisect.select(same).equals(every.select(same))
+    assert len(bisect["epsilon"].unique()) > 3
+    assert 1.8 * sum(bisect["forward_passes"]) < sum(every["forward_passes"])
+    assert (bisect["forward_passes"] <= every["forward_passes"]).all()
+
+
+@pytest.mark.parametrize("curve", ["bisect", "all"])
+def test_the_radii_at_which_it_broke(curve):
+    x = images(30)
+    found = table(x, attack=changed(LINEAR, curve=curve))
+    distance = distances(x, INF)
+    for row, nearest in zip(found.iter_rows(named=True), distance, strict=True):
+        assert len(row["broken_at"]) == len(RADII)
+        broken = [radius > nearest for radius in RADII]
+        if curve == "all":
+            assert row["broken_at"] == broken
+        else:
+            assert all(expected or not hit for hit, expected in zip(row["broken_at"], broken, strict=True))
+            assert sum(row["broken_at"]) <= 4
+        assert row["verified"] == any(row["broken_at"])
+    assert 0 < found["verified"].sum() < 30
+
+
+@pytest.mark.parametrize("epsilons", [[RADII[1]], RADII])
+def test_a_sample_that_holds_everywhere_has_the_record_of_the_largest_radius(epsilons):
+    x = (
+        torch.full((2, 3, 4, 4), 0.5)
+        + Linear().weight.sign().view(1, 3, 4, 4) * torch.tensor([0.25, -0.25])[:, None, None, None]
+    )
+    found = table(x, attack=changed(LINEAR, epsilons=epsilons))
+    assert not found["verified"].any()
+    assert found["epsilon"].to_list() == [epsilons[-1]] * 2
+    assert found["broken_at"].to_list() == [[False] * len(epsilons)] * 2
+    assert found["linf"].to_list() == [epsilons[-1]] * 2
+
+
+@pytest.mark.parametrize("curve", ["bisect", "all"])
+def test_robust_accuracy_falls_with_the_radius(curve):
+    x, model = images(40, seed=3, spread=0.4), net().float()
+    radii = [0.1, 0.2, 0.3, 0.4, 0.6, 0.9]
+    make = partial(L2ProjectedOptim, epsilon=1.0, lr=0.1)
+    labels = model(x).argmax(1)
+    labels[:4] = (labels[:4] + 1) % 5
+    attack = question(optimizer=make, epsilons=radii, curve=curve, steps=10, criterion=attacks.cross_entropy)
+    found = table(x, labels, attack, model)
+    robust = metrics(found.lazy(), radii)["robust_accuracies"]
+    assert robust == sorted(robust, reverse=True)
+    assert 0.9 >= robust[0] > robust[-1]
+    alone = [
+        metrics(table(x, labels, changed(attack, optimizer=partial(make, epsilon=e), epsilons=None), model).lazy())
+        for e in radii
+    ]
+    assert all(r <= one["robust_accuracy"] + 1 / 40 for r, one in zip(robust, alone, strict=True))
+    assert metrics(found.lazy(), radii)["robust_accuracy"] == robust[-1]
+
+
+def test_a_perturbation_that_fits_into_a_smaller_ball_counts_there():
+    """A step of 1/64 breaks what lies nearer than that, in whatever ball."""
+    x = images(30)
+    near = distances(x, INF) < 1 / 64
+    attack = question(
+        epsilons=[1 / 64, 1 / 8, 1 / 4], steps=1, optimizer=partial(LinfProjectedOptim, epsilon=1.0, lr=1 / 64)
+    )
+    found = table(x, attack=attack)
+    assert found["verified"].to_list() == near.tolist()
+    assert set(found.filter("verified")["epsilon"]) == {1 / 64}
+    assert [row for row, hit in zip(found["broken_at"].to_list(), near, strict=True) if hit] == [
+        [False, True, False]
+    ] * int(near.sum())
+    assert (found.filter("verified")["forward_passes"] <= 2).all()
+
+
+@pytest.mark.parametrize("p", [0, 2])
+def test_the_radius_of_other_balls(p):
+    x, model = images(12, seed=3, spread=0.4), net().float()
+    make = {0: partial(L0ProjectedOptim, epsilon=1, lr=2.0), 2: partial(L2ProjectedOptim, epsilon=1.0, lr=0.2)}[p]
+    radii = {0: [1, 3, 9, 20], 2: [0.2, 0.4, 0.8]}[p]
+    attack = question(optimizer=make, epsilons=radii, steps=10, curve="all", criterion=attacks.cross_entropy)
+    found = table(x, attack=attack, model=model)
+    broken = found.filter("verified")
+    assert len(broken["epsilon"].unique()) > 1
+    assert (broken["l0" if p == 0 else "l2"] <= broken["epsilon"] * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("inner", [SGD, type("Own", (SGD,), {})])
+@pytest.mark.parametrize("restarts", [1, 2])
+@pytest.mark.parametrize("curve", ["bisect", "all"])
+@pytest.mark.parametrize("passes", [6, 7, 10, 17, 40])
+def test_passes_are_limited_over_all_radii(monkeypatch, passes, curve, restarts, inner):
+    x = images(24)
+    model = Counting(Linear())
+    make = partial(LinfProjectedOptim, InnerOpt=inner, epsilon=1.0, lr=1 / 512)
+    attack = question(
+        epsilons=RADII,
+        curve=curve,
+        steps=6,
+        max_passes=passes,
+        restarts=restarts,
+        init=random_start,
+        optimizer=make,
+    )
+    found = table(x, attack=attack, fast=model)
+    spent = found["forward_passes"] + found["backward_passes"]
+    assert max(spent) <= passes
+    assert (found["forward_passes"].sum(), found["backward_passes"].sum()) == model.total
+    assert {"passes", "fooled"} <= set(found["stopped"]) or passes == 40
+    unlimited = table(x, attack=changed(attack, max_passes=None))
+    assert max(unlimited["forward_passes"] + unlimited["backward_passes"]) > passes or passes == 40
+
+
+def test_the_evaluation_alone_is_limited_too():
+    x = images(6)
+    found = table(x, attack=changed(LINEAR, steps=0, max_passes=2, curve="all"))
+    assert found["forward_passes"].to_list() == [2] * 6
+    assert found["backward_passes"].to_list() == [0] * 6

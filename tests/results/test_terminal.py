@@ -1,0 +1,121 @@
+"""The summary of a job as a person reads it on a terminal of 80 columns."""
+
+import pytest
+
+from raiopt.results.terminal import print_summary, summary_rows
+
+METRICS = {
+    "clean_accuracy": 0.98,
+    "robust_accuracy": 0.25,
+    "undecided": 0,
+    "attacked": 40,
+    "verified": 1200,
+    **{f"{kind}_{norm}": 2.5 for kind in ("median", "largest") for norm in ("l0", "l1", "l2", "linf")},
+    "verified_8bit": None,
+    "zero_gradients_at_start": 0,
+    "forward_passes": 1234,
+    "backward_passes": 1000,
+    "attack_seconds": 1.25,
+}
+RECORD = {
+    "model": {"name": "net", "preset": "mean [0.5], std [1]"},
+    "data": {"name": "pictures", "samples": 40},
+    "attack": "signed with sgd",
+    "ball": "Linf 0.1",
+    "batch_size": 16,
+    "perturbation": {"shared": False},
+    "clamped": False,
+    "coupled": False,
+    "whole": False,
+    "metrics": METRICS,
+}
+
+
+ABSENT = ("8-bit", "epsilon", "no gradient", "continued", "finished before")
+
+
+@pytest.fixture
+def shown(capsys, monkeypatch, tmp_path):
+    def of(color=False, metrics=(), **changes):
+        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        monkeypatch.setenv("FORCE_COLOR", "1" if color else "")
+        print_summary({**RECORD, **changes, "metrics": {**METRICS, **dict(metrics)}}, tmp_path)
+        return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+    return of
+
+
+def test_the_figures_stand_in_rows(shown):
+    lines = [" ".join(line.split()) for line in shown()]
+    assert lines[0] == "net on 40 images of pictures, signed with sgd, Linf 0.1"
+    for line in (
+        "clean accuracy 98.0 %",
+        "robust accuracy 25.0 %",
+        "undecided 0",
+        "L0 of what broke median 2, largest 2",
+        "Linf of what broke median 2.5, largest 2.5",
+        "passes 1,234 forward, 1,000 backward",
+        "passes a sample 30.9 forward, 25.0 backward",
+        "attack 1.2 s",
+        "normalisation of the model: mean [0.5], std [1]",
+    ):
+        assert line in lines
+    assert not any(word in line for line in lines for word in ABSENT)
+
+
+def test_every_radius_has_a_row_below_the_robust_accuracy(shown):
+    lines = shown(metrics={"epsilons": [0.05, 0.1, 1], "robust_accuracies": [0.9, 0.5, 0.25]})
+    at = next(number for number, line in enumerate(lines) if "robust accuracy" in line)
+    assert [" ".join(line.split()) for line in lines[at + 1 : at + 4]] == [
+        "at epsilon 0.05 90.0 %",
+        "at epsilon 0.1 50.0 %",
+        "at epsilon 1 25.0 %",
+    ]
+
+
+def test_what_stays_broken_in_8_bits_is_told_where_it_was_asked():
+    assert ("broken as 8-bit images", "1,100 of 1,200") in summary_rows({**METRICS, "verified_8bit": 1100})
+    assert ("broken as 8-bit images", "0 of 1,200") in summary_rows({**METRICS, "verified_8bit": 0})
+
+
+def test_samples_whose_gradient_was_zero_at_the_start_are_told():
+    assert ("no gradient at the start", "3 of 40") in summary_rows({**METRICS, "zero_gradients_at_start": 3})
+
+
+def test_a_job_without_attacked_samples_divides_by_nothing():
+    rows = dict(summary_rows({**METRICS, "attacked": 0, "forward_passes": 0, "backward_passes": 0, "median_l2": None}))
+    assert rows["passes a sample"] == "0.0 forward, 0.0 backward"
+    assert rows["L2 of what broke"] == "nothing broke"
+
+
+QUESTION = "and no sample leaves it: with another batch_size it is another question."
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"coupled": True, "whole": True}, f"One ball for each batch of 16, {QUESTION}"),
+        (
+            {"coupled": True, "whole": True, "clamped": True, "perturbation": {"shared": True}},
+            f"One perturbation for each batch of 16, {QUESTION} Perturbed images are clamped to [0, 1].",
+        ),
+        (
+            {"whole": True},
+            "Samples stay in their batch until it is done: the optimizer or the perturbation may couple them.",
+        ),
+    ],
+)
+def test_what_samples_share_is_one_yellow_line(shown, changes, line):
+    assert line in shown(**changes)
+    assert f"\x1b[33m{line}\x1b[0m" in shown(color=True, **changes)
+
+
+def test_a_continued_run_says_what_it_saved_and_a_skipped_one_only_that(shown):
+    continued = {"batches": 2, "samples": 3000, "passes": 120000}
+    line = "continued: 3,000 samples were finished before, 120,000 passes saved"
+    assert line in shown(continued=continued)
+    lines = shown(continued=continued, skipped=True)
+    assert line not in lines
+    assert "finished before with the same weights and data: nothing was run again" in lines
