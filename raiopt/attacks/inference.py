@@ -193,7 +193,7 @@ class ModelView:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # parts of torch warn of others
-                compiled = replace(fast, net=torch.compile(fast.net, dynamic=True))
+                compiled = replace(fast, net=torch.compile(fast.net))
                 answer(compiled, likeness.images)
         except Exception as error:
             raise ValueError(f"model.compile=true: torch.compile failed ({told(error)}). Leave it out.") from error

@@ -79,6 +79,11 @@ class Attack:
         if self.best_by == "norm" and not self.use_best:
             raise ValueError("solver.best_by=norm has no effect with solver.use_best=false, which keeps the last.")
         self._check_target()
+        if self.attack_misclassified and not self.targeted and self.stop == "fooled":
+            raise ValueError(
+                "solver.attack_misclassified=true has no effect with solver.stop=fooled: such samples are fooled from "
+                "the start. Add solver.stop=never."
+            )
         if self.epsilons is not None:
             self._check_epsilons(self.epsilons)
         if self.max_passes is not None:
@@ -91,6 +96,8 @@ class Attack:
             )
         if not self.targeted and self.target is not None:
             raise ValueError(f"solver.target={self.target} has no effect without solver.targeted=true.")
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"solver.target={self.targets} names a target twice: each is tried once.")
         for target in self.targets:
             if isinstance(target, str):
                 checks.choice("solver.target", target, [*TARGET_RULES, "the number of a class"])
@@ -109,10 +116,10 @@ class Attack:
         checks.number("solver.max_passes", passes, low=1, integer=True)
         least = (3 if self.steps else 1) * self.rows
         if passes < least:
-            beside = f" for each of {self.rows} starts and targets" * (self.rows > 1)
+            beside = f", for each of {self.rows} restarts and targets" * (self.rows > 1)
             raise ValueError(
                 f"solver.max_passes={passes} must be at least {least}: each iterate takes a forward pass, a step a "
-                f"backward pass too, and another forward pass to see what it did,{beside or ' a sample'}."
+                f"backward pass too, and another forward pass to see what it did{beside}."
             )
 
     @property

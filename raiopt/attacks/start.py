@@ -63,7 +63,8 @@ class Start:
     @property
     def coupled(self) -> bool:
         """Whether a step's transforms, or a shared parameter, act on several samples together."""
-        return self.shared or _have_one_ball(self.parameter, self.optimizer.param_groups[0])
+        param_ndim = self.optimizer.param_groups[0].get("param_ndim", -1)
+        return self.shared or len(as_batch(self.parameter.detach(), param_ndim)) < len(self.parameter)
 
     @property
     def independent(self) -> bool:
@@ -137,8 +138,10 @@ def prepare(attack: Attack, rows: Rows) -> Start:
     for group in optimizer.param_groups:
         if bounds:
             group["lower"], group["upper"] = bounds
-        if rows.epsilon is not None and not shared and not _have_one_ball(parameter, group):
+        if rows.epsilon is not None and not shared:
             group["epsilon"] = rows.epsilon.view(-1, *[1] * (parameter.ndim - 1))
+    start = Start(perturbation, parameter, optimizer, shared, bounds, attack.quantize)
+    _check_together(attack, start)
     started = [parameter[None]] if shared else parameter.split(1)
     _fill(attack, started, generators, None if rows.epsilon is None else rows.epsilon.tolist())
     if isinstance(optimizer, ParamTransformingOptimizer):
@@ -146,14 +149,7 @@ def prepare(attack: Attack, rows: Rows) -> Start:
             for group in optimizer.param_groups if bounds else []:
                 optimizer._check_group(group)
             optimizer.project()
-    start = Start(perturbation, parameter, optimizer, shared, bounds, attack.quantize)
-    _check_together(attack, start)
     return start
-
-
-def _have_one_ball(parameter: Tensor, group: dict[str, Any]) -> bool:
-    """Says whether the optimizer's transforms see several rows of the parameter as one datum."""
-    return len(as_batch(parameter.detach(), group.get("param_ndim", -1))) < len(parameter)
 
 
 def _fill(attack: Attack, started: Sequence[Tensor], generators: Any, epsilon: list[float] | None) -> None:
@@ -203,9 +199,18 @@ def tried(attack: Attack, shape: Sequence[int], classes: int) -> Start:
                 f"it must return one loss a sample, of shape (2,) for two, got {_described(losses)}. Use "
                 'reduction="none" in torch\'s losses.'
             )
-    ids = torch.arange(2)
+    numbers = torch.arange(2)
     epsilon = None if attack.epsilons is None else torch.tensor([attack.epsilons[0], attack.epsilons[-1]])
-    start = prepare(attack, Rows(ids, ids, images, labels, labels, logits, torch.zeros_like(ids), ids, epsilon))
+    of_one = torch.zeros_like(numbers)  # two restarts of one sample, if there are two
+    ids, restarts = (of_one, numbers) if attack.restarts > 1 else (numbers, of_one)
+    start = prepare(attack, Rows(numbers, ids, images, labels, labels, logits, restarts, of_one, epsilon))
+    places = getattr(start.perturbation, "places", None)
+    alike = [torch.equal(rows[0], rows[1]) for rows in (start.parameter, places) if rows is not None]
+    if attack.restarts > 1 and attack.epsilons is None and all(alike):
+        raise ValueError(
+            f"solver.restarts={attack.restarts} has no effect: every restart begins alike. Give a random start, as in "
+            "init=uniform_linf."
+        )
     with told_as("perturbation"):
         check_perturbed(start.perturbation(images), images)
     return start

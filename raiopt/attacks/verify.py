@@ -87,7 +87,7 @@ class Ball:
         if self.p is None:
             return "unbounded"
         norm = "inf" if math.isinf(self.p) else f"{self.p:g}"
-        radius = "of several radii" if isinstance(self.epsilon, Tensor) else f"{self.epsilon:g}"
+        radius = f"up to {self.epsilon.max():g}" if isinstance(self.epsilon, Tensor) else f"{self.epsilon:g}"
         return " ".join([f"L{norm} {radius}", *["pixels"] * self.pixels, *[self.scope] * bool(self.scope)])
 
 

@@ -39,6 +39,9 @@ class FrankWolfe(Optimizer):
     tensor([3.2500], requires_grad=True)
     """
 
+    #: Every entry is treated alone: see `raiopt.attacks.rows`.
+    elementwise = True
+
     def __init__(
         self,
         params: ParamsT,

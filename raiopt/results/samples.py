@@ -187,9 +187,7 @@ def metrics(samples: pl.LazyFrame, epsilons: Sequence[float] | None = None) -> d
         verified=pl.col("verified").sum(),
         verified_8bit=pl.when(pl.col("verified_8bit").count() > 0).then(pl.col("verified_8bit").sum()),
         zero_gradients_at_start=pl.col("zero_at_start").sum(),
-        never_a_gradient=(
-            (pl.col("zero_gradients") >= pl.col("backward_passes")) & (pl.col("backward_passes") > 0)
-        ).sum(),
+        never_a_gradient=((pl.col("zero_gradients") >= pl.col("steps")) & (pl.col("steps") > 0)).sum(),
         targets=pl.col("target").count(),
         reached=(pl.col("verified") & (pl.col("adversarial_prediction") == pl.col("target"))).sum(),
         forward_passes=pl.col("forward_passes").sum(),

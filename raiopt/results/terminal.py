@@ -101,12 +101,12 @@ def headline(record: dict[str, Any]) -> str:
 
 def summary_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns name and text of each figure of a job's summary."""
-    rows = [
-        ("clean accuracy", percent(figures["clean_accuracy"])),
-        ("robust accuracy", percent(figures["robust_accuracy"])),
-    ]
-    for epsilon, robust in zip(figures.get("epsilons", []), figures.get("robust_accuracies", []), strict=True):
-        rows.append((f"  at epsilon {epsilon:g}", percent(robust)))
+    rows = [("clean accuracy", percent(figures["clean_accuracy"]))]
+    if "epsilons" in figures:
+        for epsilon, robust in zip(figures["epsilons"], figures["robust_accuracies"], strict=True):
+            rows.append((f"robust accuracy at {epsilon:g}", percent(robust)))
+    else:
+        rows.append(("robust accuracy", percent(figures["robust_accuracy"])))
     if "target_reached" in figures:
         rows.append(("target reached", percent(figures["target_reached"])))
     undecided = figures["undecided"]

@@ -55,7 +55,7 @@ class Classifier(nn.Module):
         logits = self.net((x - self.mean) / self.std)
         if not isinstance(logits, Tensor | fx.Proxy):  # the latter while torch.fx traces the model
             raise TypeError(f"The model {self.name} must return a tensor of logits (N, classes), not {type(logits)}.")
-        return logits
+        return logits  # pyright: ignore[reportReturnType]
 
     def frozen(self) -> Classifier:
         """Switches to eval mode and turns the weights' gradients off; returns itself."""

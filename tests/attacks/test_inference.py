@@ -358,8 +358,7 @@ def test_compiled_it_is_the_same_for_any_number_of_images():
 
 
 def test_what_cannot_be_compiled_is_refused(monkeypatch):
-    def compiled(net, *, dynamic):
-        assert dynamic
+    def compiled(net):
         return lambda x: (_ for _ in ()).throw(RuntimeError("no compiler\nat all"))
 
     monkeypatch.setattr(torch, "compile", compiled)
@@ -368,7 +367,7 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch):
 
 
 def test_what_changes_when_compiled_is_dropped(monkeypatch, caplog):
-    monkeypatch.setattr(torch, "compile", lambda net, dynamic: lambda x: net(x) * 2)
+    monkeypatch.setattr(torch, "compile", lambda net: lambda x: net(x) * 2)
     view = prepared(small(), compile=True, channels_last=False)
     assert view.about == {**PLAIN, "fold": True}
     assert "model.compile: the compiled model is not the same" in warnings_of(caplog)[0]
@@ -376,7 +375,7 @@ def test_what_changes_when_compiled_is_dropped(monkeypatch, caplog):
 
 
 def test_compiling_follows_what_is_known(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda net, dynamic: lambda x: net(x) * 2)
+    monkeypatch.setattr(torch, "compile", lambda net: lambda x: net(x) * 2)
     for known in (False, True):
         view = prepared(small(), compile=True, fold=False, known={**PLAIN, "compile": known})
         assert view.about == {**PLAIN, "compile": known}
@@ -384,7 +383,7 @@ def test_compiling_follows_what_is_known(monkeypatch):
 
 
 def test_answers_that_differ_do_not_forbid_to_compile(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda net, dynamic: lambda x: net(x))
+    monkeypatch.setattr(torch, "compile", lambda net: lambda x: net(x))
     view = prepared(Noisy(0.1), compile=True, deterministic=False)
     assert view.about.pop("nondeterministic") > 0
     assert view.about == {**PLAIN, "compile": True}
