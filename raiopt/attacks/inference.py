@@ -191,10 +191,8 @@ class ModelView:
 
     def _compiled(self, fast: "_Fast", likeness: Likeness) -> "_Fast":
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # parts of torch warn of others
-                compiled = replace(fast, net=torch.compile(fast.net))
-                answer(compiled, likeness.images)
+            compiled = replace(fast, net=_quiet(torch.compile(fast.net)))
+            answer(compiled, likeness.images)
         except Exception as error:
             raise ValueError(f"model.compile=true: torch.compile failed ({told(error)}). Leave it out.") from error
         if fast.precision == "float32" and (why_not := likeness.differs(compiled)):
@@ -228,6 +226,17 @@ class _Fast:
         if scaled and logits.requires_grad:
             logits.register_hook(lambda gradient: _grow(gradient, grown))
         return logits
+
+
+def _quiet(net: Model) -> Model:
+    """Returns a compiled network without its warnings: of parts of torch about others, when it is compiled anew."""
+
+    def call(images: Tensor) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return net(images)
+
+    return call
 
 
 def _grow(gradient: Tensor, grown: list[Tensor]) -> Tensor:

@@ -204,9 +204,7 @@ def tried(attack: Attack, shape: Sequence[int], classes: int) -> Start:
     of_one = torch.zeros_like(numbers)  # two restarts of one sample, if there are two
     ids, restarts = (of_one, numbers) if attack.restarts > 1 else (numbers, of_one)
     start = prepare(attack, Rows(numbers, ids, images, labels, labels, logits, restarts, of_one, epsilon))
-    places = getattr(start.perturbation, "places", None)
-    alike = [torch.equal(rows[0], rows[1]) for rows in (start.parameter, places) if rows is not None]
-    if attack.restarts > 1 and attack.epsilons is None and all(alike):
+    if attack.restarts > 1 and attack.epsilons is None and _begin_alike(start):
         raise ValueError(
             f"solver.restarts={attack.restarts} has no effect: every restart begins alike. Give a random start, as in "
             "init=uniform_linf."
@@ -214,6 +212,12 @@ def tried(attack: Attack, shape: Sequence[int], classes: int) -> Start:
     with told_as("perturbation"):
         check_perturbed(start.perturbation(images), images)
     return start
+
+
+def _begin_alike(start: Start) -> bool:
+    """Says whether the first two rows start from the same point."""
+    places = getattr(start.perturbation, "places", None)
+    return all(torch.equal(rows[0], rows[1]) for rows in (start.parameter, places) if rows is not None)
 
 
 def check_perturbed(perturbed: Any, images: Tensor) -> None:
