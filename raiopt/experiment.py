@@ -12,7 +12,7 @@ import polars as pl
 import torch
 
 from raiopt import checks
-from raiopt.attacks import Attack, Engine, Inference, ModelView, Start, told_as
+from raiopt.attacks import Attack, Engine, Inference, ModelView, Start, default_batch_size, told_as
 from raiopt.results.chunks import Chunks
 from raiopt.results.folder import RunFolder
 from raiopt.results.gallery import SHOWN, chosen_exhibits, draw_gallery, exhibits_of
@@ -191,8 +191,7 @@ def load(job: Job, device: torch.device) -> tuple[Classifier, ImageData, int]:
 
 def batch_size(job: Job, data: ImageData) -> int:
     """Returns how many samples are attacked together."""
-    pixels = data.shape[-1] * data.shape[-2]
-    return job.batch_size or max(16, min(256, 64 * 224 * 224 // pixels))
+    return job.batch_size or default_batch_size(data.shape)
 
 
 def _device_name(device: torch.device) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from raiopt.attacks import Attack, Engine, Inference, ModelView, Outcome
+from raiopt.attacks import Attack, Engine, Inference, ModelView, Outcome, default_batch_size
 from raiopt.optim.signatures import completed
 from raiopt.perturbations import AdditivePerturbation, cross_entropy
 from raiopt.perturbations.freezing import evaluating, frozen
@@ -27,7 +27,7 @@ def attack(
     criterion: Callable[..., Tensor] = cross_entropy,
     init: Callable[..., Any] | None = None,
     steps: int = 40,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     inference: Inference | None = None,
     return_images: bool = False,
     **settings: Any,
@@ -47,7 +47,7 @@ def attack(
             the loss of each sample.
         init: Fills the parameter of one sample, called with it and `generator=`. None: zeros.
         steps: At least 0.
-        batch_size: So many rows pass the model together at most.
+        batch_size: So many rows pass the model together at most. None: by the size of the images, 256 at most.
         inference: How the search may speed the model up. None: batch norm is folded, channels_last where faster.
         return_images: Return the images as well: a tensor on the CPU of the perturbed ones, as they were kept.
         settings: The others of `raiopt.attacks.Attack`: stop, restarts, epsilons, targeted, target, seed, ...
@@ -88,7 +88,7 @@ def attack(
 attack.__signature__ = completed(inspect.signature(attack), inspect.signature(Attack))  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def _outcomes(view: ModelView, attack: Attack, data: Batches, batch_size: int) -> Iterator[Outcome]:
+def _outcomes(view: ModelView, attack: Attack, data: Batches, batch_size: int | None) -> Iterator[Outcome]:
     engine, done = None, 0
     tensors = [*view.plain.parameters(), *view.plain.buffers()] if isinstance(view.plain, nn.Module) else []
     device = tensors[0].device if tensors else None
@@ -98,6 +98,7 @@ def _outcomes(view: ModelView, attack: Attack, data: Batches, batch_size: int) -
             continue
         images, labels = images.to(device), labels.to(device)
         if engine is None:
+            batch_size = batch_size or default_batch_size(images.shape[1:])
             view.prepare(images[:batch_size])
             with torch.no_grad():
                 classes = view.plain(images[:1]).shape[1]

@@ -82,7 +82,9 @@ def test_the_model_is_in_eval_mode_and_frozen_meanwhile_and_restored():
         return F.cross_entropy(logits, target, reduction="none")
 
     x = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-    records = raiopt.attack(net, (x, torch.zeros(4).long()), PGD, criterion=noted, steps=2, attack_misclassified=True)
+    records = raiopt.attack(
+        net, (x, torch.zeros(4).long()), PGD, criterion=noted, steps=2, stop="never", attack_misclassified=True
+    )
     assert records["forward_passes"].min() >= 1
     assert set(seen) == {(False, False)}
     assert [m.training for m in net.modules()] == modes

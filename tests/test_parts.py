@@ -263,11 +263,12 @@ def test_robust_accuracies_of_several_radii_agree_with_a_run_for_each(tmp_path, 
 @pytest.mark.parametrize("attacked", [False, True])
 def test_what_is_predicted_wrong_is_attacked_where_that_is_asked(tmp_path, attacked):
     words = [*HALF, f"data.indices=[0,{WRONG}]", f"solver.attack_misclassified={str(attacked).lower()}"]
+    words.append("solver.stop=never")
     folder, found = run(tmp_path, *words)
     row = pl.read_parquet(folder / "samples.parquet").row(1, named=True)
     assert row["label"] != row["clean_prediction"]
     assert (row["forward_passes"] is not None) == attacked
-    assert row["stopped"] == ("fooled" if attacked else "misclassified")
+    assert row["stopped"] == ("steps" if attacked else "misclassified")
     assert found["metrics"]["clean_accuracy"] == 0.5
     assert found["metrics"]["robust_accuracy"] <= 0.5
 

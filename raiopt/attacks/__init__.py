@@ -1,6 +1,6 @@
 """The attack on a data set: the search, and the check of what it claims."""
 
-from raiopt.attacks.engine import Engine, Outcome
+from raiopt.attacks.engine import Engine, Outcome, default_batch_size
 from raiopt.attacks.inference import Inference, ModelView
 from raiopt.attacks.question import Attack, told_as
 from raiopt.attacks.start import Start, tried
@@ -21,6 +21,7 @@ __all__ = [
     "Start",
     "Trial",
     "Verdict",
+    "default_batch_size",
     "told_as",
     "tried",
     "verify",

@@ -16,6 +16,11 @@ from raiopt.attacks.trial import Samples, Trial, Trier
 log = logging.getLogger("raiopt")
 
 
+def default_batch_size(shape: Sequence[int]) -> int:
+    """Returns how many images (C, H, W) have the pixels of 64 at 224 by 224, between 16 and 256."""
+    return max(16, min(256, 64 * 224 * 224 // (shape[-1] * shape[-2])))
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What is known of a batch (N,) after its attack; `trial` concerns the samples that `attacked` marks."""

@@ -133,11 +133,11 @@ def test_only_samples_that_are_predicted_right_are_attacked():
     assert records["stopped"].to_list()[::4] == ["misclassified"] * 2
     assert records["verified"].to_list()[::4] == [None] * 2
     assert run(x[:1], labels[:1])[0].trial is None
-    every = table(x, labels, question(attack_misclassified=True))
+    every = table(x, labels, question(attack_misclassified=True, stop="never"))
     assert every["verified"].to_list()[::4] == [True] * 2
     assert every["first_fooled_step"].to_list()[::4] == [0] * 2
-    assert every["forward_passes"].to_list()[::4] == [1] * 2
-    assert every[1:4].equals(records[1:4])
+    assert every["forward_passes"].to_list() == [6] * 6
+    assert every["verified"][1:4].equals(records["verified"][1:4])
     assert model(x).argmax(1).equal(outcome.clean_prediction)
 
 
@@ -262,7 +262,7 @@ def test_out_of_memory_the_batch_is_halved(caplog, restarts, room, size, left):
     assert max(model.sizes) == left
 
 
-@pytest.mark.parametrize("change", [{"perturbation": attacks.universal}, {"restarts": 3}])
+@pytest.mark.parametrize("change", [{"perturbation": attacks.universal}, {"restarts": 3, "init": random_start}])
 def test_out_of_memory_that_a_smaller_batch_cannot_help_is_raised(change):
     room = 5 if "perturbation" in change else 2
     with pytest.raises(torch.OutOfMemoryError):
@@ -270,11 +270,18 @@ def test_out_of_memory_that_a_smaller_batch_cannot_help_is_raised(change):
 
 
 def test_the_batch_size_counts_rows():
-    engine = Engine(ModelView(Linear()), question(restarts=3), shape=SHAPE, classes=2, batch_size=10)
-    assert engine.samples_at_once == 3
-    engine = Engine(ModelView(Linear()), question(restarts=30), shape=SHAPE, classes=2, batch_size=10)
-    assert engine.samples_at_once == 1
-    assert [len(part.ids) for part in run(images(8), attack=question(restarts=3), batch_size=10)] == [3, 3, 2]
+    for restarts, samples in ((3, 3), (30, 1)):
+        attack = question(restarts=restarts, init=random_start)
+        engine = Engine(ModelView(Linear()), attack, shape=SHAPE, classes=2, batch_size=10)
+        assert engine.samples_at_once == samples
+    attack = question(restarts=3, init=random_start)
+    assert [len(part.ids) for part in run(images(8), attack=attack, batch_size=10)] == [3, 3, 2]
+
+
+def test_restarts_that_begin_alike_are_told():
+    with pytest.raises(ValueError, match=r"solver.restarts=3 has no effect: .* Give a random start"):
+        run(images(), attack=question(restarts=3))
+    assert run(images(), attack=question(restarts=2, perturbation=partial(attacks.patch, size=2, shared=False)))
 
 
 def test_the_global_generator_is_neither_read_nor_set():
