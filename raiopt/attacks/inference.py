@@ -20,7 +20,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 WORTH = 1.05
 """The share of the time that channels_last may take at most: above 1, so that what is measured as equal is decided in
 the same way each time, and a question that is asked again computes the same bits."""
-FEW, MANY = 8 * 224 * 224, 16
+FEW, MANY = 4 * 224 * 224, 16
 """How many pixels (on a processor, which takes seconds for what keeps a GPU busy) and images the checks see at most:
 one number for all, for kernels are set up anew for each size of a batch."""
 
