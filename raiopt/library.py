@@ -1,6 +1,7 @@
 """The attack on a whole data set as one function, for people in Python."""
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from raiopt import checks
 from raiopt.attacks import Attack, Engine, Inference, ModelView, Outcome, default_batch_size
 from raiopt.optim.signatures import completed
 from raiopt.perturbations import AdditivePerturbation, cross_entropy
 from raiopt.perturbations.freezing import evaluating, frozen
 from raiopt.results.samples import samples_frame
 
+log = logging.getLogger("raiopt")
 Batches = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 
 
@@ -64,6 +67,8 @@ def attack(
     >>> records["verified"].sum(), records["forward_passes"].sum() < 8 * 11
     (8, True)
     """
+    if batch_size is not None:
+        checks.number("batch_size", batch_size, low=1, integer=True)
     question = Attack(
         optimizer=optimizer,
         perturbation=_with_generators(perturbation),
@@ -82,6 +87,13 @@ def attack(
     if not frames:
         raise ValueError("data has no images: give a pair (images, labels), or an iterable of such pairs.")
     records = pl.concat(frames)
+    if stuck := records["zero_at_start"].sum():
+        log.warning(
+            "The gradient was zero at the start for %d of %d samples: the network may mask its gradients, and robust "
+            "accuracy be too high. Take another criterion or another start.",
+            stuck,
+            records["forward_passes"].count(),
+        )
     return (records, torch.cat(images)) if return_images else records
 
 

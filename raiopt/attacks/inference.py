@@ -191,8 +191,10 @@ class ModelView:
 
     def _compiled(self, fast: "_Fast", likeness: Likeness) -> "_Fast":
         try:
-            compiled = replace(fast, net=_quiet(torch.compile(fast.net)))
-            answer(compiled, likeness.images)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                compiled = replace(fast, net=_quiet(torch.compile(fast.net)))
+                answer(compiled, likeness.images)
         except Exception as error:
             raise ValueError(f"model.compile=true: torch.compile failed ({told(error)}). Leave it out.") from error
         if fast.precision == "float32" and (why_not := likeness.differs(compiled)):
