@@ -290,7 +290,7 @@ def _finish(job: Job, folder: RunFolder, chunks: Chunks, noted: list[dict[str, A
 
 
 def _report_undecided(folder: RunFolder) -> None:
-    lost = pl.read_parquet(folder / "samples.parquet").filter(pl.col("stopped") == "not_finite")
+    lost = pl.scan_parquet(folder / "samples.parquet").filter(pl.col("stopped") == "not_finite").collect()
     for row in lost.head(5).iter_rows(named=True):
         where = "the clean image" if row["not_finite_step"] is None else f"step {row['not_finite_step']}"
         log.warning("Sample %s (id %d): not finite at %s: not decided.", row["name"], row["id"], where)

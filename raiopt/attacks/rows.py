@@ -90,5 +90,5 @@ def _select_within(held: dict[Any, Any], count: int, index: Tensor, has_rows: Ca
 
 def any_of_sample(rows: Rows, happened: Tensor) -> Tensor:
     """Says for each row whether it happened to any row of the same sample."""
-    marked = torch.zeros_like(happened).new_zeros(int(rows.samples.max()) + 1)
+    marked = happened.new_zeros(int(rows.samples.max()) + 1)
     return marked.index_put((rows.samples[happened],), happened.new_ones(()))[rows.samples]

@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -60,13 +61,13 @@ class Start:
         """Whether the parameter is what is added to each image, and nothing is clamped."""
         return self.is_sum and not self.shared and self.bounds is not None
 
-    @property
+    @cached_property
     def coupled(self) -> bool:
         """Whether a step's transforms, or a shared parameter, act on several samples together."""
         param_ndim = self.optimizer.param_groups[0].get("param_ndim", -1)
         return self.shared or len(as_batch(self.parameter.detach(), param_ndim)) < len(self.parameter)
 
-    @property
+    @cached_property
     def independent(self) -> bool:
         """Whether rows may leave the batch: each is moved alone, and what perturbs can do with fewer."""
         known = is_elementwise(self.optimizer) and hasattr(self.perturbation, "select")
@@ -91,19 +92,16 @@ class Start:
     @torch.no_grad()
     def claim(self, parameter: Tensor, index: Tensor | None = None) -> Claim:
         """Returns the claim that `parameter`, for these of the rows at the start (None: all), breaks their samples."""
-        ball, bounds, whole = self.ball, self.bounds, self.whole
+        claim = Claim(parameter, self.ball, shared=self.shared, bounds=self.bounds)
         if index is not None and not self.shared:
-            parameter = parameter.index_select(0, index)
-            ball = ball.take(index)
-            bounds = None if bounds is None else (bounds[0].index_select(0, index), bounds[1].index_select(0, index))
-        perturb: Any = None
-        if not self.is_sum:
-            perturb = copy.deepcopy(whole)
-            if index is not None and hasattr(whole, "select"):
-                perturb.select(index)
-            only_parameter(perturb).data = parameter.clone()
-        places = getattr(perturb, "places", None)
-        return Claim(parameter, ball, shared=self.shared, bounds=bounds, perturb=perturb, places=places)
+            claim = claim.take(index)
+        if self.is_sum:
+            return claim
+        perturb: Any = copy.deepcopy(self.whole)
+        if index is not None and hasattr(perturb, "select"):
+            perturb.select(index)
+        only_parameter(perturb).data = claim.parameter.clone()
+        return replace(claim, perturb=perturb, places=getattr(perturb, "places", None))
 
 
 def _straight_through(made: Tensor, seen: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class Ball:
         rows = as_batch(exact(parameter), self.param_ndim)
         counted = rows.abs().amax(-3) if self.pixels else rows
         norms = torch.linalg.vector_norm(counted.flatten(1), 2.0 if self.p is None else self.p, dim=1)
-        count = len(parameter) if parameter.ndim else 1
+        count = _count(parameter)
         return (norms.view(count, -1).amax(1) if len(norms) > 1 else norms.expand(count)).to(parameter.device)
 
     def holds(self, parameter: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class Claim:
         return self.perturb is None and self.bounds is not None and not self.shared
 
     def take(self, index: Tensor) -> "Claim":
-        """Returns the claim for these samples alone; the parameter must be what is added to each."""
+        """Returns the claim for these samples alone, which must not share the parameter; without `perturb`."""
         bounds = None if self.bounds is None else (self.bounds[0][index], self.bounds[1][index])
         return replace(self, parameter=self.parameter[index], ball=self.ball.take(index), bounds=bounds)
 
@@ -139,13 +139,13 @@ class Claim:
         if self.bounds is not None:
             low, high = self.bounds
             inside = (self.parameter >= low - TOLERANCE) & (self.parameter <= high + TOLERANCE)
-            valid = valid & _rows(inside, inside).all(1)
+            valid = valid & inside.reshape(_count(inside), -1).all(1)
         return valid.all() if self.shared else valid
 
 
-def _rows(entries: Tensor, parameter: Tensor) -> Tensor:
-    """Returns the entries, in the order of the parameter's, as a matrix with one line for each row of the parameter."""
-    return entries.reshape(len(parameter) if parameter.ndim else 1, -1)
+def _count(parameter: Tensor) -> int:
+    """Returns the number of rows of a parameter; one that is a single number is a row."""
+    return len(parameter) if parameter.ndim else 1
 
 
 @dataclass(frozen=True)
