@@ -1,30 +1,26 @@
 """The command: `raiopt key=value ...` runs a job, `-m` a sweep, and a word in front is a verb."""
 
-import logging
-import math
 import os
+import shlex
 import signal
 import sys
-import traceback
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from raiopt import __version__
-from raiopt.configs import Inference as ModelOptions
-from raiopt.configs import Job, store
+from raiopt.configs import store
 from raiopt.explain import check_words, explain, typed
+from raiopt.jobs import carry_out, plain
 from raiopt.listing import list_options, print_help
+from raiopt.results.folder import RunFolder
 from raiopt.sweep.job_key import job_key, register_resolvers
+from raiopt.sweep.plugins import register_plugins
 from raiopt.sweep.recorder import SweepRecorder
 
-log = logging.getLogger("raiopt")
 _ended: list[Exception | None] = []  # for each job of this process what it failed with
 
 
@@ -39,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _terminated)
     try:
         register_resolvers()
+        register_plugins()
         store.add_to_hydra_store(overwrite_ok=True)
         if words[:1] == ["list"]:
             return list_options(words[1:])
@@ -50,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         check_words(words)
         return _run(words)
     except KeyboardInterrupt as interrupt:
-        print(f"raiopt: {str(interrupt) or 'interrupted'}; what was finished is kept.", file=sys.stderr)
+        then = f" Go on with: {_go_on(words)}" if SweepRecorder.asked else ""
+        print(f"raiopt: {str(interrupt) or 'interrupted'}; what was finished is kept.{then}", file=sys.stderr)
         return 143 if interrupt.args else 130
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # lest Python flushes into the pipe at exit
@@ -71,12 +69,12 @@ def _run(words: list[str]) -> int:
     import hydra
 
     _ended.clear()
-    SweepRecorder.folder = None
+    SweepRecorder.folder, SweepRecorder.swept, SweepRecorder.asked = None, (), frozenset()
     try:
         with _hydra_raises(), _arguments(words):
             hydra.main(config_path="pkg://raiopt.conf", config_name="raiopt", version_base="1.3")(job)()
     except KeyboardInterrupt:
-        if SweepRecorder.folder is not None and _ended:
+        if SweepRecorder.folder is not None and SweepRecorder.asked:
             _end_sweep(SweepRecorder.folder)  # the table so far
         raise
     if SweepRecorder.folder is not None:
@@ -84,6 +82,15 @@ def _run(words: list[str]) -> int:
     for error in filter(None, _ended):
         raise error
     return 0
+
+
+def _go_on(words: list[str]) -> str:
+    """Returns the command that goes on with the sweep of this one: in the same folder, whether it was named or not."""
+    assert SweepRecorder.folder is not None
+    if not any(word.startswith("name=") for word in words):
+        words = [word for word in words if not word.startswith("outputs=")]
+        words = [*words, f"outputs={SweepRecorder.folder.parent}", f"name={SweepRecorder.folder.name}"]
+    return shlex.join(["raiopt", *words])
 
 
 @contextmanager
@@ -110,15 +117,16 @@ def _arguments(words: list[str]) -> Iterator[None]:
 
 
 def _end_sweep(folder: Path) -> int:
+    import polars as pl
+
     from raiopt.results.tables import load_sweep, save_sweep
     from raiopt.results.terminal import print_sweep
 
     frame = load_sweep(folder)
-    if frame.is_empty():
-        raise ValueError("The sweep has no jobs. A glob chooses among the options of a group: 'optim=glob(l*)'.")
     save_sweep(frame, folder)
     print_sweep(frame, folder)
-    return int((frame["status"] != "finished").any())
+    asked = frame.filter(pl.col("job").is_in(list(SweepRecorder.asked))) if SweepRecorder.asked else frame
+    return int((asked["status"] != "finished").any())
 
 
 def job(config: DictConfig) -> dict[str, Any]:
@@ -126,36 +134,26 @@ def job(config: DictConfig) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from raiopt import experiment
-    from raiopt.results.folder import RunFolder
     from raiopt.results.terminal import job_line, print_summary
 
-    logging.captureWarnings(True)
-    warnings.formatwarning = lambda message, *_, **__: str(message)
     hydra_config = HydraConfig.get()
     is_sweep = hydra_config.mode == RunMode.MULTIRUN
     folder = RunFolder(hydra_config.runtime.output_dir)
     about = describe(config, hydra_config)
-    if folder.finished_record() is None:
-        _save_question(config, hydra_config, folder.path / ".hydra")
-    failure = None
-    try:
-        record = experiment.run(lambda: build(config, about["choices"]), folder, about)
-    except Exception as error:  # told when Hydra is done: it would print lines of its own
-        log.info("The job failed.\n%s", traceback.format_exc())
-        error.add_note(f"The traceback is in {folder / 'run.log'}.")
-        failure, record = error, folder.record
+    if config.force and not is_sweep and folder.finished_record() is not None:
+        folder.set_aside()
+        folder.path.mkdir()
+    failure = carry_out(config, hydra_config, about, folder)
     _ended.append(failure)
     if is_sweep:
         words = " ".join(
             f"{key}={typed(value)}" for key, value in about["overrides"].items() if key in SweepRecorder.swept
         )
-        print(
-            f"{about['job_number']:4} {words}: {job_line(record) if failure is None else f'failed: {explain(failure)}'}"
-        )
+        how = job_line(folder.record) if failure is None else f"failed: {explain(failure)}"
+        print(f"{about['job_number']:4} {words}: {how}")
     elif failure is None:
-        print_summary(record, Path(os.path.relpath(folder.path)))
-    return record
+        print_summary(folder.record, Path(os.path.relpath(folder.path)))
+    return folder.record
 
 
 def describe(config: DictConfig, hydra_config: Any) -> dict[str, Any]:
@@ -175,62 +173,3 @@ def describe(config: DictConfig, hydra_config: Any) -> dict[str, Any]:
         "choices": choices,
         "seed": config.seed,
     }
-
-
-def plain(value: Any) -> Any:
-    """Returns a config's value as JSON knows it: lists for nodes, texts for NaN and infinity."""
-    if OmegaConf.is_config(value):
-        value = OmegaConf.to_container(value, resolve=True)
-    if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [plain(entry) for entry in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _save_question(config: DictConfig, hydra_config: Any, folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    OmegaConf.save(config, folder / "config.yaml")
-    OmegaConf.save(hydra_config, folder / "hydra.yaml")
-    OmegaConf.save(hydra_config.overrides.task, folder / "overrides.yaml")
-
-
-def build(config: DictConfig, choices: dict[str, str]) -> Any:
-    """Returns the job that a config describes, with every part ready to be called and nothing loaded."""
-    from hydra_zen import instantiate
-
-    from raiopt import experiment
-    from raiopt.attacks import Attack
-    from raiopt.attacks.inference import Inference
-
-    known = [field.name for field in fields(Job) if field.name != "defaults"]
-    for key in config:
-        if key not in known:
-            raise ValueError(f"+{key} has no effect: raiopt knows {', '.join(known)}.")
-    for key in known:
-        if key not in config:
-            raise ValueError(f"~{key} takes away what every job needs.")
-    for key in sorted(OmegaConf.missing_keys(config)):
-        raise ValueError(f"{key} must be given: {key}=...  See raiopt list {key.partition('.')[0]}.")
-    parts = ("optim", "perturbation", "init", "criterion")
-    attack = Attack(
-        **{"optimizer" if part == "optim" else part: instantiate(config[part]) for part in parts},
-        **instantiate(config.solver)(),
-        seed=config.seed,
-    )
-    names = [choices[group] for group in ("optim", "optim/InnerOpt") if group in choices]
-    if OmegaConf.is_list(members := config.optim.get("members")):
-        told = [next(iter(entry), "") if OmegaConf.is_dict(entry) else entry for entry in members]
-        names[0] = f"{names[0]} of {', '.join(map(str, told))}"
-    kind = [choices["perturbation"]] if choices["perturbation"] != "additive" else []
-    load = instantiate(config.model)
-    options = {field.name for field in fields(ModelOptions)} & set(load.keywords)
-    inference = Inference(**{name: load.keywords[name] for name in options})
-    return experiment.Job(
-        model=partial(load.func, *load.args, **{k: v for k, v in load.keywords.items() if k not in options}),
-        inference=inference,
-        data=instantiate(config.data),
-        attack=attack,
-        **{key: config[key] for key in ("device", "threads", "batch_size", "save")},
-        words=", ".join([*kind, " with ".join(names), f"{attack.steps} steps"]),
-    )

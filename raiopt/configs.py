@@ -169,6 +169,9 @@ class Job:
         threads: Of torch on the CPU; null leaves torch's choice.
         batch_size: Samples attacked together; null: by the size of the images, 256 at most.
         save: Which perturbations are stored: fooled, all or none.
+        force: Run finished jobs again; their folders move to replaced/ beside them.
+        retry: Which jobs of a sweep that ended without a result are run again: failed (all), killed or none.
+        yes: A sweep of more than 10,000 jobs is meant.
     """
 
     defaults: list[Any] = field(
@@ -192,6 +195,9 @@ class Job:
     threads: int | None = None
     batch_size: int | None = None
     save: str = "fooled"
+    force: bool = False
+    retry: str = "failed"
+    yes: bool = False
     model: Any = MISSING
     data: Any = MISSING
     optim: Any = MISSING
@@ -233,8 +239,8 @@ _SWEEP_LOG = {
 _HYDRA = HydraConf(
     defaults=[
         {"output": "default"},
-        {"launcher": "basic"},
-        {"sweeper": "basic"},
+        {"launcher": "local"},
+        {"sweeper": "grid"},
         {"help": "default"},
         {"hydra_help": "default"},
         {"hydra_logging": "none"},
@@ -251,5 +257,29 @@ _HYDRA = HydraConf(
     callbacks={"raiopt": {"_target_": "raiopt.sweep.recorder.SweepRecorder"}},
     output_subdir=None,
 )
+PLUGINS = "hydra_plugins.raiopt"
+
+
+@dataclass
+class Local:
+    """hydra/launcher=local: warm worker processes on this machine, as in sweep.local_engine.LocalLauncher."""
+
+    _target_: str = f"{PLUGINS}.LocalLauncher"
+    n_jobs: int | None = None
+    threads: int | None = None
+    timeout_min: float | None = None
+    gpus_per_job: int | None = None
+
+
+@dataclass
+class Grid:
+    """hydra/sweeper=grid: every combination, as in sweep.grid.GridSweeper."""
+
+    _target_: str = f"{PLUGINS}.GridSweeper"
+    params: dict[str, str] | None = None
+
+
+_group("hydra/launcher", local=Local)
+_group("hydra/sweeper", grid=Grid)
 store(Job, name="raiopt", to_config=lambda node: node)
 store(_HYDRA, group="hydra", name="config", provider="raiopt")

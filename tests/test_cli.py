@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -354,7 +355,7 @@ def test_ctrl_c_is_told_and_recorded(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("raiopt.experiment.load", interrupted)
     assert main(SMALL) == 130
     assert "interrupted" in capsys.readouterr().err
-    assert record(folders(tmp_path)[0])["error"]["type"] == "KeyboardInterrupt"
+    assert record(folders(tmp_path)[0])["status"] == "killed"
 
 
 def test_ctrl_c_in_a_sweep_leaves_the_table_so_far(tmp_path, monkeypatch, capsys):
@@ -369,10 +370,15 @@ def test_ctrl_c_in_a_sweep_leaves_the_table_so_far(tmp_path, monkeypatch, capsys
         return real(*arguments)
 
     monkeypatch.setattr("raiopt.experiment.load", interrupted)
-    assert main(["-m", "optim.lr=0.1,0.2,0.3", "data.limit=2", "solver.steps=0"]) == 130
-    table = pl.read_parquet(next(tmp_path.glob("outputs/*/*/sweep.parquet")))
-    assert table["status"].to_list() == ["finished", "failed"]
-    assert "interrupted" in capsys.readouterr().err
+    words = ["-m", "hydra/launcher=basic", "optim.lr=0.1,0.2,0.3", "data.limit=2", "solver.steps=0"]
+    assert main(words) == 130
+    table = next(tmp_path.glob("outputs/*/*/sweep.parquet"))
+    assert pl.read_parquet(table)["status"].to_list() == ["finished", "killed", "missing"]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("raiopt: interrupted; what was finished is kept. Go on with: raiopt -m ")
+    assert main(shlex.split(last.partition(": raiopt ")[2])) == 0  # as jobs of the same folder
+    assert pl.read_parquet(table)["status"].to_list() == ["finished"] * 3
+    assert len(calls) == 4
 
 
 def test_help_lists_groups_and_settings(capsys):

@@ -11,10 +11,10 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "raiopt").rglob("*.py"))
 ORDER = """
     __init__ __version__ checks batching transforms sampling optim perturbations attacks zoo results
-    sweep experiment library builders configs explain listing cli __main__
+    experiment library builders configs jobs explain listing sweep cli __main__
 """
 LAYERS: list[str] = [*ORDER.split()]
-CONFIG, FIGURES = ("sweep", "configs", "explain", "listing", "cli"), ("results.figures", "results.report")
+CONFIG, FIGURES = ("configs", "jobs", "explain", "listing", "sweep", "cli"), ("results.figures", "results.report")
 HOMES = {
     **dict.fromkeys(["hydra", "hydra_zen", "omegaconf"], CONFIG),
     **dict.fromkeys(["matplotlib", "plotly"], FIGURES),

@@ -3,27 +3,30 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from raiopt.results.folder import SCHEMA
+
 VOLATILE = ("name", "outputs", "device", "threads", "note", "progress", "tracker", "force", "retry", "yes", "hydra")
 """Options that say where and how a job runs, not what it asks."""
 
 
-def question(config: DictConfig) -> dict[str, Any]:
-    """Returns the resolved config of a job without the volatile options."""
+def job_key(config: DictConfig) -> str:
+    """Returns ten hexadecimal digits that stand for the question which a job's config asks."""
     kept = OmegaConf.masked_copy(config, [str(key) for key in config if key not in VOLATILE])
     container = OmegaConf.to_container(kept, resolve=True)
     assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    return key_of({str(key): value for key, value in container.items()})
 
 
-def job_key(config: DictConfig) -> str:
-    """Returns ten hexadecimal digits that stand for the question which a job's config asks."""
-    text = json.dumps(question(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+def key_of(resolved: Mapping[str, Any]) -> str:
+    """Returns the key of a resolved config; the number of the folders' layout is a part of it."""
+    asked = {key: value for key, value in resolved.items() if key not in VOLATILE}
+    return hashlib.sha256(json.dumps([SCHEMA, asked], sort_keys=True).encode()).hexdigest()[:10]
 
 
 def checked_name(name: str) -> str:

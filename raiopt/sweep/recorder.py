@@ -14,10 +14,12 @@ class SweepRecorder(Callback):
     Attributes:
         folder: Its folder; None if there was no sweep.
         swept: The options that were given several values.
+        asked: The keys of its jobs, if the sweeper told them.
     """
 
     folder: Path | None = None
     swept: tuple[str, ...] = ()
+    asked: frozenset[str] = frozenset()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Notes the facts before the first job, and says where the results will be."""

@@ -1,0 +1,174 @@
+"""A job as its config describes it: built, and carried out in its folder, by the command itself or by a worker."""
+
+import faulthandler
+import logging
+import math
+import multiprocessing
+import os
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from raiopt.configs import Inference as ModelOptions
+from raiopt.configs import Job
+from raiopt.results.folder import RunFolder
+
+log = logging.getLogger("raiopt")
+
+
+def plain(value: Any) -> Any:
+    """Returns a config's value as JSON knows it: lists for nodes, texts for NaN and infinity."""
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [plain(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def carry_out(config: DictConfig, hydra: Any, about: dict[str, Any], folder: RunFolder) -> Exception | None:
+    """Runs a job in its folder; returns what it failed with. `folder.record` then says how it went.
+
+    Args:
+        hydra: What .hydra/hydra.yaml shall hold.
+        about: What run.json shall say beside the results.
+    """
+    from raiopt import experiment
+
+    logging.captureWarnings(True)
+    warnings.formatwarning = lambda message, *_, **__: str(message)
+    try:
+        finished = folder.finished_record()
+        if finished is None:
+            _save_question(config, hydra, about["command"][1:], folder.path / ".hydra")
+        folder.record = experiment.run(lambda: build(config, about["choices"]), folder, about)
+    except Exception as error:  # told by the caller, when Hydra is done: it would print lines of its own
+        log.info("The job failed.\n%s", traceback.format_exc())
+        error.add_note(f"The traceback is in {folder / 'run.log'}.")
+        return error
+    return None
+
+
+def _save_question(config: DictConfig, hydra: Any, overrides: list[str], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in {"config": config, "hydra": hydra, "overrides": overrides}.items():
+        OmegaConf.save(OmegaConf.create(content), folder / f"{name}.yaml")
+
+
+def begin_worker(threads: int, gpus: str | None) -> None:
+    """Prepares a worker process, which ends when the process that made it does.
+
+    Args:
+        threads: Of torch, for jobs that do not say how many.
+        gpus: The numbers of the GPUs that it may use, with commas between; None: any.
+    """
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    faulthandler.enable()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def work(task: dict[str, Any]) -> None:
+    """Carries out a task of a sweep in this process; everything that it prints goes to its run.log.
+
+    Args:
+        task: A `raiopt.sweep.task.Task` as a dictionary.
+    """
+    import torch
+
+    folder = RunFolder(task["folder"])
+    folder.path.mkdir(parents=True, exist_ok=True)
+    config = OmegaConf.create(task["config"])
+    if config.threads is None:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    with _written_to(folder / "run.log"):
+        carry_out(config, task["hydra"], task["about"], folder)
+
+
+def hashes(task: dict[str, Any]) -> dict[str, str]:
+    """Returns the hashes of weights and data that a run of this task would have today."""
+    from raiopt import experiment
+
+    return experiment.hashes(build(OmegaConf.create(task["config"]), task["about"]["choices"]))
+
+
+@contextmanager
+def _written_to(path: Path) -> Iterator[None]:
+    """Sends log, stdout and stderr of this process to a file, those of libraries in C too."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = [os.dup(1), os.dup(2)]
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    try:
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        root.handlers = [handler]
+        root.setLevel(logging.INFO)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, kept in zip((1, 2), before, strict=True):
+            os.dup2(kept, number)
+            os.close(kept)
+        os.close(file)
+        root.handlers = handlers
+        root.setLevel(level)
+
+
+def build(config: DictConfig, choices: dict[str, str]) -> Any:
+    """Returns the job that a config describes, with every part ready to be called and nothing loaded."""
+    from hydra_zen import instantiate
+
+    from raiopt import experiment
+    from raiopt.attacks import Attack
+    from raiopt.attacks.inference import Inference
+
+    known = [field.name for field in fields(Job) if field.name != "defaults"]
+    for key in config:
+        if key not in known:
+            raise ValueError(f"+{key} has no effect: raiopt knows {', '.join(known)}.")
+    for key in known:
+        if key not in config:
+            raise ValueError(f"~{key} takes away what every job needs.")
+    for key in sorted(OmegaConf.missing_keys(config)):
+        raise ValueError(f"{key} must be given: {key}=...  See raiopt list {key.partition('.')[0]}.")
+    parts = ("optim", "perturbation", "init", "criterion")
+    attack = Attack(
+        **{"optimizer" if part == "optim" else part: instantiate(config[part]) for part in parts},
+        **instantiate(config.solver)(),
+        seed=config.seed,
+    )
+    names = [choices[group] for group in ("optim", "optim/InnerOpt") if group in choices]
+    if OmegaConf.is_list(members := config.optim.get("members")):
+        told = [next(iter(entry), "") if OmegaConf.is_dict(entry) else entry for entry in members]
+        names[0] = f"{names[0]} of {', '.join(map(str, told))}"
+    kind = [choices["perturbation"]] if choices["perturbation"] != "additive" else []
+    load = instantiate(config.model)
+    options = {field.name for field in fields(ModelOptions)} & set(load.keywords)
+    inference = Inference(**{name: load.keywords[name] for name in options})
+    return experiment.Job(
+        model=partial(load.func, *load.args, **{k: v for k, v in load.keywords.items() if k not in options}),
+        inference=inference,
+        data=instantiate(config.data),
+        attack=attack,
+        **{key: config[key] for key in ("device", "threads", "batch_size", "save")},
+        words=", ".join([*kind, " with ".join(names), f"{attack.steps} steps"]),
+    )

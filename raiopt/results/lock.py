@@ -1,0 +1,46 @@
+"""One process at a time in a folder: the lock of a run and of a sweep, which says who holds it."""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder while the context lasts.
+
+    The system gives it back when its process ends in whatever way, so that no dead process holds it.
+
+    Raises:
+        FileExistsError: If another process holds it; the message says which, on which machine.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Nobody waits for it, and filelock looks whether the file that it locked is still there: so it can be removed.
+    lock, holder = FileLock(folder / ".lock", blocking=False), folder / ".lock.json"
+    try:
+        lock.acquire()
+    except Timeout:
+        raise FileExistsError(f"{folder} is in use: {_told(holder)}. Wait for it, or end it.") from None
+    try:
+        about = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now(UTC).isoformat("T", "seconds")}
+        holder.write_text(json.dumps(about), encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        (folder / ".lock").unlink(missing_ok=True)
+        lock.release()
+
+
+def _told(holder: Path) -> str:
+    try:
+        about: Any = json.loads(holder.read_text(encoding="utf-8"))
+        return f"process {about['pid']} on {about['host']} works in it since {about['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it is just about to write it
+        return "another process works in it"

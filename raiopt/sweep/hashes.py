@@ -1,0 +1,46 @@
+"""Whether the weights and data of a sweep's finished jobs are still what they were."""
+
+import json
+import multiprocessing
+import os
+from typing import Any
+
+from pebble import ProcessExpired, ProcessPool
+
+from raiopt.jobs import begin_worker, hashes
+from raiopt.sweep.task import Task
+
+
+def check_hashes(finished: list[tuple[Task, dict[str, Any]]]) -> None:
+    """Compares the weights and data of finished jobs with those of today, each of them once, in a process of its own.
+
+    Raises:
+        FileExistsError: If they are others; the jobs that remain would not be comparable.
+    """
+    kinds: dict[str, list[tuple[Task, dict[str, Any]]]] = {}
+    for task, record in finished:
+        kind = json.dumps([task.config["model"], task.config["data"]])
+        kinds.setdefault(json.dumps(task.config) if "${" in kind else kind, []).append((task, record))
+    if not kinds:
+        return
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPool(1, initializer=begin_worker, initargs=(threads, ""), context=context) as pool:  # pyright: ignore
+        futures = [pool.schedule(hashes, args=(jobs[0][0].plain(),)) for jobs in kinds.values()]
+        for future, jobs in zip(futures, kinds.values(), strict=True):
+            try:
+                now = future.result()
+            except ProcessExpired as error:
+                raise ChildProcessError(f"Weights and data could not be compared: {error}.") from None
+            _compare(now, jobs)
+
+
+def _compare(now: dict[str, str], jobs: list[tuple[Task, dict[str, Any]]]) -> None:
+    for part, value in now.items():
+        other = [task for task, record in jobs if record["hashes"][part] != value]
+        if other:
+            before = next(record["hashes"][part] for task, record in jobs if task is other[0])
+            raise FileExistsError(
+                f"{other[0].folder} and {len(other) - 1} more finished jobs had other {part} (hash {before[:10]}, now "
+                f"{value[:10]}). Nothing was overwritten; give another name=..., or force=true."
+            )

@@ -1,0 +1,118 @@
+"""What is seen of a sweep while it runs: one display on a terminal, a line a finished job elsewhere."""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from raiopt.explain import typed
+from raiopt.results.terminal import job_line, percent
+from raiopt.sweep.task import Task
+
+SHOWN = 8
+"""How many of the running jobs are listed."""
+
+
+class Progress:
+    """A display to be used as a context; where the output is no terminal, each finished job is a line of it.
+
+    Args:
+        total: How many jobs will run; None: not known.
+        skipped: How many others were finished before.
+        swept: The options that a job is told apart by; empty: all that it was given.
+    """
+
+    def __init__(self, total: int | None, skipped: int = 0, swept: Sequence[str] = ()) -> None:
+        self.total, self.skipped, self.swept = total, skipped, set(swept)
+        self.done, self.failed = 0, 0
+        self.best: dict[str, tuple[float, str]] = {}
+        self._running: dict[str, tuple[Task, float]] = {}
+        self._began = time.monotonic()
+        self._console = Console(stderr=True)
+        live = self._console.is_terminal
+        self._live = Live(self, console=self._console, refresh_per_second=4, transient=True) if live else None
+
+    def __enter__(self) -> "Progress":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def started(self, tasks: Sequence[Task]) -> None:
+        """Adds tasks to the running ones."""
+        self._running.update({task.key: (task, time.monotonic()) for task in tasks})
+
+    def ended(self, task: Task, record: dict[str, Any]) -> None:
+        """Counts a task, and tells how it went: a failed one always, a finished one where there is no display."""
+        self._running.pop(task.key, None)
+        finished = record.get("status") == "finished"
+        self.done += finished
+        self.failed += not finished
+        if finished:
+            robust, ball = record["metrics"]["robust_accuracy"], record["ball"]
+            if robust is not None:
+                self.best[ball] = min(self.best.get(ball, (2.0, "")), (robust, self.words(task)))
+        line = f"{task.about['job_number']:4} {self.words(task)}: {_told(task, record)}"
+        if self._live is None:
+            print(line, flush=True)
+        elif not finished:
+            self._console.print(escape(line), style="red", soft_wrap=True, highlight=False)
+
+    def words(self, task: Task) -> str:
+        """Returns what tells the task from the others of its sweep."""
+        own = {key: value for key, value in task.about["overrides"].items() if key in self.swept or not self.swept}
+        return " ".join(f"{key}={typed(value)}" for key, value in own.items())
+
+    def __rich__(self) -> Group:
+        over = self.done + self.failed
+        counts = Table.grid(padding=(0, 2))
+        total = "" if self.total is None else f" of {self.total}"
+        failed = Text(f"{self.failed} failed", style="red" if self.failed else "dim")
+        told = [Text(f"{over}{total} jobs"), Text(f"{len(self._running)} running"), failed]
+        told += [Text(f"{self.skipped} finished before", style="dim")] * bool(self.skipped)
+        bar = ProgressBar(total=self.total, completed=over, width=30)
+        counts.add_row(bar, *told, Text(self._left(over)))
+        rows = [counts]
+        now = time.monotonic()
+        for task, since in list(self._running.values())[:SHOWN]:
+            rows.append(_row(f"  {_clock(now - since):>8}  {self.words(task)}"))
+        if len(self._running) > SHOWN:
+            rows.append(_row(f"  and {len(self._running) - SHOWN} more", "dim"))
+        for ball, (robust, words) in list(self.best.items())[:3]:
+            rows.append(_row(f"best: robust {percent(robust)}, {ball}  {words}", "bold"))
+        return Group(*rows)
+
+    def _left(self, over: int) -> str:
+        passed = time.monotonic() - self._began
+        if self.total is None or not over:
+            return f"{_clock(passed)} so far"
+        return f"{_clock(passed)} so far, about {_clock(passed / over * (self.total - over))} left"
+
+
+def _row(text: str, style: str = "") -> Any:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def _told(task: Task, record: dict[str, Any]) -> str:
+    if record.get("status") == "finished":
+        return job_line(record)
+    lines = str(record.get("error", {}).get("message", "no result")).splitlines() or [""]
+    return f"{record.get('status', 'failed')}: {lines[0]} ({os.path.relpath(Path(task.folder))})"

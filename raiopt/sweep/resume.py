@@ -1,0 +1,101 @@
+"""What is left to do of a sweep: its list of jobs, and what their folders say."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from raiopt import checks
+from raiopt.results.folder import SCHEMA, RunFolder, read_record
+from raiopt.sweep.task import Task
+
+RETRY = ("failed", "killed", "none")
+"""Which jobs that ended without a result are run again: all, those that did not end by an error of their own, or none."""
+
+
+@dataclass
+class Plan:
+    """The tasks of a command, by what is to be done with them.
+
+    Attributes:
+        todo: To be run.
+        finished: Finished before, with the record of each.
+        left: Ended without a result before, and not to be run again.
+    """
+
+    todo: list[Task] = field(default_factory=list)
+    finished: list[tuple[Task, dict[str, Any]]] = field(default_factory=list)
+    left: list[tuple[Task, dict[str, Any]]] = field(default_factory=list)
+
+
+def plan(tasks: Sequence[Task], retry: str = "failed", force: bool = False) -> Plan:
+    """Returns what is to be done with each task, by the record in its folder.
+
+    Args:
+        retry: failed, killed or none; a job without a record is always run.
+        force: Run the finished ones again too.
+    """
+    checks.choice("retry", retry, RETRY)
+    made = Plan()
+    for task in tasks:
+        record = read_record(Path(task.folder))
+        status = record.get("status") if record.get("schema") == SCHEMA else None
+        if status == "finished" and not force:
+            made.finished.append((task, record))
+        elif (status == "failed" and retry != "failed") or (status in ("killed", "running") and retry == "none"):
+            made.left.append((task, record))
+        else:
+            made.todo.append(task)
+    return made
+
+
+def clear(task: Task) -> None:
+    """Moves aside what the folder of a task holds if it is finished, or of another version; nothing is overwritten."""
+    record = read_record(Path(task.folder))
+    if record and (record.get("status") == "finished" or record.get("schema") != SCHEMA):
+        RunFolder(task.folder).set_aside()
+
+
+def listed(folder: Path, tasks: Sequence[Task], swept: Sequence[str], words: Sequence[str]) -> list[Task]:
+    """Writes the tasks into the sweep's list of jobs, and returns each once, with its number there.
+
+    Raises:
+        ValueError: If the folder holds something else than a sweep.
+    """
+    about = read_list(folder)
+    jobs: dict[str, Any] = about["jobs"]
+    for task in tasks:
+        jobs.setdefault(task.key, {"number": len(jobs), "overrides": task.about["overrides"]})
+    about["swept"] = list(dict.fromkeys([*about["swept"], *swept]))
+    about["commands"] = [*(words_ for words_ in about["commands"] if words_ != list(words)), list(words)]
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "sweep.json.tmp"
+    temporary.write_text(json.dumps(about), encoding="utf-8")
+    os.replace(temporary, folder / "sweep.json")
+    unique = {task.key: task for task in tasks}.values()
+    return [replace(task, about={**task.about, "job_number": jobs[task.key]["number"]}) for task in unique]
+
+
+def read_list(folder: Path) -> dict[str, Any]:
+    """Returns the sweep's list of jobs; an empty one if there is none yet.
+
+    Raises:
+        ValueError: If the folder holds something else than a sweep, or the list cannot be read.
+    """
+    path = folder / "sweep.json"
+    if not path.exists():
+        others = [] if not folder.exists() else [entry.name for entry in folder.iterdir() if entry.name[0] != "."]
+        if others and not any(folder.glob("*/run.json")):
+            raise ValueError(
+                f"{folder} holds something else than a sweep ({', '.join(sorted(others)[:3])}): give another name=..."
+            )
+        return {"schema": SCHEMA, "swept": [], "commands": [], "jobs": {}}
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        if not {"swept", "commands", "jobs"} <= set(about):
+            raise ValueError("keys are missing")
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}): move it away, and give the command again.") from None
+    return about
