@@ -38,7 +38,10 @@ _HOME = {
     "gradient_ascent": "raiopt.perturbations",
     "load_data": "raiopt.zoo",
     "load_model": "raiopt.zoo",
+    "load_samples": "raiopt.results.shards",
+    "load_sweep": "raiopt.results.tables",
     "random_restart": "raiopt.perturbations",
+    "to_xarray": "raiopt.results.arrays",
 }
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"

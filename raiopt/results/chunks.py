@@ -68,6 +68,14 @@ class Chunks:
         """Returns the Parquet files of one kind, samples or steps, in the order of the chunks."""
         return sorted(self.parts.glob(f"*.{kind}.parquet"))
 
+    def merge_samples(self, path: Path) -> None:
+        """Joins the tables of samples into one file."""
+        files = self.tables("samples")
+        if len(files) == 1:
+            shutil.copyfile(files[0], path)
+        else:
+            pl.scan_parquet(files).sink_parquet(path)
+
     def exhibits(self) -> Iterator[dict[str, Tensor]]:
         """Yields what the gallery may show, chunk by chunk."""
         return (load_file(path) for path in sorted(self.parts.glob("*.gallery.safetensors")))
@@ -80,9 +88,12 @@ class Chunks:
             files = sorted(self.perturbations.glob("*.safetensors"))
             if sum(path.stat().st_size for path in files) > MERGED:
                 return
-            parts = [load_file(path) for path in files]
-            stored = _joined(parts) or {"ids": torch.zeros(0, dtype=torch.int64), "delta": torch.zeros(0)}
-            _replace(self.merged, lambda path: path.write_bytes(save(stored)))
+            if len(files) == 1:
+                _replace(self.merged, lambda path: shutil.copyfile(files[0], path))
+            else:
+                parts = [load_file(path) for path in files]
+                stored = _joined(parts) or {"ids": torch.zeros(0, dtype=torch.int64), "delta": torch.zeros(0)}
+                _replace(self.merged, lambda path: path.write_bytes(save(stored)))
         shutil.rmtree(self.perturbations, ignore_errors=True)
 
     def discard(self) -> None:

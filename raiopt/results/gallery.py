@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def draw_gallery(exhibits: Sequence[Exhibit], path: Path, title: str) -> None:
     size = (left + columns * (CELL + GAP) + MARGIN, TITLE + len(rows) * (CELL + CAPTION) + MARGIN)
     page = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(page)
-    font, small = ImageFont.load_default(15), ImageFont.load_default(13)
+    font, small = _font(15), _font(13)
     draw.text((MARGIN, 8), _fit(draw, title, font, size[0] - 2 * MARGIN), INK, font)
     for row, name in enumerate(rows):
         draw.text((MARGIN, TITLE + row * (CELL + CAPTION) + CELL // 2 - 8), name, QUIET, small)
@@ -94,7 +95,12 @@ def draw_gallery(exhibits: Sequence[Exhibit], path: Path, title: str) -> None:
             page.paste(cell, (x + (CELL - cell.width) // 2, y + (CELL - cell.height) // 2))
             draw.rectangle((x - 1, y - 1, x + CELL, y + CELL), outline="#d0d5dd")
             draw.text((x, y + CELL + 5), _fit(draw, caption, small, CELL), colour, small)
-    page.save(path)
+    page.save(path, compress_level=4)  # half the time of the default for a file that is 6 % larger
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
 
 
 def _picture(pixels: Tensor) -> Image.Image:

@@ -1,12 +1,14 @@
 """The table of a sweep, read from its jobs' folders, and the jobs in it that stand out."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from raiopt.results.folder import read_record
+from raiopt.results.records import JobRecord, read_jobs
+from raiopt.results.shards import merged_shards
 
 METRICS = {
     "clean_accuracy": pl.Float64,
@@ -23,68 +25,96 @@ METRICS = {
 }
 
 
-def load_sweep(folder: Path) -> pl.DataFrame:
-    """Returns one row for each job folder below `folder`, in the order in which the jobs were numbered.
+def load_sweep(folder: Path | str, *, merge_shards: bool = True) -> pl.DataFrame:
+    """Returns the table of a sweep, from its folders alone: a row a job, in the order in which they were numbered.
 
-    Columns: `job` (its folder's name), `status`, the options that differ between jobs, `ball`,
-    the metrics (null where a job has none), `best` and `error`. A job is best if no other with the same ball, model
-    and data leaves a smaller robust accuracy.
+    Columns: `job` (its folder's name), `status`, the options that differ between jobs (all that were given if none
+    differs), `ball`, the metrics (null unless the job is finished), `error` (its first line) and `best`. Status is that
+    of run.json: finished, running, failed or killed; missing, where sweep.json lists a job that did not start;
+    unreadable, where run.json is damaged or of another version; incomplete, where a shard is not finished. A job is
+    best if no other with the same ball, model and data leaves a smaller robust accuracy. Options whose values are
+    lists or of several types are texts; null stays null.
+
+    Args:
+        folder: The folder of the sweep, as in outputs/NAME.
+        merge_shards: Jobs that differ in data.shard alone are one row, named after the first of them, with the figures
+            of all their samples: those of the undivided run. False: a row a job.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no job, or its sweep.json cannot be read.
+
+    >>> import json, pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> jobs = {f"job{number}": {"number": number, "overrides": {"optim.lr": 0.1 + number}} for number in range(2)}
+    >>> _ = (folder / "sweep.json").write_text(json.dumps({"schema": 1, "jobs": jobs}))
+    >>> load_sweep(folder).select("job", "status", "optim.lr", "error").rows()
+    [('job0', 'missing', 0.1, 'did not start'), ('job1', 'missing', 1.1, 'did not start')]
     """
-    records = [(path.parent, read_record(path.parent)) for path in sorted(folder.glob("*/run.json"))]
-    records.sort(key=lambda pair: (pair[1].get("job_number") or 0, pair[0].name))
-    swept = _swept([record for _, record in records])
-    rows = [_row(path, record, swept) for path, record in records]
-    if not rows:
-        return pl.DataFrame()
-    frame = pl.DataFrame({name: _column([row[name] for row in rows]) for name in rows[0]})
-    frame = frame.cast({**METRICS, "error": pl.String, "ball": pl.String})
-    return _mark_best(frame, [record for _, record in records])
+    jobs = read_jobs(folder)
+    if merge_shards:
+        jobs = merged_shards(folder, jobs)
+    return jobs_frame(jobs, _differing(jobs))
 
 
-def _swept(records: list[dict[str, Any]]) -> list[str]:
-    """Returns the options that the jobs were given and that differ between them; all of them if none does."""
-    given = [record["overrides"] for record in records if "overrides" in record]
-    keys = list(dict.fromkeys(key for overrides in given for key in overrides))
-    return [key for key in keys if len({json.dumps(overrides.get(key)) for overrides in given}) > 1] or keys
-
-
-def _row(path: Path, record: dict[str, Any], swept: list[str]) -> dict[str, Any]:
-    metrics = record.get("metrics", {})
-    return {
-        "job": path.name,
-        "status": record.get("status", "unreadable"),
-        **{key: record.get("overrides", {}).get(key) for key in swept},
-        "ball": record.get("ball"),
-        **{name: metrics.get(name) for name in METRICS},
-        "error": record.get("error", {}).get("message"),
+def jobs_frame(jobs: Sequence[JobRecord], options: Sequence[str]) -> pl.DataFrame:
+    """Returns the table of these jobs with these options."""
+    columns = {
+        "job": pl.Series([job.name for job in jobs], dtype=pl.String),
+        "status": pl.Series([job.status for job in jobs], dtype=pl.String),
+        **{name: _column([job.option(name) for job in jobs]) for name in options},
+        "ball": pl.Series([job.record.get("ball") for job in jobs], dtype=pl.String),
+        **{name: pl.Series([job.metrics.get(name) for job in jobs], dtype=kind) for name, kind in METRICS.items()},
+        "error": pl.Series([job.error for job in jobs], dtype=pl.String),
+        "best": pl.Series(_best(jobs), dtype=pl.Boolean),
     }
+    return pl.DataFrame(columns)
 
 
-def _column(values: list[Any]) -> list[Any]:
+def options_of(frame: pl.DataFrame) -> list[str]:
+    """Returns the columns of the table that are options."""
+    return frame.columns[frame.columns.index("status") + 1 : frame.columns.index("ball")]
+
+
+def given_options(jobs: Sequence[JobRecord]) -> list[str]:
+    """Returns the options that any job was given."""
+    return list(dict.fromkeys(name for job in jobs for name in job.options))
+
+
+def _differing(jobs: Sequence[JobRecord]) -> list[str]:
+    """Returns the options that the jobs were given and that differ between them; all of them if none does."""
+    given = [job for job in jobs if job.options]
+    names = given_options(jobs)
+    return [name for name in names if len({json.dumps(job.option(name)) for job in given}) > 1] or names
+
+
+def _column(values: Sequence[Any]) -> pl.Series:
     """Returns the values as one type: numbers, booleans or texts; mixtures and nested values become JSON texts."""
     kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int, float} or (len(kinds) <= 1 and not kinds & {list, dict}):
-        return values
-    return [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+    if kinds == {bool}:
+        return pl.Series(values, dtype=pl.Boolean)
+    if kinds and kinds <= {int, float} and all(abs(value) < 2**63 for value in values if type(value) is int):
+        return pl.Series(values, dtype=pl.Float64 if float in kinds else pl.Int64, strict=False)
+    texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+    return pl.Series(texts, dtype=pl.String)
 
 
-def _mark_best(frame: pl.DataFrame, records: list[dict[str, Any]]) -> pl.DataFrame:
-    """Adds the column `best`; jobs without a ball are compared with none."""
-    peers = [_question(record) for record in records]
-    robust = pl.col("robust_accuracy").cast(pl.Float64)
-    return (
-        frame.with_columns(_peers=pl.Series(peers))
-        .with_columns(best=(robust == robust.min().over("_peers")) & (pl.col("ball") != "unbounded"))
-        .with_columns(pl.col("best").fill_null(False))
-        .drop("_peers")
-    )
+def _best(jobs: Sequence[JobRecord]) -> list[bool]:
+    """Returns which jobs leave the smallest robust accuracy of their peers; jobs without a ball have none."""
+    peers = [_question(job) for job in jobs]
+    robust = [None if job.record.get("ball") == "unbounded" else job.metrics.get("robust_accuracy") for job in jobs]
+    smallest: dict[str, float] = {}
+    for peer, value in zip(peers, robust, strict=True):
+        if value is not None:
+            smallest[peer] = min(value, smallest.get(peer, value))
+    return [value is not None and value == smallest[peer] for peer, value in zip(peers, robust, strict=True)]
 
 
-def _question(record: dict[str, Any]) -> str:
+def _question(job: JobRecord) -> str:
     """Returns what must be equal for two robust accuracies to be comparable."""
-    own = {key: value for key, value in record.get("overrides", {}).items() if key.startswith("perturbation")}
-    radii = record.get("metrics", {}).get("epsilons")
-    return json.dumps([record.get(part) for part in ("ball", "model", "hashes", "perturbation")] + [own, radii])
+    own = {key: value for key, value in job.options.items() if key.startswith("perturbation")}
+    told = [job.record.get(part) for part in ("ball", "model", "hashes", "perturbation")]
+    return json.dumps([*told, own, job.metrics.get("epsilons")])
 
 
 def save_sweep(frame: pl.DataFrame, folder: Path) -> None:

@@ -12,6 +12,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from raiopt.results.tables import options_of
+
+ROWS = 40
+"""So many rows of a sweep's table are printed."""
+TOLD = 10
+"""So many jobs that did not finish are told by name."""
 Advance = Callable[[float], None]
 SHORT = {
     "clean_accuracy": "clean",
@@ -146,25 +152,47 @@ def print_sweep(frame: pl.DataFrame, folder: Path) -> None:
     """Prints the table of a sweep, the best of equal jobs marked, and where it lies."""
     console, unlimited = Console(), Console(width=1000)
     extra = ["attack_seconds", "clean_accuracy", "median_linf", "median_l2", "forward_passes"]
-    table = _table(frame, extra)
+    shown = _most_telling(frame)
+    table = _table(shown, extra)
     while extra and console.is_terminal and unlimited.measure(table).maximum > console.width:
         extra.pop()
-        table = _table(frame, extra)
+        table = _table(shown, extra)
     wide = Console(width=max(console.width, unlimited.measure(table).maximum))  # no cell is ever cut
-    wide.print(f"{len(frame)} jobs in {escape(str(folder))}", style="bold", highlight=False)
+    wide.print(f"{len(frame):,} jobs in {escape(str(folder))}", style="bold", highlight=False)
     wide.print(table)
+    if len(shown) < len(frame):
+        console.print(
+            f"{len(frame) - len(shown):,} more rows are in sweep.csv; shown are the best, some that did not finish, "
+            "and the smallest robust accuracies",
+            soft_wrap=True,
+            highlight=False,
+        )
     console.print("* smallest robust accuracy of equal balls", highlight=False)
-    for row in frame.filter(pl.col("status") != "finished").iter_rows(named=True):
+    bad = frame.filter(pl.col("status") != "finished")
+    for row in bad.head(TOLD).iter_rows(named=True):
         why = row["error"] or "see its run.log"
         console.print(f"! {row['job']} {row['status']}: {escape(why)}", style="red", soft_wrap=True, highlight=False)
+    if len(bad) > TOLD:
+        console.print(f"! and {len(bad) - TOLD:,} more that did not finish", style="red", highlight=False)
     console.print(
         f"results in {escape(str(folder))}: sweep.csv, sweep.parquet, a folder a job", soft_wrap=True, highlight=False
     )
 
 
+def _most_telling(frame: pl.DataFrame) -> pl.DataFrame:
+    """Returns at most `ROWS` rows, in order: the best, some that did not finish, the smallest robust accuracies."""
+    ranked = (
+        frame.with_row_index("_row")
+        .with_columns(_bad=pl.col("status") != "finished")
+        .with_columns(_told=pl.col("_bad") & (pl.col("_bad").cum_sum() <= TOLD))
+        .sort(~pl.col("best"), ~pl.col("_told"), "robust_accuracy", nulls_last=True, maintain_order=True)
+    )
+    return ranked.head(ROWS).sort("_row").drop("_row", "_bad", "_told")
+
+
 def _table(frame: pl.DataFrame, extra: list[str]) -> Table:
     """Returns the table with the options, the ball, robust accuracy, and those of the other columns in `extra`."""
-    options = _options(frame)
+    options = options_of(frame)
     shown = [*options, "ball"]
     shown += [name for name in frame.columns if name == "robust_accuracy" or name in extra]
     shown += [name for name in ("target_reached", "undecided") if _says_something(frame[name])]
@@ -176,7 +204,9 @@ def _table(frame: pl.DataFrame, extra: list[str]) -> Table:
     for row in frame.iter_rows(named=True):
         cells = [escape(_cell(name, row[name])) for name in shown]
         table.add_row(
-            "*" if row["best"] else "!" if row["error"] else "", *cells, style="bold" if row["best"] else None
+            "*" if row["best"] else "" if row["status"] == "finished" else "!",
+            *cells,
+            style="bold" if row["best"] else None,
         )
     return table
 
@@ -185,10 +215,6 @@ def _short(option: str, options: list[str]) -> str:
     """Returns the last part of an option's name if no other option has the same."""
     last = option.rpartition(".")[2]
     return last if ["ball", *(other.rpartition(".")[2] for other in options)].count(last) == 1 else option
-
-
-def _options(frame: pl.DataFrame) -> list[str]:
-    return frame.columns[frame.columns.index("status") + 1 : frame.columns.index("ball")]
 
 
 def _says_something(column: pl.Series) -> bool:

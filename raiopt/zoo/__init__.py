@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from raiopt import checks
-from raiopt.zoo.data import Batch, ImageData
+from raiopt.zoo.data import Batch, ImageData, Shard
 from raiopt.zoo.datasets import torchvision_data, torchvision_data_sets
 from raiopt.zoo.digits import digits, digits_model
 from raiopt.zoo.factories import python_data, python_model
@@ -21,6 +21,7 @@ __all__ = [
     "Classifier",
     "Geometry",
     "ImageData",
+    "Shard",
     "digits",
     "digits_model",
     "image_folder",

@@ -91,6 +91,45 @@ class ImageData:
         return image.float()
 
 
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` parts of a data set, numbered from 0, in the order of the data.
+
+    Args:
+        index: data.shard, below `count`.
+        count: data.num_shards, at least 1.
+
+    Examples:
+        >>> grey = lambda id: torch.full((1, 2, 2), id / 20)
+        >>> data = ImageData("grey", list(range(20)), [f"grey/{id}" for id in range(20)], None, grey)
+        >>> [Shard(index, 3).select(data, batch_size=4).ids[0] for index in range(3)]
+        [0, 4, 12]
+    """
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        checks.shard(self.index, self.count)
+
+    def select(self, data: ImageData, batch_size: int) -> ImageData:
+        """Returns this part of the data; the sizes of the parts differ by one batch at most.
+
+        If there are whole batches enough for all shards, each of its batches is one of the undivided data: so samples
+        meet the same others, and the results are the same bit for bit. Else the sizes differ by one sample at most.
+
+        Raises:
+            ValueError: If there are fewer samples than shards.
+        """
+        checks.number("batch_size", batch_size, low=1, integer=True)
+        if len(data) < self.count:
+            raise ValueError(f"data.num_shards={self.count} must be at most {len(data)}, the number of samples.")
+        unit = batch_size if len(data) // batch_size >= self.count else 1
+        units = -(-len(data) // unit)
+        start, stop = (index * units // self.count * unit for index in (self.index, self.index + 1))
+        return data.select(indices=range(start, min(stop, len(data))))
+
+
 def positions(count: int, limit: int | None = None, indices: Sequence[int] | str | None = None) -> list[int]:
     """Returns the positions out of range(count) that `data.indices` and then `data.limit` leave.
 

@@ -43,6 +43,7 @@ def enlarged(image: Tensor) -> Tensor:
     return grey[0].clamp_(0, 1).repeat(3, 1, 1)
 
 
+@once
 def digits(
     split: Literal["test", "train", "all"] = "test",
     *,

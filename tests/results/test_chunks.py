@@ -125,7 +125,7 @@ def interrupted(folder, place, name, at, make=job, *, after=False, **options):
         stopping(monkeypatch, place, name, at, after=after)
         with pytest.raises(KeyboardInterrupt):
             run(folder, make, **options)
-    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    assert json.loads((folder / "run.json").read_text())["status"] == "killed"
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +159,15 @@ def test_a_run_goes_on_wherever_its_writing_stopped(tmp_path, undisturbed, at, a
     interrupted(folder, chunks, "_replace", at, after=after)
     run(folder)
     assert_same(folder, undisturbed)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("at", range(1, 8))
+def test_a_run_of_one_batch_goes_on_wherever_its_writing_stopped(tmp_path, at, after):
+    run(tmp_path / "undisturbed", batch_size=8)
+    interrupted(tmp_path / "run", chunks, "_replace", at, after=after, batch_size=8)
+    assert ("continued" in run(tmp_path / "run", batch_size=8)) == ((at, after) > (6, False))
+    assert_same(tmp_path / "run", tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize("name", ["trace_frame", "metrics", "draw_gallery"])

@@ -59,3 +59,9 @@ def test_a_finished_run_of_another_schema_is_not_ours(tmp_path):
 def test_git_state_outside_a_checkout_is_none(tmp_path):
     assert git_state(tmp_path) is None
     assert git_state(tmp_path / "missing") is None
+
+
+def test_git_is_asked_once_a_folder(tmp_path, monkeypatch):
+    first = git_state(tmp_path)
+    monkeypatch.setattr("raiopt.results.folder.subprocess.run", lambda *_, **__: pytest.fail("asked again"))
+    assert git_state(tmp_path) == first

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raiopt.zoo.data import ImageData, check_labels, positions
+from raiopt import checks
+from raiopt.zoo.data import ImageData, Shard, check_labels, positions
 
 small = st.integers(-12, 12)
 bound = st.none() | small
@@ -69,6 +70,61 @@ def test_labels_may_be_unknown():
 def test_bad_selections_are_refused(kwargs, error, message):
     with pytest.raises(error, match=message):
         numbered().select(**kwargs)
+
+
+@given(count=st.integers(1, 40), shards=st.integers(1, 12), size=st.integers(1, 12))
+def test_shards_are_a_partition_in_order_of_whole_batches_where_these_suffice(count, shards, size):
+    data = numbered(count)
+    if count < shards:
+        with pytest.raises(
+            ValueError, match=rf"data\.num_shards={shards} must be at most {count}, the number of samples"
+        ):
+            Shard(0, shards).select(data, size)
+        return
+    parts = [Shard(index, shards).select(data, size) for index in range(shards)]
+    assert [i for part in parts for i in part.ids] == data.ids
+    assert [i for part in parts for i in part.labels.tolist()] == data.ids
+    lengths = [len(part) for part in parts]
+    if count // size >= shards:
+        whole = [batch.ids for batch in data.batches(size)]
+        assert [batch.ids for part in parts for batch in part.batches(size)] == whole
+        lengths = [-(-length // size) for length in lengths]
+    assert 1 <= min(lengths) <= max(lengths) <= min(lengths) + 1
+
+
+def test_shards_are_of_what_was_selected_and_keep_its_ids():
+    data = numbered().select(indices="::-1", limit=7)
+    assert [Shard(index, 3).select(data, 2).ids for index in range(3)] == [[9, 8], [7, 6], [5, 4, 3]]
+
+
+@pytest.mark.parametrize(
+    ("index", "count", "error", "message"),
+    [
+        (
+            3,
+            3,
+            ValueError,
+            r"data\.shard=3 must be an integer, at least 0, at most 2\. All of them are data\.shard=range\(3\)",
+        ),
+        (-1, 3, ValueError, r"data\.shard=-1 must be an integer, at least 0, at most 2"),
+        (0.0, 3, TypeError, r"data\.shard=0\.0 must be an integer"),
+        (True, 3, TypeError, r"data\.shard=True must be an integer"),
+        (0, 0, ValueError, r"data\.num_shards=0 must be an integer, at least 1"),
+        (0, "3", TypeError, r"data\.num_shards='3' must be an integer"),
+        (1, None, ValueError, r"data\.shard=1 needs data\.num_shards, the number of all shards"),
+        (None, 3, ValueError, r"data\.num_shards=3 needs data\.shard, as in data\.shard=range\(3\)"),
+    ],
+)
+def test_bad_shards_are_refused(index, count, error, message):
+    with pytest.raises(error, match=message):
+        checks.shard(index, count)
+
+
+def test_a_shard_is_asked_for_by_two_numbers_or_none():
+    assert not checks.shard(None, None)
+    assert checks.shard(0, 1)
+    with pytest.raises(ValueError, match=r"batch_size=0 must be an integer, at least 1"):
+        Shard(0, 1).select(numbered(), 0)
 
 
 @pytest.mark.parametrize(
