@@ -92,6 +92,24 @@ def choice(name: str, value: T, options: Iterable[T]) -> T:
     raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, known))}.{hint}")
 
 
+def shard(index: Any, count: Any) -> bool:
+    """Says whether a part of the data is asked for: data.shard, numbered from 0, of data.num_shards.
+
+    Raises:
+        TypeError, ValueError: If one is given without the other, or they are no such numbers.
+    """
+    if index is None and count is None:
+        return False
+    if count is None:
+        raise ValueError(f"data.shard={index} needs data.num_shards, the number of all shards.")
+    number("data.num_shards", count, low=1, integer=True)
+    if index is None:
+        raise ValueError(f"data.num_shards={count} needs data.shard, as in data.shard=range({count}).")
+    remedy = f"All of them are data.shard=range({count})."
+    number("data.shard", index, low=0, high=count - 1, integer=True, remedy=remedy)
+    return True
+
+
 def near(word: str, words: Iterable[str]) -> list[str]:
     """Returns the words that look like `word`, the most similar first."""
     return get_close_matches(word, list(words))

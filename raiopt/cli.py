@@ -69,7 +69,7 @@ def _run(words: list[str]) -> int:
     import hydra
 
     _ended.clear()
-    SweepRecorder.folder, SweepRecorder.swept, SweepRecorder.asked = None, (), frozenset()
+    SweepRecorder.begin()
     try:
         with _hydra_raises(), _arguments(words):
             hydra.main(config_path="pkg://raiopt.conf", config_name="raiopt", version_base="1.3")(job)()
@@ -125,6 +125,8 @@ def _end_sweep(folder: Path) -> int:
     frame = load_sweep(folder)
     save_sweep(frame, folder)
     print_sweep(frame, folder)
+    if SweepRecorder.found is not None:
+        print(SweepRecorder.found)
     asked = frame.filter(pl.col("job").is_in(list(SweepRecorder.asked))) if SweepRecorder.asked else frame
     return int((asked["status"] != "finished").any())
 

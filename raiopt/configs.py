@@ -60,6 +60,14 @@ class Inference:
     deterministic: bool = True
 
 
+@dataclass
+class Sharding:
+    """What every option of data lists beside what opens it: which part of the samples a job takes, as in zoo.Shard."""
+
+    shard: int | None = None
+    num_shards: int | None = None
+
+
 def _group(group: str, **options: Any) -> None:
     for name, node in options.items():
         store(node, group=group, name=name)
@@ -75,6 +83,11 @@ def _optim(function: Any, fields_of: Any = Optim, **changes: Any) -> Any:
 def _model(function: Any, **changes: Any) -> Any:
     """Returns an option of model; builds() would refuse settings that its function does not take."""
     return make_dataclass("Model", [], bases=(Inference, partial(function, **changes)))
+
+
+def _data(function: Any, **changes: Any) -> Any:
+    """Returns an option of data."""
+    return make_dataclass("Data", [], bases=(Sharding, partial(function, **changes)))
 
 
 def _perturbation(function: Any, **optim: Any) -> None:
@@ -120,10 +133,10 @@ _group(
 )
 _group(
     "data",
-    digits=partial(zoo.digits),
-    image_folder=partial(zoo.image_folder, root=MISSING),
-    torchvision=partial(zoo.torchvision_data, name=MISSING, root=MISSING),
-    python=partial(zoo.python_data, factory=MISSING),
+    digits=_data(zoo.digits),
+    image_folder=_data(zoo.image_folder, root=MISSING),
+    torchvision=_data(zoo.torchvision_data, name=MISSING, root=MISSING),
+    python=_data(zoo.python_data, factory=MISSING),
 )
 _group(
     "perturbation",
@@ -279,7 +292,20 @@ class Grid:
     params: dict[str, str] | None = None
 
 
+@dataclass
+class Optuna:
+    """hydra/sweeper=optuna: a search, as in sweep.search.OptunaSweeper."""
+
+    _target_: str = f"{PLUGINS}.OptunaSweeper"
+    n_trials: int = 50
+    metric: str = "robust_accuracy"
+    direction: str = "minimize"
+    n_jobs: int | None = None
+    seed: int = 0
+    params: dict[str, str] | None = None
+
+
 _group("hydra/launcher", local=Local)
-_group("hydra/sweeper", grid=Grid)
+_group("hydra/sweeper", grid=Grid, optuna=Optuna)
 store(Job, name="raiopt", to_config=lambda node: node)
 store(_HYDRA, group="hydra", name="config", provider="raiopt")

@@ -1,11 +1,11 @@
 """One job: loads model and data, attacks every sample, verifies, and fills the job's folder."""
 
-import hashlib
 import itertools
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -13,12 +13,13 @@ import torch
 
 from raiopt import checks
 from raiopt.attacks import Attack, Engine, Inference, ModelView, Start, default_batch_size, told_as
+from raiopt.memory import Memory, ReadData
 from raiopt.results.chunks import Chunks
 from raiopt.results.folder import RunFolder
 from raiopt.results.gallery import SHOWN, chosen_exhibits, draw_gallery, exhibits_of
 from raiopt.results.samples import metrics, trace_frame
 from raiopt.results.terminal import Advance, coupling, doubts, headline, progress
-from raiopt.zoo import Batch, Classifier, ImageData
+from raiopt.zoo import Batch, Classifier, ImageData, Shard
 from raiopt.zoo.data import check_labels
 
 log = logging.getLogger("raiopt")
@@ -38,6 +39,7 @@ class Job:
         batch_size: None: so many images that they have the pixels of 64 at 224 by 224, between 16 and 256.
         save: Which perturbations are stored: fooled, all or none.
         inference: How the search sees the model.
+        shard: Which part of the data; None: all.
         words: A name of the optimizer for titles.
     """
 
@@ -49,6 +51,7 @@ class Job:
     batch_size: int | None = None
     save: str = "fooled"
     inference: Inference = field(default_factory=Inference)
+    shard: Shard | None = None
     words: str = "attack"
 
     def __post_init__(self) -> None:
@@ -58,7 +61,9 @@ class Job:
                 checks.number(name, getattr(self, name), low=1, integer=True)
 
 
-def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any]) -> dict[str, Any]:
+def run(
+    make: Callable[[], Job], folder: RunFolder, about: dict[str, Any], memory: Memory | None = None
+) -> dict[str, Any]:
     """Carries out a job in its folder and returns its record.
 
     A folder that holds the finished answer to the same question about the same weights and data is left as it is.
@@ -66,13 +71,15 @@ def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any]) -> di
     Args:
         make: Builds the job; what is wrong with its options becomes part of the folder's record.
         about: What else run.json shall say: job key, overrides, ...
+        memory: What earlier jobs of this process left; what this one leaves is added. None: it leaves nothing.
 
     Raises:
         FileExistsError: If the folder holds a finished run with other weights or data.
     """
+    memory = memory or Memory(room=0)
     finished = folder.finished_record()
     if finished is not None:
-        return _compared(finished, make(), folder)
+        return _compared(finished, make(), folder, memory)
     with folder.recording(about):
         job = make()
         device = choose_device(job.device)
@@ -80,27 +87,28 @@ def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any]) -> di
             torch.set_num_threads(job.threads)
         torch.set_flush_denormal(True)  # weights that decayed into denormals cost a factor of eight
         try_optimizer(job.attack)
-        model, data, classes = load(job, device)
-        view = ModelView(model, job.inference)
-        engine = Engine(view, job.attack, shape=data.shape, classes=classes, batch_size=batch_size(job, data))
-        _describe(folder, job, engine, model, data)
+        model, data, classes = load(job, device, memory)
+        plain = ModelView(model, job.inference)
+        engine = Engine(plain, job.attack, shape=data.shape, classes=classes, batch_size=batch_size(job, data))
+        _describe(folder, job, engine, model, data, memory)
         chunks = Chunks(folder.path, job.save)
         before = _continued(chunks, folder)
         log.info("Pixels are in [0, 1]; the model normalises them itself: %s.", model.preset)
-        noted = _attack_all(engine, data, device, chunks, before, folder)
+        view = partial(memory.view, model, job.inference, known=before.get("inference"))
+        noted = _attack_all(engine, view, memory.data(data), device, chunks, folder, anew=not before)
         _finish(job, folder, chunks, noted, model.classes or data.classes)
     chunks.discard()  # not before the record says finished
     return folder.record
 
 
-def _describe(folder: RunFolder, job: Job, engine: Engine, model: Classifier, data: ImageData) -> None:
-    """Writes into the record what is known before the attack."""
+def _describe(folder: RunFolder, job: Job, engine: Engine, model: Classifier, data: ImageData, memory: Memory) -> None:
+    """Puts into the record what is known before the attack; it is written when the model is ready, too."""
     device, start = next(model.buffers()).device, engine.example
-    folder.save(
+    folder.record.update(
         device={"type": str(device), "name": _device_name(device), "threads": torch.get_num_threads()},
         model={"name": model.name, "preset": model.preset, "classes": model.num_classes},
         data={"name": data.name, "samples": len(data)},
-        hashes={"weights": model.weights_hash()},
+        hashes={"weights": memory.weights_hash(model)},
         batch_size=engine.batch_size,
         attack=job.words,
         ball=str(start.ball),
@@ -173,7 +181,7 @@ def try_optimizer(attack: Attack) -> None:
         attack.optimizer([torch.zeros([1] * 8)])
 
 
-def load(job: Job, device: torch.device) -> tuple[Classifier, ImageData, int]:
+def load(job: Job, device: torch.device, memory: Memory | None = None) -> tuple[Classifier, ImageData, int]:
     """Returns model, data and the number of classes, after model and data were seen to fit each other.
 
     Raises:
@@ -181,12 +189,21 @@ def load(job: Job, device: torch.device) -> tuple[Classifier, ImageData, int]:
     """
     model = job.model().to(device)
     data = job.data(model)
-    with torch.no_grad():
-        logits = model(data.image(0)[None].to(device))
-    if logits.ndim != 2 or len(logits) != 1:
-        raise ValueError(f"The model {model.name} must return logits (N, classes), not shape {tuple(logits.shape)}.")
-    check_labels(data, logits.shape[1])
-    return model, data, logits.shape[1]
+    data = data if job.shard is None else job.shard.select(data, batch_size(job, data))
+    classes = (memory or Memory(room=0)).classes(model, data)
+    check_labels(data, classes)
+    return model, data, classes
+
+
+def hashes(job: Job, memory: Memory | None = None) -> dict[str, str]:
+    """Returns the hashes of weights and data that a run of this job would record.
+
+    Raises:
+        TypeError, ValueError: If they cannot be loaded, or do not fit each other.
+    """
+    memory = memory or Memory(room=0)
+    model, data, _ = load(job, choose_device(job.device), memory)
+    return {"weights": memory.weights_hash(model), "data": memory.data(data).hash(batch_size(job, data))}
 
 
 def batch_size(job: Job, data: ImageData) -> int:
@@ -199,24 +216,35 @@ def _device_name(device: torch.device) -> str:
 
 
 def _attack_all(
-    engine: Engine, data: ImageData, device: torch.device, chunks: Chunks, before: dict[str, Any], folder: RunFolder
+    engine: Engine,
+    view: Callable[..., ModelView],
+    data: ReadData,
+    device: torch.device,
+    chunks: Chunks,
+    folder: RunFolder,
+    *,
+    anew: bool,
 ) -> list[dict[str, Any]]:
-    """Attacks the batches that no chunk holds yet; returns what was noted of each chunk."""
-    digest, noted, done = hashlib.sha256(), [], 0
+    """Attacks the batches that no chunk holds yet; returns what was noted of each chunk.
+
+    Args:
+        view: Returns the model as it is prepared for the first batch.
+        anew: No chunk is there.
+    """
+    noted, done, found = [], 0, ""
     with progress(len(data)) as advance:
-        for number, batch in enumerate(data.batches(engine.samples_at_once)):
-            _feed(digest, batch)
+        for number, (batch, found) in enumerate(data.batches(engine.samples_at_once)):
             if number == 0:
-                engine.view.prepare(batch.images.to(device), before.get("inference"))
+                engine.view = view(images=batch.images.to(device), first=found)
                 folder.save(inference=engine.view.about)
-                if not before:
+                if anew:
                     chunks.begin(folder.record)
-            about = chunks.finished(number)
+            about = None if anew else chunks.finished(number)
             if about is None:
                 engine.on_step = _ticking(advance, done, len(batch.ids), engine.attack.steps + 1)
                 room = sum(entry["broken"] for entry in noted) < SHOWN
-                about = _attack_batch(engine, batch, device, chunks, number, digest.hexdigest(), room)
-            elif about["data"] != digest.hexdigest():
+                about = _attack_batch(engine, batch, device, chunks, number, found, room)
+            elif about["data"] != found:
                 raise _other_data(folder)
             else:
                 about["continued"] = True
@@ -224,7 +252,7 @@ def _attack_all(
             done += len(batch.ids)
             advance(done)
             log.info("Done with %d of %d samples.", done, len(data))
-    folder.save(hashes={**folder.record["hashes"], "data": digest.hexdigest()})
+    folder.record["hashes"]["data"] = found
     return noted
 
 
@@ -259,18 +287,9 @@ def _attack_batch(
     return about
 
 
-def _feed(digest: Any, batch: Batch) -> None:
-    """Adds the samples one by one, so that the hash does not depend on the batch size."""
-    for position, name in enumerate(batch.names):
-        label = "" if batch.labels is None else int(batch.labels[position])
-        digest.update(f"{name} {label}\n".encode())
-        digest.update(batch.images[position].contiguous().numpy().tobytes())
-
-
 def _finish(job: Job, folder: RunFolder, chunks: Chunks, noted: list[dict[str, Any]], classes: Any) -> None:
     """Joins the chunks into the tables, the figures and the picture of the run."""
-    table = pl.scan_parquet(chunks.tables("samples"))
-    table.sink_parquet(folder / "samples.parquet")
+    chunks.merge_samples(folder / "samples.parquet")
     trace = trace_frame(chunks.tables("steps"), job.attack.steps, targeted=job.attack.targeted)
     trace.write_parquet(folder / "trace.parquet")
     chunks.merge_perturbations()
@@ -286,7 +305,8 @@ def _finish(job: Job, folder: RunFolder, chunks: Chunks, noted: list[dict[str, A
         log.info(coupling(folder.record))
     for doubt in doubts(folder.record):
         log.warning(doubt)
-    _report_undecided(folder)
+    if figures["undecided"]:
+        _report_undecided(folder)
 
 
 def _report_undecided(folder: RunFolder) -> None:
@@ -298,18 +318,13 @@ def _report_undecided(folder: RunFolder) -> None:
         log.warning("%d samples in all are not decided: see the column undecided of samples.parquet.", len(lost))
 
 
-def _compared(before: dict[str, Any], job: Job, folder: RunFolder) -> dict[str, Any]:
+def _compared(before: dict[str, Any], job: Job, folder: RunFolder, memory: Memory) -> dict[str, Any]:
     """Returns the finished record if weights and data are still what they were."""
-    model, data, _ = load(job, choose_device(job.device))
-    digest = hashlib.sha256()
-    for batch in data.batches(batch_size(job, data)):
-        _feed(digest, batch)
-    now = {"weights": model.weights_hash(), "data": digest.hexdigest()}
-    for part, value in now.items():
-        if before["hashes"][part] != value:
+    for part, now in hashes(job, memory).items():
+        if before["hashes"][part] != now:
             raise FileExistsError(
                 f"{folder.path} holds a finished run with other {part} (hash {before['hashes'][part][:10]}, now "
-                f"{value[:10]}). Nothing was overwritten; give another name=..."
+                f"{now[:10]}). Nothing was overwritten; give another name=..."
             )
     log.info("Finished before, with the same weights and data: nothing was run again.")
     return {**before, "skipped": True}

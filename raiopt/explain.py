@@ -107,21 +107,23 @@ def _unknown_key(key: str, words: Sequence[str]) -> str:
     if key == "optim/InnerOpt":
         optim = next((word for word in chosen if word.startswith("optim=")), "an optim of this sweep")
         return f"{key} cannot be chosen: {optim} has no inner optimizer. Leave it out, or take another optim."
-    known = _keys(chosen)
+    known = _keys(chosen, hydra=key.startswith("hydra."))
     if same := [name for name in known if name.rpartition(".")[2] == key]:
         return f"{key} is not an option. Did you mean {' or '.join(same)}?"
     groups = [] if key.partition(".")[0] in options() else list(options())
     return _with_near(f"{key} is not an option", key, known + groups, show_all=False)
 
 
-def _keys(groups: list[str]) -> list[str]:
+def _keys(groups: list[str], hydra: bool) -> list[str]:
+    """Returns the names of all settings with these options of the groups; those of Hydra alone, or all others."""
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
     with initialize_config_module("raiopt.conf", version_base="1.3"):
-        config = compose("raiopt", overrides=groups)
-    return list(_flat(OmegaConf.to_container(config, resolve=False)))
+        config = compose("raiopt", overrides=groups, return_hydra_config=hydra)
+    names = list(_flat(OmegaConf.to_container(config, resolve=False)))
+    return [name for name in names if name.startswith("hydra.")] if hydra else names
 
 
 def _flat(node: Any, prefix: str = "") -> list[str]:

@@ -1,6 +1,7 @@
 """A job as its config describes it: built, and carried out in its folder, by the command itself or by a worker."""
 
 import faulthandler
+import functools
 import logging
 import math
 import multiprocessing
@@ -14,13 +15,17 @@ from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from raiopt import checks
 from raiopt.configs import Inference as ModelOptions
-from raiopt.configs import Job
+from raiopt.configs import Job, Sharding
 from raiopt.results.folder import RunFolder
+
+if TYPE_CHECKING:
+    from raiopt.memory import Memory
 
 log = logging.getLogger("raiopt")
 
@@ -36,12 +41,15 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def carry_out(config: DictConfig, hydra: Any, about: dict[str, Any], folder: RunFolder) -> Exception | None:
+def carry_out(
+    config: DictConfig, hydra: Any, about: dict[str, Any], folder: RunFolder, memory: "Memory | None" = None
+) -> Exception | None:
     """Runs a job in its folder; returns what it failed with. `folder.record` then says how it went.
 
     Args:
         hydra: What .hydra/hydra.yaml shall hold.
         about: What run.json shall say beside the results.
+        memory: What earlier jobs of this process left.
     """
     from raiopt import experiment
 
@@ -51,7 +59,7 @@ def carry_out(config: DictConfig, hydra: Any, about: dict[str, Any], folder: Run
         finished = folder.finished_record()
         if finished is None:
             _save_question(config, hydra, about["command"][1:], folder.path / ".hydra")
-        folder.record = experiment.run(lambda: build(config, about["choices"]), folder, about)
+        folder.record = experiment.run(lambda: build(config, about["choices"]), folder, about, memory)
     except Exception as error:  # told by the caller, when Hydra is done: it would print lines of its own
         log.info("The job failed.\n%s", traceback.format_exc())
         error.add_note(f"The traceback is in {folder / 'run.log'}.")
@@ -91,18 +99,27 @@ def work(task: dict[str, Any]) -> None:
 
     folder = RunFolder(task["folder"])
     folder.path.mkdir(parents=True, exist_ok=True)
-    config = OmegaConf.create(task["config"])
+    config: Any = OmegaConf.create(task["config"])
     if config.threads is None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     with _written_to(folder / "run.log"):
-        carry_out(config, task["hydra"], task["about"], folder)
+        carry_out(config, task["hydra"], task["about"], folder, _memory())
 
 
 def hashes(task: dict[str, Any]) -> dict[str, str]:
     """Returns the hashes of weights and data that a run of this task would have today."""
     from raiopt import experiment
 
-    return experiment.hashes(build(OmegaConf.create(task["config"]), task["about"]["choices"]))
+    config: Any = OmegaConf.create(task["config"])
+    return experiment.hashes(build(config, task["about"]["choices"]), _memory())
+
+
+@functools.cache
+def _memory() -> "Memory":
+    """Returns what the jobs of this worker leave to the next."""
+    from raiopt.memory import Memory
+
+    return Memory()
 
 
 @contextmanager
@@ -140,6 +157,7 @@ def build(config: DictConfig, choices: dict[str, str]) -> Any:
     from raiopt import experiment
     from raiopt.attacks import Attack
     from raiopt.attacks.inference import Inference
+    from raiopt.zoo import Shard
 
     known = [field.name for field in fields(Job) if field.name != "defaults"]
     for key in config:
@@ -161,14 +179,22 @@ def build(config: DictConfig, choices: dict[str, str]) -> Any:
         told = [next(iter(entry), "") if OmegaConf.is_dict(entry) else entry for entry in members]
         names[0] = f"{names[0]} of {', '.join(map(str, told))}"
     kind = [choices["perturbation"]] if choices["perturbation"] != "additive" else []
-    load = instantiate(config.model)
-    options = {field.name for field in fields(ModelOptions)} & set(load.keywords)
-    inference = Inference(**{name: load.keywords[name] for name in options})
+    model, inference = _split(instantiate(config.model), ModelOptions)
+    data, part = _split(instantiate(config.data), Sharding)
+    sharding = {"index": part.get("shard"), "count": part.get("num_shards")}
     return experiment.Job(
-        model=partial(load.func, *load.args, **{k: v for k, v in load.keywords.items() if k not in options}),
-        inference=inference,
-        data=instantiate(config.data),
+        model=model,
+        inference=Inference(**inference),
+        data=data,
+        shard=Shard(**sharding) if checks.shard(**sharding) else None,
         attack=attack,
         **{key: config[key] for key in ("device", "threads", "batch_size", "save")},
         words=", ".join([*kind, " with ".join(names), f"{attack.steps} steps"]),
     )
+
+
+def _split(load: Any, kind: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns a partial without those of its keywords that are fields of `kind`, and these."""
+    names = {entry.name for entry in fields(kind)}
+    rest = {name: value for name, value in load.keywords.items() if name not in names}
+    return partial(load.func, *load.args, **rest), {n: v for n, v in load.keywords.items() if n in names}

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "raiopt").rglob("*.py"))
 ORDER = """
-    __init__ __version__ checks batching transforms sampling optim perturbations attacks zoo results
+    __init__ __version__ checks batching transforms sampling optim perturbations attacks zoo memory results
     experiment library builders configs jobs explain listing sweep cli __main__
 """
 LAYERS: list[str] = [*ORDER.split()]

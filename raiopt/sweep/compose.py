@@ -19,9 +19,9 @@ from raiopt.sweep.task import Task
 class Composer:
     """Makes tasks of lists of overrides.
 
-    What Hydra composes depends on the options that are chosen for the groups; for each such choice it is asked once. The
-    values that jobs set in one choice are written into its config one after another. What is not the plain setting of
-    a value (+key, ~key, dictionaries, errors) is composed by Hydra each time, so that its rules and messages hold.
+    What Hydra composes depends on the options that are chosen for the groups; for each such choice it is asked once.
+    The values that jobs set in one choice are written into its config one after another. What is not the plain setting
+    of a value (+key, ~key, dictionaries, errors) is composed by Hydra each time, so that its rules and messages hold.
 
     Args:
         loader: Of Hydra.
@@ -55,14 +55,14 @@ class Composer:
         key = key_of({str(name): value for name, value in resolved.items()})
         given = {override.key_or_group: override for override in map(self._parsed, overrides)}
         about = {
-            "name": resolved["name"],
-            "note": resolved["note"],
+            "name": resolved.get("name"),
+            "note": resolved.get("note"),
             "job_key": key,
             "job_number": number,
             "command": ["raiopt", *overrides],
             "overrides": {name: choices[name] if name in choices else plain(_at(resolved, name)) for name in given},
             "choices": choices,
-            "seed": resolved["seed"],
+            "seed": resolved.get("seed"),
         }
         folder = str(self.folder / key)
         config = {str(name): value for name, value in unresolved.items()}
@@ -80,7 +80,9 @@ class Composer:
 
     def _composed(self, overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
         parsed = [self._parsed(text) for text in overrides]
-        groups = [text for text, override in zip(overrides, parsed, strict=True) if self._is_group(override.key_or_group)]
+        groups = [
+            text for text, override in zip(overrides, parsed, strict=True) if self._is_group(override.key_or_group)
+        ]
         values = [override for override in parsed if not self._is_group(override.key_or_group)]
         if all(_is_plain(override) for override in values):
             choice = self._choices.get(tuple(groups))
@@ -134,5 +136,8 @@ def _is_plain(override: Override) -> bool:
 def _at(config: Any, name: str) -> Any:
     """Returns the entry of a nested config with this dotted name, None if there is none."""
     for part in name.split("."):
-        config = config.get(part) if isinstance(config, dict) else None
+        if isinstance(config, list) and part.isdigit() and int(part) < len(config):
+            config = config[int(part)]
+        else:
+            config = config.get(part) if isinstance(config, dict) else None
     return config

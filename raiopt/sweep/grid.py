@@ -2,8 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -18,7 +19,8 @@ from raiopt.sweep.hashes import check_hashes
 from raiopt.sweep.launcher import Listed, SweepLauncher, run_tasks
 from raiopt.sweep.progress import Progress
 from raiopt.sweep.recorder import SweepRecorder
-from raiopt.sweep.resume import clear, listed, plan
+from raiopt.sweep.resume import check_shards, clear, numbered, plan, read_list, write_list
+from raiopt.sweep.task import Task
 
 LIMIT = 10_000
 """So many jobs are a sweep; more are asked about, for they are mostly a slip."""
@@ -30,6 +32,9 @@ class GridSweeper(Sweeper):
     Args:
         params: Options with several values, as on the command line, where they may be given anew.
     """
+
+    config: Any
+    launcher: Any
 
     def __init__(self, params: dict[str, str] | None = None) -> None:
         self.params = params or {}
@@ -49,20 +54,33 @@ class GridSweeper(Sweeper):
         folder = Path(self.config.hydra.sweep.dir)
         composer = Composer(self.context.config_loader, self.config)
         tasks = list(composer.tasks(jobs))  # a wrong option is told before there is any folder
+        check_shards(tasks)
         with locked(folder):
-            tasks = listed(folder, tasks, SweepRecorder.swept, arguments)
-            OmegaConf.save(self.config, folder / "multirun.yaml")
+            about = read_list(folder)
+            tasks = numbered(about, tasks)
             SweepRecorder.asked = frozenset(task.key for task in tasks)
             planned = plan(tasks, self.config.retry, self.config.force)
+            run = self._prepared(planned.todo, len(planned.finished))
             check_hashes(planned.finished)
-            if isinstance(self.launcher, SweepLauncher):
-                with Progress(len(planned.todo), len(planned.finished), SweepRecorder.swept) as progress:
-                    if planned.todo:
-                        run_tasks(self.launcher.engine(len(planned.todo)), Listed(planned.todo), progress)
-            else:
-                for task in planned.todo:
-                    clear(task)
-                self.launcher.launch([task.about["command"][1:] for task in planned.todo], initial_job_idx=0)
+            write_list(folder, about, SweepRecorder.swept, arguments)
+            OmegaConf.save(self.config, folder / "multirun.yaml")
+            run()
+
+    def _prepared(self, todo: list[Task], skipped: int) -> Callable[[], object]:
+        """Returns what runs the tasks, after the launcher has seen that it can."""
+        if not todo:
+            return lambda: None
+        if isinstance(self.launcher, SweepLauncher):
+            engine = self.launcher.engine(len(todo))
+            progress = Progress(len(todo), skipped, SweepRecorder.swept)
+            return lambda: run_tasks(engine, Listed(todo), progress)
+
+        def launch() -> None:
+            for task in todo:
+                clear(task)
+            self.launcher.launch([task.about["command"][1:] for task in todo], initial_job_idx=0)
+
+        return launch
 
 
 def combinations(overrides: Sequence[Override], sure: bool = False) -> list[list[str]]:

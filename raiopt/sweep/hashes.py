@@ -1,13 +1,12 @@
 """Whether the weights and data of a sweep's finished jobs are still what they were."""
 
 import json
-import multiprocessing
-import os
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
 from raiopt.jobs import begin_worker, hashes
+from raiopt.sweep.local_engine import cores, server
 from raiopt.sweep.task import Task
 
 
@@ -23,16 +22,19 @@ def check_hashes(finished: list[tuple[Task, dict[str, Any]]]) -> None:
         kinds.setdefault(json.dumps(task.config) if "${" in kind else kind, []).append((task, record))
     if not kinds:
         return
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPool(1, initializer=begin_worker, initargs=(threads, ""), context=context) as pool:  # pyright: ignore
-        futures = [pool.schedule(hashes, args=(jobs[0][0].plain(),)) for jobs in kinds.values()]
+    with ProcessPool(1, initializer=begin_worker, initargs=(cores(), ""), context=server()) as pool:  # pyright: ignore
+        futures = [pool.schedule(hashes, args=(_on_cpu(jobs[0][0]),)) for jobs in kinds.values()]
         for future, jobs in zip(futures, kinds.values(), strict=True):
             try:
                 now = future.result()
             except ProcessExpired as error:
                 raise ChildProcessError(f"Weights and data could not be compared: {error}.") from None
             _compare(now, jobs)
+
+
+def _on_cpu(task: Task) -> dict[str, Any]:
+    """Returns the task for the CPU: hashes do not depend on the device, and jobs have the others."""
+    return {**task.plain(), "config": {**task.config, "device": "cpu"}}
 
 
 def _compare(now: dict[str, str], jobs: list[tuple[Task, dict[str, Any]]]) -> None:

@@ -56,21 +56,8 @@ def run_tasks(engine: Engine, source: Source, progress: Progress) -> None:
     running: dict[str, Task] = {}
     why = "the sweep was ended"
     try:
-        while True:
-            tasks = source.take(None if engine.slots is None else engine.slots - len(running))
-            for task in tasks:
-                clear(task)
-            if tasks:
-                engine.start(tasks)
-            running |= {task.key: task for task in tasks}
-            progress.started(tasks)
-            if not running:
-                return
-            for ended in engine.poll(0.2):
-                del running[ended.task.key]
-                record = _settled(ended)
-                source.ended(ended.task, record)
-                progress.ended(ended.task, record)
+        with progress:
+            _loop(engine, source, progress, running)
     except KeyboardInterrupt:
         why = "interrupted"
         raise
@@ -78,6 +65,24 @@ def run_tasks(engine: Engine, source: Source, progress: Progress) -> None:
         engine.close()
         for task in running.values():
             _settled(Ended(task, why))
+
+
+def _loop(engine: Engine, source: Source, progress: Progress, running: dict[str, Task]) -> None:
+    while True:
+        tasks = source.take(None if engine.slots is None else engine.slots - len(running))
+        for task in tasks:
+            clear(task)
+        if tasks:
+            engine.start(tasks)
+        running |= {task.key: task for task in tasks}
+        progress.started(tasks)
+        if not running:
+            return
+        for ended in engine.poll(0.2):
+            del running[ended.task.key]
+            record = _settled(ended)
+            source.ended(ended.task, record)
+            progress.ended(ended.task, record)
 
 
 def _settled(ended: Ended) -> dict[str, Any]:
@@ -113,8 +118,7 @@ class SweepLauncher(Launcher):
         """Runs jobs for a sweeper of Hydra's own; how each went is in its folder."""
         composer = Composer(self.context.config_loader, self.config)
         tasks = [composer.task(list(words), initial_job_idx + place) for place, words in enumerate(job_overrides)]
-        with Progress(total=len(tasks)) as progress:
-            run_tasks(self.engine(len(tasks)), Listed(tasks), progress)
+        run_tasks(self.engine(len(tasks)), Listed(tasks), Progress(total=len(tasks)))
         returns = []
         for task in tasks:
             returns.append(JobReturn(overrides=task.about["command"][1:], status=JobStatus.COMPLETED))

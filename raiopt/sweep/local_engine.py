@@ -1,14 +1,14 @@
 """Warm worker processes on this machine: one job at a time each, with the model in memory between jobs."""
 
-import functools
 import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import ForkServerContext
 from typing import Any
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
@@ -39,16 +39,9 @@ class LocalEngine:
         self, slots: int, threads: int, timeout_min: float | None = None, gpus: Sequence[Sequence[str]] = ()
     ) -> None:
         self.slots: int | None = slots
-        limits = {"OMP_NUM_THREADS": str(threads), "POLARS_MAX_THREADS": str(threads)}
-        os.environ.update({name: value for name, value in limits.items() if name not in os.environ})
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["raiopt.experiment", "raiopt.jobs"])
         seconds = None if timeout_min is None else 60 * timeout_min
         visible = [",".join(numbers) for numbers in gpus] or [None] * slots
-        self._slots = [_Slot(functools.partial(self._pool, threads, numbers), seconds) for numbers in visible]
-
-    def _pool(self, threads: int, gpus: str | None) -> ProcessPool:
-        return ProcessPool(1, initializer=begin_worker, initargs=(threads, gpus), context=self._context)  # pyright: ignore
+        self._slots = [_Slot(threads, numbers, seconds) for numbers in visible]
 
     def start(self, tasks: Sequence[Task]) -> None:
         """Gives each task to a slot that is free."""
@@ -71,12 +64,17 @@ class LocalEngine:
 
 
 class _Slot:
-    def __init__(self, make: Callable[[], ProcessPool], seconds: float | None) -> None:
-        self.make, self.seconds = make, seconds
-        self.pool = make()
+    def __init__(self, threads: int, gpus: str | None, seconds: float | None) -> None:
+        self.threads, self.gpus, self.seconds = threads, gpus, seconds
         self.task: Task | None = None
         self.future: ProcessFuture[Any] | None = None
         self.attempts = 0
+        self.pids = server().RawArray("i", 2)  # of the worker, and of that which took the task
+        self.pool = self._pool()
+
+    def _pool(self) -> ProcessPool:
+        arguments = (self.threads, self.gpus, self.pids)
+        return ProcessPool(1, initializer=_begin, initargs=arguments, context=server())  # pyright: ignore
 
     def begin(self, task: Task) -> None:
         self.task, self.attempts = task, 0
@@ -86,34 +84,79 @@ class _Slot:
         if not self.pool.active:  # its worker died while it had nothing to do
             self._renew()
         self.attempts += 1
-        self.future = self.pool.schedule(work, args=(task.plain(),), timeout=self.seconds)
+        self.pids[1] = 0
+        try:
+            self.future = self.pool.schedule(_work, args=(task.plain(),), timeout=self.seconds)
+        except RuntimeError as error:  # it died at this moment
+            self.future = ProcessFuture()
+            self.future.set_exception(BrokenProcessPool(str(error)))
 
     def _renew(self) -> None:
         self.pool.stop()
         self.pool.join()
-        self.pool = self.make()
+        self.pool = self._pool()
 
     def ended(self) -> Ended | None:
         """Returns how its task ended, None if it runs on."""
-        if self.task is None or self.future is None or not self.future.done():
+        task, future = self.task, self.future
+        if task is None or future is None:
             return None
-        task, why = self.task, None
-        try:
-            self.future.result()
-        except ProcessExpired as error:
-            why = told_exit(error.exitcode or 0)
-        except TimeoutError:
-            why = f"over its limit of {(self.seconds or 0) / 60:g} min (hydra.launcher.timeout_min)"
-        except BrokenProcessPool as error:
+        if future.done():
+            error = future.exception()  # not raised: SystemExit of a job would end the sweep
+        elif self.pids[1] not in (0, self.pids[0]):  # pebble waits for ever for a worker that ended with exit code 0
+            error = ProcessExpired("ended", code=0)
+            self._renew()
+        elif not self.pool.active:
+            error = BrokenProcessPool("it died before it took the task")
+        else:
+            return None
+        if isinstance(error, BrokenProcessPool):
             self._renew()
             if self.attempts < ATTEMPTS:
                 self._attempt(task)
                 return None
-            why = f"its worker could not start: {error}"
-        except Exception as error:
-            why = f"its worker failed: {type(error).__name__}: {error}"
         self.task = self.future = None
-        return Ended(task, why)
+        return Ended(task, self._why(error))
+
+    def _why(self, error: BaseException | None) -> str | None:
+        match error:
+            case None:
+                return None
+            case ProcessExpired():
+                return told_exit(error.exitcode or 0)
+            case TimeoutError():
+                return f"over its limit of {(self.seconds or 0) / 60:g} min (hydra.launcher.timeout_min)"
+            case BrokenProcessPool():
+                return f"its worker could not start: {error}"
+            case SystemExit():
+                return f"its code called sys.exit({error.code!r})"
+            case _:
+                return f"its worker failed: {type(error).__name__}: {error}"
+
+
+def server() -> ForkServerContext:
+    """Returns what forks workers from a process that has imported torch, which is started for the first of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["raiopt.experiment", "raiopt.jobs"])
+    return context
+
+
+_pids: Any = None  # in a worker, what its slot reads
+
+
+def _begin(threads: int, gpus: str | None, pids: Any) -> None:
+    """Prepares a worker."""
+    global _pids
+    _pids = pids
+    pids[0] = os.getpid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once, and told as what it is; pebble makes an exit code of it
+    os.environ.setdefault("POLARS_MAX_THREADS", str(threads))
+    begin_worker(threads, gpus)
+
+
+def _work(task: dict[str, Any]) -> None:
+    _pids[1] = os.getpid()
+    work(task)
 
 
 def told_exit(code: int) -> str:

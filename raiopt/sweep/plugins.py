@@ -9,12 +9,13 @@ from hydra.core.plugins import Plugins
 from raiopt.configs import PLUGINS
 from raiopt.sweep.grid import GridSweeper
 from raiopt.sweep.local_engine import LocalLauncher
+from raiopt.sweep.search import OptunaSweeper
 
-CLASSES = (GridSweeper, LocalLauncher)
+CLASSES = (GridSweeper, OptunaSweeper, LocalLauncher)
 
 
 def register_plugins() -> None:
-    """Puts them into the only package from which Hydra takes plugins; in this process alone, not in other Hydra apps."""
+    """Puts them into the package from which alone Hydra takes plugins; in this process, not in other Hydra apps."""
     parent_name, _, name = PLUGINS.rpartition(".")
     try:
         parent = importlib.import_module(parent_name)

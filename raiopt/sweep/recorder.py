@@ -15,11 +15,18 @@ class SweepRecorder(Callback):
         folder: Its folder; None if there was no sweep.
         swept: The options that were given several values.
         asked: The keys of its jobs, if the sweeper told them.
+        found: What a search found, in a line.
     """
 
     folder: Path | None = None
     swept: tuple[str, ...] = ()
     asked: frozenset[str] = frozenset()
+    found: str | None = None
+
+    @classmethod
+    def begin(cls) -> None:
+        """Forgets the sweep before."""
+        cls.folder, cls.swept, cls.asked, cls.found = None, (), frozenset(), None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Notes the facts before the first job, and says where the results will be."""
@@ -28,4 +35,4 @@ class SweepRecorder(Callback):
         parsed = OverridesParser.create().parse_overrides(words)
         SweepRecorder.folder = Path(config.hydra.sweep.dir)
         SweepRecorder.swept = tuple(word.key_or_group for word in parsed if word.is_sweep_override())
-        print(f"sweep over {', '.join(SweepRecorder.swept)}, in {SweepRecorder.folder}")
+        print(f"sweep over {', '.join(SweepRecorder.swept)}, in {SweepRecorder.folder}", flush=True)

@@ -12,7 +12,7 @@ from raiopt.results.folder import SCHEMA, RunFolder, read_record
 from raiopt.sweep.task import Task
 
 RETRY = ("failed", "killed", "none")
-"""Which jobs that ended without a result are run again: all, those that did not end by an error of their own, or none."""
+"""Which jobs that ended without a result are run again: all, those without an error of their own, or none."""
 
 
 @dataclass
@@ -51,6 +51,15 @@ def plan(tasks: Sequence[Task], retry: str = "failed", force: bool = False) -> P
     return made
 
 
+def check_shards(tasks: Sequence[Task]) -> None:
+    """Raises a ValueError for a part of the data that is not there; each job would do so later."""
+    for part in dict.fromkeys(
+        (task.config["data"].get("shard"), task.config["data"].get("num_shards")) for task in tasks
+    ):
+        if not any(isinstance(number, str) for number in part):  # references are resolved by the job
+            checks.shard(*part)
+
+
 def clear(task: Task) -> None:
     """Moves aside what the folder of a task holds if it is finished, or of another version; nothing is overwritten."""
     record = read_record(Path(task.folder))
@@ -58,24 +67,22 @@ def clear(task: Task) -> None:
         RunFolder(task.folder).set_aside()
 
 
-def listed(folder: Path, tasks: Sequence[Task], swept: Sequence[str], words: Sequence[str]) -> list[Task]:
-    """Writes the tasks into the sweep's list of jobs, and returns each once, with its number there.
-
-    Raises:
-        ValueError: If the folder holds something else than a sweep.
-    """
-    about = read_list(folder)
+def numbered(about: dict[str, Any], tasks: Sequence[Task]) -> list[Task]:
+    """Adds the tasks to a sweep's list of jobs, and returns each once, with its number there."""
     jobs: dict[str, Any] = about["jobs"]
     for task in tasks:
         jobs.setdefault(task.key, {"number": len(jobs), "overrides": task.about["overrides"]})
+    unique = {task.key: task for task in tasks}.values()
+    return [replace(task, about={**task.about, "job_number": jobs[task.key]["number"]}) for task in unique]
+
+
+def write_list(folder: Path, about: dict[str, Any], swept: Sequence[str], words: Sequence[str]) -> None:
+    """Writes the sweep's list of jobs, with the options that a command swept over and its words."""
     about["swept"] = list(dict.fromkeys([*about["swept"], *swept]))
-    about["commands"] = [*(words_ for words_ in about["commands"] if words_ != list(words)), list(words)]
-    folder.mkdir(parents=True, exist_ok=True)
+    about["commands"] = [*(command for command in about["commands"] if command != list(words)), list(words)]
     temporary = folder / "sweep.json.tmp"
     temporary.write_text(json.dumps(about), encoding="utf-8")
     os.replace(temporary, folder / "sweep.json")
-    unique = {task.key: task for task in tasks}.values()
-    return [replace(task, about={**task.about, "job_number": jobs[task.key]["number"]}) for task in unique]
 
 
 def read_list(folder: Path) -> dict[str, Any]:

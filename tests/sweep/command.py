@@ -1,0 +1,208 @@
+"""The command as a process of its own, in an empty folder, and what can be done to it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SMALL = ["data.limit=8", "solver.steps=2", "threads=1", "model=python"]
+OWN = r'''
+import ctypes, logging, os, signal, sys, time, warnings
+from pathlib import Path
+import torch
+from torch import nn
+
+trouble = Path("trouble").exists
+
+class Waiting(nn.Module):
+    """Waits while there is a file `hold`, from the batch on that its text numbers."""
+    def __init__(self):
+        super().__init__()
+        self.linear, self.seen = nn.Linear(3, 10), 0
+    def forward(self, x):
+        if x.shape[0] > 1:
+            self.seen += 1
+        try:
+            while self.seen > int(Path("hold").read_text()):
+                Path(f"waits-{os.getpid()}").touch()
+                time.sleep(0.02)
+        except (OSError, ValueError):
+            pass
+        return self.linear(x.mean((2, 3)))
+
+def net():
+    torch.manual_seed(int(Path("seed").read_text()) if Path("seed").exists() else 0)
+    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 10))
+
+def waits():
+    torch.manual_seed(0)
+    return Waiting()
+
+def raises():
+    if trouble():
+        raise RuntimeError("no such weights")
+    return net()
+
+def kills():
+    if trouble():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return net()
+
+def crashes():
+    if trouble():
+        ctypes.string_at(0)
+    return net()
+
+def leaves():
+    if trouble():
+        os._exit(3)
+    return net()
+
+def vanishes():
+    if trouble():
+        os._exit(0)
+    return net()
+
+def exits():
+    if trouble():
+        sys.exit("enough")
+    return net()
+
+def hangs():
+    if trouble():
+        time.sleep(1000)
+    return net()
+
+def loud():
+    print("from print")
+    warnings.warn("from warnings")
+    logging.getLogger("own").info("from logging")
+    ctypes.CDLL(None).dprintf(2, b"from C\n")
+    return net()
+
+def gpus():
+    with open("gpus", "a") as file:
+        file.write(os.environ.get("CUDA_VISIBLE_DEVICES", "all") + "\n")
+    return net()
+'''
+
+
+class Command:
+    """A running command; all its processes carry a mark in their environment, and are its own process group."""
+
+    def __init__(self, folder: Path, *words: str, **environment: str) -> None:
+        (folder / "own.py").write_text(OWN, encoding="utf-8")
+        self.folder, self.mark = folder, uuid.uuid4().hex
+        self.out, self.err = folder / f"{self.mark}.out", folder / f"{self.mark}.err"
+        env = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+        with self.out.open("w") as out, self.err.open("w") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "raiopt", *words],
+                cwd=folder,
+                env={**env, "RAIOPT_TEST": self.mark, "PYTHONUNBUFFERED": "1", **environment},
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    def ends(self, seconds: float = 120) -> int:
+        """Waits for the end; returns the exit status, after it was seen that no process is left."""
+        try:
+            code = self.process.wait(seconds)
+            until(lambda: not self.processes(), f"processes are left: {self.processes()}")
+        finally:
+            self.end()
+        return code
+
+    def end(self) -> None:
+        """Kills whatever is left of it."""
+        for pid in self.processes():
+            kill(pid)
+        self.process.wait()
+
+    def processes(self) -> list[int]:
+        """Returns the numbers of all its processes that live."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark.encode() in (path / "environ").read_bytes() and " Z " not in (path / "stat").read_text():
+                    found.append(int(path.name))
+            except OSError:
+                continue
+        return found
+
+    def server(self) -> int | None:
+        """Returns the number of the process that forks its workers."""
+        of = [pid for pid in self.processes() if parent(pid) == self.process.pid and b"forkserver" in command_line(pid)]
+        return of[0] if of else None
+
+    def workers(self) -> list[int]:
+        """Returns the numbers of its workers."""
+        server = self.server()
+        return [pid for pid in self.processes() if parent(pid) == server]
+
+    def tells(self, pattern: str, seconds: float = 120) -> re.Match[str]:
+        """Waits until it printed a text, and returns it."""
+        return until(lambda: re.search(pattern, self.said()), f"{pattern!r} is not in:\n{self.said()}", seconds, self)
+
+    def said(self) -> str:
+        """Returns what it printed until now."""
+        return self.out.read_text() + self.err.read_text()
+
+
+def run(folder: Path, *words: str, **environment: str) -> tuple[int, str]:
+    """Returns exit status and output of a command."""
+    command = Command(folder, *words, **environment)
+    return command.ends(), command.said()
+
+
+def until(check: Callable[[], Any], told: str, seconds: float = 60, command: Command | None = None) -> Any:
+    """Waits until a check holds, and returns what it returned."""
+    end = time.monotonic() + seconds
+    while not (found := check()):
+        over = command is not None and command.process.poll() is not None and not check()
+        assert time.monotonic() < end and not over, told if command is None else f"{told}\n{command.said()}"
+        time.sleep(0.01)
+    return found
+
+
+def parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def records(folder: Path) -> dict[str, Any]:
+    """Returns the records of the jobs in a sweep's folder, by job key."""
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/run.json"))}
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    """Returns when the record of each finished job was written."""
+    return {
+        key: (folder / key / "run.json").stat().st_mtime_ns
+        for key, record in records(folder).items()
+        if record["status"] == "finished"
+    }
