@@ -18,9 +18,10 @@ from raiopt.jobs import carry_out, plain
 from raiopt.listing import list_options, print_help
 from raiopt.results.folder import RunFolder
 from raiopt.sweep.job_key import job_key, register_resolvers
-from raiopt.sweep.plugins import register_plugins
 from raiopt.sweep.recorder import SweepRecorder
 
+LOOKING = {"--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help"}
+"""Flags with which Hydra shows something and runs nothing."""
 _ended: list[Exception | None] = []  # for each job of this process what it failed with
 
 
@@ -35,7 +36,6 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _terminated)
     try:
         register_resolvers()
-        register_plugins()
         store.add_to_hydra_store(overwrite_ok=True)
         if words[:1] == ["list"]:
             return list_options(words[1:])
@@ -68,6 +68,10 @@ def _terminated(*_: Any) -> None:
 def _run(words: list[str]) -> int:
     import hydra
 
+    if not LOOKING & set(words):  # these must be quick, above all tab completion
+        from raiopt.sweep.plugins import register_plugins
+
+        register_plugins()
     _ended.clear()
     SweepRecorder.begin()
     try:

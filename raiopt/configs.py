@@ -285,6 +285,37 @@ class Local:
 
 
 @dataclass
+class Slurm:
+    """hydra/launcher=slurm: jobs of a Slurm cluster, as in sweep.slurm_engine.SlurmOptions."""
+
+    _target_: str = f"{PLUGINS}.SlurmLauncher"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpus_per_node: int | None = None
+    cpus_per_task: int | None = None
+    mem_gb: float | None = None
+    timeout_min: int | None = 60
+    array_parallelism: int | None = None
+    max_requeues: int = 3
+    setup: list[str] = field(default_factory=list)
+    additional_parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Ray:
+    """hydra/launcher=ray: tasks of a Ray cluster, as in sweep.ray_engine.RayEngine."""
+
+    _target_: str = f"{PLUGINS}.RayLauncher"
+    address: str | None = None
+    num_cpus: float = 1
+    num_gpus: float | None = None
+    timeout_min: float | None = None
+    runtime_env: dict[str, Any] | None = None
+
+
+@dataclass
 class Grid:
     """hydra/sweeper=grid: every combination, as in sweep.grid.GridSweeper."""
 
@@ -305,7 +336,7 @@ class Optuna:
     params: dict[str, str] | None = None
 
 
-_group("hydra/launcher", local=Local)
+_group("hydra/launcher", local=Local, slurm=Slurm, ray=Ray)
 _group("hydra/sweeper", grid=Grid, optuna=Optuna)
 store(Job, name="raiopt", to_config=lambda node: node)
 store(_HYDRA, group="hydra", name="config", provider="raiopt")

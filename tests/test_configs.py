@@ -6,6 +6,7 @@ import sys
 from dataclasses import MISSING, fields
 
 import pytest
+from hydra import compose, initialize_config_module
 from hydra_zen import get_target
 from omegaconf import OmegaConf, ValidationError
 from torch import optim as torch_optim
@@ -14,6 +15,12 @@ from raiopt import configs, optim, zoo
 from raiopt.attacks import Attack, Inference
 from raiopt.builders import optimizers
 from raiopt.configs import Bounded, store
+from raiopt.sweep.grid import GridSweeper
+from raiopt.sweep.job_key import register_resolvers
+from raiopt.sweep.local_engine import LocalLauncher
+from raiopt.sweep.ray_engine import RayEngine
+from raiopt.sweep.search import OptunaSweeper
+from raiopt.sweep.slurm_engine import SlurmOptions
 
 PROJECTED = {
     "linf_projected": "LinfProjectedOptim",
@@ -154,3 +161,27 @@ def test_configuring_does_not_import_torch(words):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "takes"),
+    [
+        ("hydra/launcher", "local", LocalLauncher),
+        ("hydra/launcher", "slurm", SlurmOptions),
+        ("hydra/launcher", "ray", RayEngine),
+        ("hydra/sweeper", "grid", GridSweeper),
+        ("hydra/sweeper", "optuna", OptunaSweeper),
+    ],
+)
+def test_launchers_and_sweepers_list_what_their_classes_take(group, name, takes):
+    register_resolvers()
+    store.add_to_hydra_store(overwrite_ok=True)
+    with initialize_config_module("raiopt.conf", version_base="1.3"):
+        config = compose("raiopt", overrides=[f"{group}={name}"], return_hydra_config=True)
+    listed = OmegaConf.to_container(OmegaConf.select(config, group.replace("/", ".")))
+    del listed["_target_"]
+    defaults = {key: parameter.default for key, parameter in inspect.signature(takes).parameters.items()}
+    empty = {"setup": (), "additional_parameters": {}}
+    assert {key: value or empty.get(key, value) for key, value in listed.items()} == {
+        key: empty.get(key, value) for key, value in defaults.items()
+    }

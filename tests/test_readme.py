@@ -26,7 +26,7 @@ def composed(words):
 def test_every_command_composes(command):
     words = shlex.split(command, comments=True)[1:]
     if "-m" in words:  # the first value of each
-        words = [re.sub(r",(?![^\[]*\]).*", "", word) for word in words]
+        words = [re.sub(r",(?![^\[]*\]).*", "", re.sub(r"=range\(.*", "=0", word)) for word in words]
     composed(words)
 
 

@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
@@ -21,6 +19,8 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         FileExistsError: If another process holds it; the message says which, on which machine.
     """
+    from filelock import FileLock, Timeout  # takes as long as all else that `raiopt --help` imports
+
     folder.mkdir(parents=True, exist_ok=True)
     # Nobody waits for it, and filelock looks whether the file that it locked is still there: so it can be removed.
     lock, holder = FileLock(folder / ".lock", blocking=False), folder / ".lock.json"

@@ -9,9 +9,11 @@ from hydra.core.plugins import Plugins
 from raiopt.configs import PLUGINS
 from raiopt.sweep.grid import GridSweeper
 from raiopt.sweep.local_engine import LocalLauncher
+from raiopt.sweep.ray_engine import RayLauncher
 from raiopt.sweep.search import OptunaSweeper
+from raiopt.sweep.slurm_engine import SlurmLauncher
 
-CLASSES = (GridSweeper, OptunaSweeper, LocalLauncher)
+CLASSES = (GridSweeper, OptunaSweeper, LocalLauncher, SlurmLauncher, RayLauncher)
 
 
 def register_plugins() -> None:
