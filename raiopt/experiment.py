@@ -17,7 +17,8 @@ from raiopt.memory import Memory, ReadData
 from raiopt.results.chunks import Chunks
 from raiopt.results.folder import RunFolder
 from raiopt.results.gallery import SHOWN, chosen_exhibits, draw_gallery, exhibits_of
-from raiopt.results.samples import metrics, trace_frame
+from raiopt.results.metrics import metrics
+from raiopt.results.samples import trace_frame
 from raiopt.results.terminal import Advance, coupling, doubts, headline, progress
 from raiopt.zoo import Batch, Classifier, ImageData, Shard
 from raiopt.zoo.data import check_labels
@@ -104,10 +105,11 @@ def run(
 def _describe(folder: RunFolder, job: Job, engine: Engine, model: Classifier, data: ImageData, memory: Memory) -> None:
     """Puts into the record what is known before the attack; it is written when the model is ready, too."""
     device, start = next(model.buffers()).device, engine.example
+    part = {} if job.shard is None else {"shard": job.shard.index, "num_shards": job.shard.count}
     folder.record.update(
         device={"type": str(device), "name": _device_name(device), "threads": torch.get_num_threads()},
         model={"name": model.name, "preset": model.preset, "classes": model.num_classes},
-        data={"name": data.name, "samples": len(data)},
+        data={"name": data.name, "samples": len(data), **part},
         hashes={"weights": memory.weights_hash(model)},
         batch_size=engine.batch_size,
         attack=job.words,
@@ -189,7 +191,8 @@ def load(job: Job, device: torch.device, memory: Memory | None = None) -> tuple[
     """
     model = job.model().to(device)
     data = job.data(model)
-    data = data if job.shard is None else job.shard.select(data, batch_size(job, data))
+    if job.shard is not None:
+        data = job.shard.select(data, max(1, batch_size(job, data) // job.attack.rows))  # as the engine cuts batches
     classes = (memory or Memory(room=0)).classes(model, data)
     check_labels(data, classes)
     return model, data, classes

@@ -7,6 +7,7 @@ import logging
 import weakref
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,8 @@ USUAL = Job(
     batch_size=3,
     inference=Inference(channels_last=False),
 )
+IMAGE = 3 * 4 * 4 * 4
+"""Bytes of one image of `data`."""
 
 
 def small(classes=2, seed=0):
@@ -94,7 +97,7 @@ def test_jobs_of_one_process_leave_what_they_would_leave_in_their_own(tmp_path, 
     ]
     prepared, real = [], ModelView.prepare
     monkeypatch.setattr(ModelView, "prepare", lambda *words: prepared.append(words) or real(*words))
-    kept = Memory()
+    kept, warm = Memory(), []
     for number, job in enumerate(jobs):
         caplog.clear()
         run(tmp_path / f"warm {number}", job, kept)
@@ -128,6 +131,7 @@ class NoDigest:
 
 def test_a_model_that_was_written_to_is_another():
     model, kept, images = small(), Memory(), data().image(0)[None]
+    net: Any = model.net
 
     def known():
         return kept.weights_hash(model), kept.view(model, Inference(channels_last=False), images, "first", None)
@@ -136,10 +140,10 @@ def test_a_model_that_was_written_to_is_another():
     assert hashes[0] == hashes[1] == model.weights_hash()
     assert views[0] is views[1]
     for change in (
-        lambda: model.net[3].weight.mul_(2),
-        lambda: model.net[1].running_mean.add_(1),
-        lambda: setattr(model.net[3].bias, "data", model.net[3].bias + 1),
-        lambda: setattr(model.net[0], "weight", nn.Parameter(model.net[0].weight + 1, requires_grad=False)),
+        lambda: net[3].weight.mul_(2),
+        lambda: net[1].running_mean.add_(1),
+        lambda: setattr(net[3].bias, "data", net[3].bias + 1),
+        lambda: setattr(net[0], "weight", nn.Parameter(net[0].weight + 1, requires_grad=False)),
     ):
         before, (_, view) = model.weights_hash(), known()
         with torch.no_grad():
@@ -163,6 +167,7 @@ def test_a_view_is_that_of_its_options_and_its_first_batch():
         "known": {"fold": False},
     }.items():
         assert kept.view(model, **{**usual, name: value}) is not view
+        assert kept.view(model, **usual) is view
 
 
 def test_what_could_not_be_prepared_is_not_kept(monkeypatch):
@@ -187,12 +192,16 @@ def expected_hash(samples):
 
 
 @given(
-    st.integers(1, 7), st.lists(st.integers(1, 8), min_size=1, max_size=4), st.integers(0, 8), st.booleans(), st.data()
+    st.lists(st.sampled_from([torch.float32, torch.float64]), min_size=1, max_size=7),
+    st.lists(st.tuples(st.integers(1, 8), st.integers(0, 7)), min_size=1, max_size=4),
+    st.integers(0, 12),
+    st.booleans(),
 )
-def test_batches_and_hashes_are_those_of_the_data_whatever_is_kept(count, sizes, room, labels, choice):
-    samples, kept = data(count, labels=labels), Memory(room=room * samples_bytes())
-    for size in sizes:
-        stop = choice.draw(st.integers(0, count))
+def test_batches_and_hashes_are_those_of_the_data_whatever_is_kept(types, passes, room, labels):
+    images = data(len(types)).read
+    samples = data(len(types), lambda number: images(number).to(types[number]), labels)
+    kept = Memory(room=room * IMAGE)
+    for size, stop in passes:
         for number, ((batch, found), own) in enumerate(
             zip(kept.data(samples).batches(size), samples.batches(size), strict=True)
         ):
@@ -202,16 +211,12 @@ def test_batches_and_hashes_are_those_of_the_data_whatever_is_kept(count, sizes,
             assert found == expected_hash(samples.select(indices=list(range(number * size + len(own.ids)))))
             if number == stop:
                 break
-    assert kept.data(samples).hash(sizes[0]) == expected_hash(samples)
-
-
-def samples_bytes():
-    return 3 * 4 * 4 * 4
+    assert kept.data(samples).hash(2) == expected_hash(samples)
 
 
 def test_images_are_kept_as_far_as_there_is_room_for_them():
     samples, numbers = counted(torch.rand(5, 3, 4, 4))
-    kept = Memory(room=3 * samples_bytes())
+    kept = Memory(room=3 * IMAGE)
     kept.data(samples).hash(2)
     numbers.clear()
     kept.data(samples).hash(2)
@@ -228,7 +233,7 @@ def test_images_are_kept_as_far_as_there_is_room_for_them():
 def test_the_hash_is_that_of_the_images_which_were_read_last():
     images = torch.rand(4, 3, 4, 4)
     samples, _ = counted(images)
-    kept = Memory(room=2 * samples_bytes())
+    kept = Memory(room=2 * IMAGE)
     kept.data(samples).hash(2)
     images[3] = 1 - images[3]
     assert kept.data(samples).hash(2) == expected_hash(samples)
@@ -253,14 +258,16 @@ def test_parts_of_data_are_told_apart():
 
 def test_only_the_last_few_models_and_data_are_kept():
     kept, alive = Memory(), []
-    for seed in range(KEPT + 2):
-        model, samples = small(seed=seed), data()
+
+    def asked(model, samples):
         kept.view(model, Inference(channels_last=False), samples.image(0)[None], "first", None)
         kept.weights_hash(model)
         kept.classes(model, samples)
         kept.data(samples)
         alive.append((weakref.ref(model), weakref.ref(samples)))
-    del model, samples
+
+    for seed in range(KEPT + 2):
+        asked(small(seed=seed), data())
     gc.collect()
     assert [(model() is not None, samples() is not None) for model, samples in alive] == [
         *[(False, False)] * 2,

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from raiopt.attacks import STOPPED, Outcome, Trial
-from raiopt.results.metrics import metrics as metrics
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 _ATTACKED: dict[str, Any] = {

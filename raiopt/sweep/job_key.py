@@ -10,9 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from raiopt.results.folder import SCHEMA
-
-VOLATILE = ("name", "outputs", "device", "threads", "note", "progress", "tracker", "force", "retry", "yes", "hydra")
-"""Options that say where and how a job runs, not what it asks."""
+from raiopt.results.records import VOLATILE
 
 
 def job_key(config: DictConfig) -> str:

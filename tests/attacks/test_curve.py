@@ -20,7 +20,7 @@ from raiopt.optim import (
     ProjectedParameterOptimizer,
     SteepestGradientOptim,
 )
-from raiopt.results.samples import metrics
+from raiopt.results.metrics import metrics
 from tests.attacks.parts import Counting, Linear, images, net, question, random_start, table
 
 INF = math.inf

@@ -23,8 +23,8 @@ from raiopt.attacks import inference
 from raiopt.attacks.inference import Inference, ModelView
 from raiopt.attacks.likeness import answer
 from raiopt.builders.zoo import torchvision_model
-from raiopt.jobs import build
 from raiopt.configs import store
+from raiopt.jobs import build
 from raiopt.sweep.job_key import register_resolvers
 from tests.attacks.networks import lively, network, small
 

@@ -12,7 +12,7 @@ from raiopt.attacks.verify import TOLERANCE, verify
 from raiopt.builders import attacks
 from raiopt.optim import L2ProjectedOptim, LinfProjectedOptim, ParamTransformingOptimizer
 from raiopt.perturbations import random_places
-from raiopt.results.samples import metrics
+from raiopt.results.metrics import metrics
 from raiopt.sampling import keyed_generator
 from tests.attacks.parts import Counting, Linear, images, net, question, random_start, run, table, tried
 

@@ -10,7 +10,8 @@ import torch
 from torch.testing import assert_close
 
 from raiopt.attacks import STOPPED, Ball, Outcome, Search, Trial, Verdict
-from raiopt.results.samples import metrics, samples_frame, steps_frame, trace_frame
+from raiopt.results.metrics import metrics
+from raiopt.results.samples import samples_frame, steps_frame, trace_frame
 
 NAN = math.nan
 GAINS = torch.tensor([[1.0, 2.0, 3.0], [2.0, 1.0, 0.0], [3.0, NAN, NAN], [4.0, 5.0, 6.0]])

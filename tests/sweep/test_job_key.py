@@ -3,7 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from raiopt.sweep.job_key import VOLATILE, checked_name, job_key
+from raiopt.results.records import VOLATILE
+from raiopt.sweep.job_key import checked_name, job_key
 
 BASE = {"seed": 0, "optim": {"lr": 0.1, "epsilon": 0.5}, "init": {"epsilon": "${optim.epsilon}"}}
 
