@@ -88,19 +88,39 @@ def entry(queue: Mapping[str, InQueue], job: str) -> InQueue | None:
 
 
 def largest_array() -> int:
+    """Returns how many jobs an array may have.
+
+    Raises:
+        OSError: If Slurm does not answer.
+    """
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"))
     return max(1, int(found[1])) if found else 1
 
 
 def cancel(jobs: Sequence[str]) -> None:
+    """Takes jobs out of the queue, and ends those that run, as far as Slurm can be reached."""
+    with suppress(OSError):
+        ask("scancel", *by_array(jobs))
+
+
+def by_array(jobs: Sequence[str]) -> list[str]:
+    """Returns jobs as scancel takes them, those of one array together: one request each, not thousands.
+
+    >>> by_array(["7_0", "7_2", "8"])
+    ['7_[0,2]', '8']
+    """
     arrays: dict[str, list[str]] = {}
     for number, _, place in (job.partition("_") for job in jobs):
         arrays.setdefault(number, []).extend([place] if place else [])
-    with suppress(OSError):
-        ask("scancel", *(f"{number}_[{','.join(places)}]" if places else number for number, places in arrays.items()))
+    return [f"{number}_[{','.join(places)}]" if places else number for number, places in arrays.items()]
 
 
 def is_hopeless(reason: str) -> bool:
+    """Whether a job that waits for this reason waits for ever.
+
+    >>> is_hopeless("PartitionTimeLimit"), is_hopeless("launch failed requeued held"), is_hopeless("Priority")
+    (True, True, False)
+    """
     return HOPELESS.search(re.sub("[^a-z]", "", reason.lower())) is not None
 
 
@@ -111,8 +131,9 @@ def why_ended(job: str, found: InQueue | None) -> str:
         about = dict(re.findall(r"(\w+)=(\S*)", ask("scontrol", "-o", "show", "job", job)))
     if not about:
         with suppress(OSError, ValueError):
-            state, code, limit = ask("sacct", "-X", "-n", "-P", "-o", "State,ExitCode,Timelimit", "-j", job).split("|")
-            about = {"JobState": state.split()[0], "ExitCode": code, "TimeLimit": limit.strip()}
+            told = ask("sacct", "-X", "-n", "-P", "-o", "State,ExitCode,Timelimit", "-j", job).strip().split("\n")
+            state, code, limit = told[-1].split("|")
+            about = {"JobState": state.split()[0], "ExitCode": code, "TimeLimit": limit}
     if not about and found is not None:
         about = {"JobState": found.state}
     return told_end(about) if about else "left the queue without a result, as a job does that is cancelled early"
