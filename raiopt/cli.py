@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         register_resolvers()
         store.add_to_hydra_store(overwrite_ok=True)
         if words[:1] == ["list"]:
+            _register_plugins()
             return list_options(words[1:])
         if {"-h", "--help"} & set(words):
             return print_help()
@@ -65,13 +66,17 @@ def _terminated(*_: Any) -> None:
     raise KeyboardInterrupt("terminated")
 
 
+def _register_plugins() -> None:
+    from raiopt.sweep.plugins import register_plugins
+
+    register_plugins()
+
+
 def _run(words: list[str]) -> int:
     import hydra
 
     if not LOOKING & set(words):  # these must be quick, above all tab completion
-        from raiopt.sweep.plugins import register_plugins
-
-        register_plugins()
+        _register_plugins()
     _ended.clear()
     SweepRecorder.begin()
     try:

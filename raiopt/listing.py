@@ -20,7 +20,8 @@ usage: raiopt [key=value ...]                     one job
   raiopt                                          built-in digits, adversarially trained network, Linf PGD
   raiopt optim=l2_projected optim.epsilon=1.5 solver.steps=40
   raiopt optim/InnerOpt=adam optim.lr=0.01        a group's option with =, a group inside a group with /
-  raiopt -m optim.param_ndim=-1,1,null optim.lr=0.1,0.5
+  raiopt -m name=mine optim.param_ndim=-1,1,null optim.lr=0.1,0.5        again, it runs what is missing
+  raiopt -m hydra/launcher=slurm hydra.launcher.partition=gpu optim.lr=0.1,0.5
   raiopt model=torchvision model.name=resnet50 model.weights=DEFAULT data=image_folder data.root=DIR
   raiopt experiment=step_size_grid                a named run or sweep; one's own with --config-dir DIR
 

@@ -27,7 +27,7 @@ LIMIT = 10_000
 
 
 class GridSweeper(Sweeper):
-    """hydra/sweeper=grid: a job for each combination of the values given.
+    """A job for each combination of the values given.
 
     Args:
         params: Options with several values, as on the command line, where they may be given anew.

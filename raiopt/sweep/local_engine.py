@@ -169,7 +169,7 @@ def told_exit(code: int) -> str:
 
 
 class LocalLauncher(SweepLauncher):
-    """hydra/launcher=local: worker processes on this machine.
+    """Worker processes on this machine.
 
     Args:
         n_jobs: How many jobs at a time; None: one a GPU if there are GPUs and device asks for them, else one a core, 8

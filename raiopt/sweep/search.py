@@ -32,7 +32,7 @@ AT_ONCE = 8
 
 
 class OptunaSweeper(Sweeper):
-    """hydra/sweeper=optuna: looks for the values that make a metric smallest, with optuna's TPE sampler.
+    """Looks for the values that make a metric smallest, with optuna's TPE sampler.
 
     What is to be found is given as `interval(0.01,1)`, `tag(log,interval(0.001,1))`, `int(interval(1,20))`,
     `range(1,9)` or a list of choices; other options are fixed. Trials are kept in the journal `study.journal` of the
