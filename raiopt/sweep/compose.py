@@ -47,12 +47,8 @@ class Composer:
 
     def task(self, overrides: list[str], number: int) -> Task:
         """Returns the task for one job."""
-        config, choices = self._composed(overrides)
-        resolved = OmegaConf.to_container(config, resolve=True)
-        unresolved = OmegaConf.to_container(config, resolve=False)
-        assert isinstance(resolved, dict)
-        assert isinstance(unresolved, dict)
-        key = key_of({str(name): value for name, value in resolved.items()})
+        asked, resolved, choices = self._composed(overrides)
+        key = key_of(resolved)
         given = {override.key_or_group: override for override in map(self._parsed, overrides)}
         about = {
             "name": resolved.get("name"),
@@ -65,8 +61,7 @@ class Composer:
             "seed": resolved.get("seed"),
         }
         folder = str(self.folder / key)
-        config = {str(name): value for name, value in unresolved.items()}
-        return Task(key=key, folder=folder, config=config, hydra=self._told(overrides, number, folder), about=about)
+        return Task(key=key, folder=folder, config=asked, hydra=self._told(overrides, number, folder), about=about)
 
     def _told(self, overrides: list[str], number: int, folder: str) -> dict[str, Any]:
         """Returns what Hydra would write into hydra.yaml for this job."""
@@ -78,20 +73,20 @@ class Composer:
             "runtime": {**hydra["runtime"], "output_dir": folder},
         }
 
-    def _composed(self, overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
-        parsed = [self._parsed(text) for text in overrides]
-        groups = [
-            text for text, override in zip(overrides, parsed, strict=True) if self._is_group(override.key_or_group)
-        ]
-        values = [override for override in parsed if not self._is_group(override.key_or_group)]
-        if all(_is_plain(override) for override in values):
-            choice = self._choices.get(tuple(groups))
+    def _composed(self, overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+        """Returns the config as it is asked for, the resolved one, and the choices."""
+        parsed = [(text, self._parsed(text)) for text in overrides]
+        groups = tuple(text for text, override in parsed if self._is_group(override.key_or_group))
+        values = [override for _, override in parsed if not self._is_group(override.key_or_group)]
+        if all(map(_is_plain, values)):
+            choice = self._choices.get(groups)
             if choice is None:
-                choice = self._choices[tuple(groups)] = _Choice(*self._by_hydra(groups))
-            config = choice.with_values(values)
-            if config is not None:
-                return config, choice.choices
-        return self._by_hydra(overrides)
+                choice = self._choices[groups] = _Choice(*self._by_hydra(list(groups)))
+            made = choice.with_values(values)
+            if made is not None:
+                return *made, choice.choices
+        config, choices = self._by_hydra(overrides)
+        return _container(config, resolve=False), _container(config, resolve=True), choices
 
     def _by_hydra(self, overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
         config = self.loader.load_sweep_config(self.master, overrides)
@@ -105,32 +100,78 @@ class Composer:
 
 
 class _Choice:
-    """The config of one choice of groups, into which the values of one job after another are written."""
+    """The config of one choice of groups, into which the values of one job after another are written.
+
+    It is made into dictionaries once; of these, each job gets copies with its own values and what refers to them.
+    """
 
     def __init__(self, config: DictConfig, choices: dict[str, str]) -> None:
-        self.config, self.choices = config, choices
-        self._fresh = config.copy()
-        self._keys: frozenset[str] = frozenset()
+        self.choices = choices
+        self._fresh = config
+        self._asked, self._resolved = _container(config, resolve=False), _container(config, resolve=True)
+        self._references = list(_references(self._asked))
+        self._begin()
 
-    def with_values(self, values: Sequence[Override]) -> DictConfig | None:
-        """Returns the config with these values; None if one of them does not fit."""
+    def _begin(self) -> None:
+        self._config, self._keys = self._fresh.copy(), frozenset()
+
+    def with_values(self, values: Sequence[Override]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Returns the config with these values, as asked and resolved; None if one of them does not fit."""
         keys = frozenset(override.key_or_group for override in values)
         if self._keys - keys:  # what another job set there must not stay
-            self.config, self._keys = self._fresh.copy(), frozenset()
+            self._begin()
         self._keys |= keys
+        asked, resolved = _copied(self._asked), _copied(self._resolved)
         try:
             for override in values:
-                OmegaConf.update(self.config, override.key_or_group, override.value(), merge=True)
-        except OmegaConfBaseException:
-            self.config, self._keys = self._fresh.copy(), frozenset()
+                OmegaConf.update(self._config, override.key_or_group, override.value(), merge=True)
+            for key in keys:
+                _put(asked, key, self._value(key))
+            for key in {*keys, *self._references}:
+                _put(resolved, key, self._value(key))
+        except (OmegaConfBaseException, KeyError, TypeError):
+            self._begin()
             return None
-        return self.config
+        return asked, resolved
+
+    def _value(self, key: str) -> Any:
+        value = OmegaConf.select(self._config, key, throw_on_missing=False)
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _container(config: DictConfig, resolve: bool) -> dict[str, Any]:
+    container = OmegaConf.to_container(config, resolve=resolve)
+    assert isinstance(container, dict)
+    return {str(name): value for name, value in container.items()}
+
+
+def _references(node: Any, prefix: str = "") -> Iterator[str]:
+    """Yields the dotted names of what refers to other entries; of a list with a reference in it, that of the list."""
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from _references(value, f"{prefix}{name}.")
+        elif "${" in str(value):
+            yield f"{prefix}{name}"
+
+
+def _copied(node: dict[str, Any]) -> dict[str, Any]:
+    return {name: _copied(value) if isinstance(value, dict) else value for name, value in node.items()}
+
+
+def _put(node: Any, name: str, value: Any) -> None:
+    """Writes a value that is there under its dotted name; an entry of a list is a KeyError or TypeError."""
+    *path, last = name.split(".")
+    for part in path:
+        node = node[part]
+    if not isinstance(node, dict) or last not in node:
+        raise KeyError(name)
+    node[last] = value
 
 
 def _is_plain(override: Override) -> bool:
-    """Whether it sets one value that is there; a dictionary would be merged into that of another job."""
+    """Whether it sets one value that is there, which is no dictionary, for these are merged, and no reference."""
     sets = not (override.is_add() or override.is_force_add() or override.is_delete()) and override.package is None
-    return sets and not isinstance(override.value(), dict)
+    return sets and not isinstance(override.value(), dict) and "${" not in str(override.value())
 
 
 def _at(config: Any, name: str) -> Any:
