@@ -113,21 +113,26 @@ class _Choice:
         self._begin()
 
     def _begin(self) -> None:
-        self._config, self._keys = self._fresh.copy(), frozenset()
+        self._config = self._fresh.copy()
+        self._written: dict[str, str | None] = {}  # for each option the words that set it last, and its value since
+        self._values: dict[str, Any] = {}
 
     def with_values(self, values: Sequence[Override]) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Returns the config with these values, as asked and resolved; None if one of them does not fit."""
-        keys = frozenset(override.key_or_group for override in values)
-        if self._keys - keys:  # what another job set there must not stay
+        keys = {override.key_or_group for override in values}
+        if not self._written.keys() <= keys:  # what another job set there must not stay
             self._begin()
-        self._keys |= keys
         asked, resolved = _copied(self._asked), _copied(self._resolved)
         try:
             for override in values:
-                OmegaConf.update(self._config, override.key_or_group, override.value(), merge=True)
+                key = override.key_or_group
+                if self._written.get(key, "") != override.input_line:
+                    OmegaConf.update(self._config, key, override.value(), merge=True)
+                    self._written[key], self._values[key] = override.input_line, self._value(key)
             for key in keys:
-                _put(asked, key, self._value(key))
-            for key in {*keys, *self._references}:
+                _put(asked, key, self._values[key])
+                _put(resolved, key, self._values[key])
+            for key in self._references:
                 _put(resolved, key, self._value(key))
         except (OmegaConfBaseException, KeyError, TypeError):
             self._begin()

@@ -39,6 +39,7 @@ class LocalEngine:
         self, slots: int, threads: int, timeout_min: float | None = None, gpus: Sequence[Sequence[str]] = ()
     ) -> None:
         self.slots: int | None = slots
+        os.environ.setdefault("POLARS_MAX_THREADS", str(threads))  # read when the server imports polars
         seconds = None if timeout_min is None else 60 * timeout_min
         visible = [",".join(numbers) for numbers in gpus] or [None] * slots
         self._slots = [_Slot(threads, numbers, seconds) for numbers in visible]
@@ -150,7 +151,6 @@ def _begin(threads: int, gpus: str | None, pids: Any) -> None:
     _pids = pids
     pids[0] = os.getpid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once, and told as what it is; pebble makes an exit code of it
-    os.environ.setdefault("POLARS_MAX_THREADS", str(threads))
     begin_worker(threads, gpus)
 
 
@@ -163,7 +163,10 @@ def told_exit(code: int) -> str:
     """Returns in words how a process ended, by its exit code as multiprocessing gives it: negative for a signal."""
     if code >= 0:
         return f"its process ended by itself, with exit code {code}"
-    name = signal.Signals(-code).name
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # real-time signals have none
+        return f"its process was killed by signal {-code}"
     often = ": often the system's, when memory is short" if name == "SIGKILL" else ""
     return f"its process was killed by signal {-code} ({name}{often})"
 

@@ -82,9 +82,9 @@ class Progress:
         failed = Text(f"{self.failed} failed", style="red" if self.failed else "dim")
         told = [Text(f"{over}{total} jobs"), Text(f"{len(self._running)} running"), failed]
         told += [Text(f"{self.skipped} finished before", style="dim")] * bool(self.skipped)
-        bar = ProgressBar(total=self.total, completed=over, width=30)
-        counts.add_row(bar, *told, Text(self._left(over)))
-        rows = [counts]
+        bar = ProgressBar(total=self.total, completed=over, width=16)
+        counts.add_row(bar, *told)
+        rows = [counts, _row(self._left(over))]
         now = time.monotonic()
         for task, since in list(self._running.values())[:SHOWN]:
             rows.append(_row(f"  {_clock(now - since):>8}  {self.words(task)}"))

@@ -61,9 +61,9 @@ def check_shards(tasks: Sequence[Task]) -> None:
 
 
 def clear(task: Task) -> None:
-    """Moves aside what the folder of a task holds if it is finished, or of another version; nothing is overwritten."""
+    """Moves aside what the folder of a task holds if it is finished, of another version, or its record is damaged."""
     record = read_record(Path(task.folder))
-    if record and (record.get("status") == "finished" or record.get("schema") != SCHEMA):
+    if record.get("status") == "finished" or record.get("schema") != SCHEMA:
         RunFolder(task.folder).set_aside()
 
 
@@ -93,7 +93,8 @@ def read_list(folder: Path) -> dict[str, Any]:
     """
     path = folder / "sweep.json"
     if not path.exists():
-        others = [] if not folder.exists() else [entry.name for entry in folder.iterdir() if entry.name[0] != "."]
+        names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
+        others = [name for name in names if name[0] != "." and name != "sweep.json.tmp"]  # as a full disk leaves it
         if others and not any(folder.glob("*/run.json")):
             raise ValueError(
                 f"{folder} holds something else than a sweep ({', '.join(sorted(others)[:3])}): give another name=..."
@@ -101,7 +102,7 @@ def read_list(folder: Path) -> dict[str, Any]:
         return {"schema": SCHEMA, "swept": [], "commands": [], "jobs": {}}
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        if not {"swept", "commands", "jobs"} <= set(about):
+        if not isinstance(about, dict) or not {"swept", "commands", "jobs"} <= set(about):
             raise ValueError("keys are missing")
     except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error}): move it away, and give the command again.") from None
