@@ -108,6 +108,8 @@ def _unknown_key(key: str, words: Sequence[str]) -> str:
         optim = next((word for word in chosen if word.startswith("optim=")), "an optim of this sweep")
         return f"{key} cannot be chosen: {optim} has no inner optimizer. Leave it out, or take another optim."
     known = _keys(chosen, hydra=key.startswith("hydra."))
+    if (parent := key.rpartition(".")[0]) in known and parent.count(".") > 1:  # hydra.launcher.runtime_env.x
+        return f"{key} is not there yet; what is new in {parent} is added with a plus: +{key}=..."
     if same := [name for name in known if name.rpartition(".")[2] == key]:
         return f"{key} is not an option. Did you mean {' or '.join(same)}?"
     groups = [] if key.partition(".")[0] in options() else list(options())

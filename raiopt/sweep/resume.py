@@ -61,9 +61,12 @@ def check_shards(tasks: Sequence[Task]) -> None:
 
 
 def clear(task: Task) -> None:
-    """Moves aside what the folder of a task holds if it is finished, of another version, or its record is damaged."""
+    """Moves aside what the folder of a task holds if it is of another version, damaged, or finished and forced.
+
+    What came to be finished since the plan was made, by a job that a cluster still had, is seen by the job itself.
+    """
     record = read_record(Path(task.folder))
-    if record.get("status") == "finished" or record.get("schema") != SCHEMA:
+    if record.get("schema") != SCHEMA or (record.get("status") == "finished" and task.config.get("force")):
         RunFolder(task.folder).set_aside()
 
 

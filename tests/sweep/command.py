@@ -1,6 +1,6 @@
 """The command as a process of its own, in an empty folder, and what can be done to it."""
 
-import json
+import contextlib
 import os
 import re
 import signal
@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from raiopt.results.folder import read_record
 
@@ -170,8 +172,10 @@ def until(check: Callable[[], Any], told: str, seconds: float = 60, command: Com
     """Waits until a check holds, and returns what it returned."""
     end = time.monotonic() + seconds
     while not (found := check()):
+        late = time.monotonic() > end
         over = command is not None and command.process.poll() is not None and not check()
-        assert time.monotonic() < end and not over, told if command is None else f"{told}\n{command.said()}"
+        if late or over:
+            pytest.fail(told if command is None else f"{told}\n{command.said()}")
         time.sleep(0.01)
     return found
 
@@ -191,10 +195,8 @@ def command_line(pid: int) -> bytes:
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def records(folder: Path) -> dict[str, Any]:
