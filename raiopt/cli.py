@@ -96,6 +96,7 @@ def _run(words: list[str]) -> int:
 def _go_on(words: list[str]) -> str:
     """Returns the command that goes on with the sweep of this one: in the same folder, whether it was named or not."""
     assert SweepRecorder.folder is not None
+    words = [word for word in words if not word.startswith("force=")]  # what it ran already is finished
     if not any(word.startswith("name=") for word in words):
         words = [word for word in words if not word.startswith("outputs=")]
         words = [*words, f"outputs={SweepRecorder.folder.parent}", f"name={SweepRecorder.folder.name}"]

@@ -11,7 +11,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from raiopt.memory import Memory
 
 log = logging.getLogger("raiopt")
+PATIENCE = 60.0
+"""Seconds that a worker waits for another in its folder: a cluster may start a job anew while its old process ends."""
 
 
 def plain(value: Any) -> Any:
@@ -97,10 +99,10 @@ def work(task: dict[str, Any]) -> None:
     """
     import torch
 
-    folder = RunFolder(task["folder"])
+    folder = RunFolder(task["folder"], patience=PATIENCE)
     folder.path.mkdir(parents=True, exist_ok=True)
     config: Any = OmegaConf.create(task["config"])
-    if config.threads is None:
+    if config.get("threads") is None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     with _written_to(folder / "run.log"):
         carry_out(config, task["hydra"], task["about"], folder, _memory())
@@ -140,8 +142,9 @@ def _written_to(path: Path) -> Iterator[None]:
         root.setLevel(logging.INFO)
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):  # the disk is full
+            sys.stdout.flush()
+            sys.stderr.flush()
         for number, kept in zip((1, 2), before, strict=True):
             os.dup2(kept, number)
             os.close(kept)
@@ -181,7 +184,7 @@ def build(config: DictConfig, choices: dict[str, str]) -> Any:
     kind = [choices["perturbation"]] if choices["perturbation"] != "additive" else []
     model, inference = _split(instantiate(config.model), ModelOptions)
     data, part = _split(instantiate(config.data), Sharding)
-    sharding = {"index": part.get("shard"), "count": part.get("num_shards")}
+    sharding: dict[str, Any] = {"index": part.get("shard"), "count": part.get("num_shards")}
     return experiment.Job(
         model=model,
         inference=Inference(**inference),

@@ -23,10 +23,14 @@ PACKAGES = ("raiopt", "torch", "torchvision", "numpy", "hydra-core", "hydra-zen"
 
 
 class RunFolder:
-    """A job's folder; `record` is what run.json holds."""
+    """A job's folder; `record` is what run.json holds.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    Args:
+        patience: Seconds to wait for another process that works in it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], patience: float = 0) -> None:
+        self.path, self.patience = Path(path), patience
         self.record: dict[str, Any] = {}
 
     def __truediv__(self, name: str) -> Path:
@@ -65,7 +69,7 @@ class RunFolder:
         Raises:
             FileExistsError: If another process works in the folder.
         """
-        with locked(self.path):
+        with locked(self.path, self.patience):
             began = time.perf_counter()
             self.save(
                 schema=SCHEMA,

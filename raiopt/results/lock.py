@@ -11,10 +11,13 @@ from typing import Any
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, patience: float = 0) -> Iterator[None]:
     """Holds the lock of a folder while the context lasts.
 
     The system gives it back when its process ends in whatever way, so that no dead process holds it.
+
+    Args:
+        patience: Seconds to wait for another process to leave the folder.
 
     Raises:
         FileExistsError: If another process holds it; the message says which, on which machine.
@@ -22,8 +25,8 @@ def locked(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout  # takes as long as all else that `raiopt --help` imports
 
     folder.mkdir(parents=True, exist_ok=True)
-    # Nobody waits for it, and filelock looks whether the file that it locked is still there: so it can be removed.
-    lock, holder = FileLock(folder / ".lock", blocking=False), folder / ".lock.json"
+    # filelock looks whether the file that it locked is still there: so it can be removed, others waiting or not.
+    lock, holder = FileLock(folder / ".lock", timeout=patience), folder / ".lock.json"
     try:
         lock.acquire()
     except Timeout:

@@ -53,7 +53,7 @@ def run_tasks(engine: Engine, source: Source, progress: Progress) -> None:
 
     After Ctrl-C, or another end of the loop, what ran then is ended too, and its records say so.
     """
-    running: dict[str, Task] = {}
+    running: dict[str, tuple[Task, dict[str, Any]]] = {}
     why = "the sweep was ended"
     try:
         with progress:
@@ -63,33 +63,36 @@ def run_tasks(engine: Engine, source: Source, progress: Progress) -> None:
         raise
     finally:
         engine.close()
-        for task in running.values():
-            _settled(Ended(task, why))
+        for task, before in running.values():
+            _settled(Ended(task, why), before)
 
 
-def _loop(engine: Engine, source: Source, progress: Progress, running: dict[str, Task]) -> None:
+def _loop(engine: Engine, source: Source, progress: Progress, running: dict[str, tuple[Task, dict[str, Any]]]) -> None:
     while True:
         tasks = source.take(None if engine.slots is None else engine.slots - len(running))
-        for task in tasks:
-            clear(task)
+        left = {task.key: (task, clear(task)) for task in tasks}
         if tasks:
             engine.start(tasks)
-        running |= {task.key: task for task in tasks}
+        running |= left
         progress.started(tasks)
         if not running:
             return
         for ended in engine.poll(0.2):
-            del running[ended.task.key]
-            record = _settled(ended)
+            _, before = running.pop(ended.task.key)
+            record = _settled(ended, before)
             source.ended(ended.task, record)
             progress.ended(ended.task, record)
 
 
-def _settled(ended: Ended) -> dict[str, Any]:
-    """Returns the record of a task that ended, after what the task could not write itself is in it."""
+def _settled(ended: Ended, before: dict[str, Any]) -> dict[str, Any]:
+    """Returns the record of a task that ended, after what the task could not write itself is in it.
+
+    Args:
+        before: The record that an earlier run had left there.
+    """
     folder, why = Path(ended.task.folder), ended.why
     record = read_record(folder)
-    if record.get("status") == "finished" or (why is None and record.get("status") in FINAL):
+    if record.get("status") == "finished" or (why is None and record.get("status") in FINAL and record != before):
         return record
     why = why or f"ended without a result: see {folder / 'run.log'}"
     try:

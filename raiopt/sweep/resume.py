@@ -60,14 +60,18 @@ def check_shards(tasks: Sequence[Task]) -> None:
             checks.shard(*part)
 
 
-def clear(task: Task) -> None:
+def clear(task: Task) -> dict[str, Any]:
     """Moves aside what the folder of a task holds if it is of another version, damaged, or finished and forced.
+
+    Returns the record that stays there.
 
     What came to be finished since the plan was made, by a job that a cluster still had, is seen by the job itself.
     """
     record = read_record(Path(task.folder))
     if record.get("schema") != SCHEMA or (record.get("status") == "finished" and task.config.get("force")):
         RunFolder(task.folder).set_aside()
+        return {}
+    return record
 
 
 def numbered(about: dict[str, Any], tasks: Sequence[Task]) -> list[Task]:

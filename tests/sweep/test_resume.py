@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -47,11 +48,12 @@ def test_only_what_a_new_run_would_spoil_is_moved_aside(tmp_path):
     go = [recorded(tmp_path, "finished", status="finished"), recorded(tmp_path, "half", text="{")]
     go += [recorded(tmp_path, "older", schema=SCHEMA - 1, status="killed")]
     (tmp_path / "bare").mkdir()
-    for one in [*stay, *go, task(tmp_path, "bare"), task(tmp_path, "new")]:
-        clear(one)
+    recorded(tmp_path, "since", status="finished")  # by a job that a cluster still had
+    for one in [*stay, *go, task(tmp_path, "bare"), task(tmp_path, "new"), task(tmp_path, "since")]:
+        clear(replace(one, config={"force": one.key == "finished"}))
     recorded(tmp_path, "half", text="{{")
     clear(go[1])
-    assert {path.name for path in tmp_path.iterdir()} == {"failed", "killed", "running", "bare", "replaced"}
+    assert {path.name for path in tmp_path.iterdir()} == {"failed", "killed", "running", "bare", "since", "replaced"}
     moved = tmp_path / "replaced"
     assert {path.name for path in moved.iterdir()} == {"finished-1", "half-1", "half-2", "older-1"}
     assert [(moved / f"half-{number}" / "run.json").read_text() for number in (1, 2)] == ["{", "{{"]

@@ -43,7 +43,13 @@ class Bowl:
         lr = task.config["optim"]["lr"]
         self.asked.append(lr)
         failed = lr > 0.9
-        record = {"schema": SCHEMA, **task.about, "status": "failed" if failed else "finished", "ball": "Linf 0.1"}
+        record = {
+            "schema": SCHEMA,
+            "started": len(self.asked),
+            **task.about,
+            "status": "failed" if failed else "finished",
+            "ball": "Linf 0.1",
+        }
         record |= {
             "metrics": {"robust_accuracy": abs(lr - 0.3), "attack_seconds": 0.0},
             "hashes": {"weights": "w", "data": "d"},
