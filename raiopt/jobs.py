@@ -104,7 +104,7 @@ def work(task: dict[str, Any]) -> None:
     config: Any = OmegaConf.create(task["config"])
     if config.get("threads") is None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    with _written_to(folder / "run.log"):
+    with open(folder / "run.log", "ab") as log_file, written_to(log_file.fileno()), _logged():
         carry_out(config, task["hydra"], task["about"], folder, _memory())
 
 
@@ -125,21 +125,14 @@ def _memory() -> "Memory":
 
 
 @contextmanager
-def _written_to(path: Path) -> Iterator[None]:
-    """Sends log, stdout and stderr of this process to a file, those of libraries in C too."""
+def written_to(file: int) -> Iterator[None]:
+    """Sends stdout and stderr of this process, and of those that it starts, to an open file, also of C libraries."""
     sys.stdout.flush()
     sys.stderr.flush()
     before = [os.dup(1), os.dup(2)]
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
     try:
         os.dup2(file, 1)
         os.dup2(file, 2)
-        root.handlers = [handler]
-        root.setLevel(logging.INFO)
         yield
     finally:
         with suppress(OSError):  # the disk is full
@@ -148,7 +141,20 @@ def _written_to(path: Path) -> Iterator[None]:
         for number, kept in zip((1, 2), before, strict=True):
             os.dup2(kept, number)
             os.close(kept)
-        os.close(file)
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """Sends the log of this process to stderr, and nowhere else."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
         root.handlers = handlers
         root.setLevel(level)
 

@@ -22,7 +22,8 @@ def check_hashes(finished: list[tuple[Task, dict[str, Any]]]) -> None:
         kinds.setdefault(json.dumps(task.config) if "${" in kind else kind, []).append((task, record))
     if not kinds:
         return
-    with ProcessPool(1, initializer=begin_worker, initargs=(cores(), ""), context=server()) as pool:  # pyright: ignore
+    context: Any = server()
+    with ProcessPool(1, initializer=begin_worker, initargs=(cores(), ""), context=context) as pool:
         futures = [pool.schedule(hashes, args=(_on_cpu(jobs[0][0]),)) for jobs in kinds.values()]
         for future, jobs in zip(futures, kinds.values(), strict=True):
             try:

@@ -1,20 +1,23 @@
 """Warm worker processes on this machine: one job at a time each, with the model in memory between jobs."""
 
+import functools
 import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from raiopt import checks
-from raiopt.jobs import begin_worker, work
+from raiopt.jobs import begin_worker, work, written_to
 from raiopt.sweep.launcher import SweepLauncher
 from raiopt.sweep.task import Ended, Task
 
@@ -36,10 +39,13 @@ class LocalEngine:
     """
 
     def __init__(
-        self, slots: int, threads: int, timeout_min: float | None = None, gpus: Sequence[Sequence[str]] = ()
+        self,
+        slots: int,
+        threads: int,
+        timeout_min: float | None = None,
+        gpus: Sequence[Sequence[str]] = (),
     ) -> None:
         self.slots: int | None = slots
-        os.environ.setdefault("POLARS_MAX_THREADS", str(threads))  # read when the server imports polars
         seconds = None if timeout_min is None else 60 * timeout_min
         visible = [",".join(numbers) for numbers in gpus] or [None] * slots
         self._slots = [_Slot(threads, numbers, seconds) for numbers in visible]
@@ -66,16 +72,17 @@ class LocalEngine:
 
 class _Slot:
     def __init__(self, threads: int, gpus: str | None, seconds: float | None) -> None:
+        self.context = server()
         self.threads, self.gpus, self.seconds = threads, gpus, seconds
         self.task: Task | None = None
         self.future: ProcessFuture[Any] | None = None
         self.attempts = 0
-        self.pids = server().RawArray("i", 2)  # of the worker, and of that which took the task
+        self.pids = self.context.RawArray("i", 2)  # of the worker, and of that which took the task
         self.pool = self._pool()
 
     def _pool(self) -> ProcessPool:
         arguments = (self.threads, self.gpus, self.pids)
-        return ProcessPool(1, initializer=_begin, initargs=arguments, context=server())  # pyright: ignore
+        return ProcessPool(1, initializer=_begin, initargs=arguments, context=self.context)  # pyright: ignore
 
     def begin(self, task: Task) -> None:
         self.task, self.attempts = task, 0
@@ -128,7 +135,7 @@ class _Slot:
             case TimeoutError():
                 return f"over its limit of {(self.seconds or 0) / 60:g} min (hydra.launcher.timeout_min)"
             case BrokenProcessPool():
-                return f"its worker could not start: {error}"
+                return f"its worker could not start: {error} ({_last_words()})"
             case SystemExit():
                 return f"its code called sys.exit({error.code!r})"
             case _:
@@ -136,10 +143,28 @@ class _Slot:
 
 
 def server() -> ForkServerContext:
-    """Returns what forks workers from a process that has imported torch, which is started for the first of them."""
+    """Returns what forks workers from a process that has imported torch; that process is started by the first call."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["raiopt.experiment", "raiopt.jobs"])
+    os.environ.setdefault("POLARS_MAX_THREADS", "1")  # read when polars is imported; the tables of a job are small
+    with written_to(_said()):
+        forkserver.ensure_running()
     return context
+
+
+@functools.cache
+def _said() -> int:
+    """Returns an open file without a name: what workers print between jobs goes there, not to the terminal."""
+    file, name = tempfile.mkstemp()
+    os.unlink(name)
+    return file
+
+
+def _last_words() -> str:
+    """Returns the last line that a worker printed between jobs."""
+    size = os.fstat(_said()).st_size
+    lines = os.pread(_said(), 2000, max(0, size - 2000)).decode(errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "it said nothing")
 
 
 _pids: Any = None  # in a worker, what its slot reads
@@ -197,6 +222,11 @@ class LocalLauncher(SweepLauncher):
         if gpus_per_job is not None:
             checks.number("hydra.launcher.gpus_per_job", gpus_per_job, low=0, integer=True)
         self.n_jobs, self.threads, self.timeout_min, self.gpus_per_job = n_jobs, threads, timeout_min, gpus_per_job
+
+    def setup(self, **shared: Any) -> None:
+        """Is called by Hydra before the first jobs; the server of the workers starts while these are composed."""
+        super().setup(**shared)
+        server()
 
     def engine(self, tasks: int | None) -> LocalEngine:
         """Returns workers for so many tasks, each with its share of cores and GPUs."""

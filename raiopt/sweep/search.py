@@ -95,9 +95,10 @@ class OptunaSweeper(Sweeper):
         folder = Path(self.config.hydra.sweep.dir)
         composer = Composer(self.context.config_loader, self.config)
         composer.task([*fixed, *(_middle(key, kind) for key, kind in space.items())], 0)  # tells wrong options
-        engine = self.launcher.engine(self.n_jobs)
-        at_once = self.n_jobs or engine.slots or AT_ONCE
         with locked(folder):
+            read_list(folder)  # tells a folder of something else
+            engine = self.launcher.engine(self.n_jobs)
+            at_once = self.n_jobs or engine.slots or AT_ONCE
             trials = Trials(self, folder, composer, space, fixed, arguments, at_once)
             check_hashes(plan(trials.complete()).finished)
             OmegaConf.save(self.config, folder / "multirun.yaml")

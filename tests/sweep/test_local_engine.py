@@ -131,7 +131,7 @@ def test_a_task_is_given_up_when_workers_keep_dying_before_it_begins(engine, tas
     made = []
 
     def pool(slot):
-        made.append(local_engine.ProcessPool(1, initializer=os._exit, initargs=(7,), context=local_engine.server()))
+        made.append(local_engine.ProcessPool(1, initializer=os._exit, initargs=(7,), context=slot.context))
         return made[-1]
 
     monkeypatch.setattr(local_engine._Slot, "_pool", pool)
