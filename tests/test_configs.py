@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 from dataclasses import MISSING, fields
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -178,7 +179,7 @@ def test_launchers_and_sweepers_list_what_their_classes_take(group, name, takes)
     store.add_to_hydra_store(overwrite_ok=True)
     with initialize_config_module("raiopt.conf", version_base="1.3"):
         config = compose("raiopt", overrides=[f"{group}={name}"], return_hydra_config=True)
-    listed = OmegaConf.to_container(OmegaConf.select(config, group.replace("/", ".")))
+    listed: Any = OmegaConf.to_container(OmegaConf.select(config, group.replace("/", ".")))
     del listed["_target_"]
     defaults = {key: parameter.default for key, parameter in inspect.signature(takes).parameters.items()}
     empty = {"setup": (), "additional_parameters": {}}

@@ -55,6 +55,7 @@ def run_tasks(engine: Engine, source: Source, progress: Progress) -> None:
     """
     running: dict[str, tuple[Task, dict[str, Any]]] = {}
     why = "the sweep was ended"
+    progress.may_wait = engine.slots is None
     try:
         with progress:
             _loop(engine, source, progress, running)

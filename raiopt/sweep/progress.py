@@ -34,6 +34,7 @@ class Progress:
     def __init__(self, total: int | None, skipped: int = 0, swept: Sequence[str] = ()) -> None:
         self.total, self.skipped, self.swept = total, skipped, set(swept)
         self.done, self.failed = 0, 0
+        self.may_wait = False  # jobs that were started may stand in a queue yet
         self.best: dict[str, tuple[float, str]] = {}
         self._running: dict[str, tuple[Task, float]] = {}
         self._began = time.monotonic()
@@ -73,14 +74,15 @@ class Progress:
     def words(self, task: Task) -> str:
         """Returns what tells the task from the others of its sweep."""
         own = {key: value for key, value in task.about["overrides"].items() if key in self.swept or not self.swept}
-        return " ".join(f"{key}={typed(value)}" for key, value in own.items())
+        return " ".join(f"{key}={f'{v:.6g}' if isinstance(v, float) else typed(v)}" for key, v in own.items())
 
     def __rich__(self) -> Group:
         over = self.done + self.failed
         counts = Table.grid(padding=(0, 2))
         total = "" if self.total is None else f" of {self.total}"
         failed = Text(f"{self.failed} failed", style="red" if self.failed else "dim")
-        told = [Text(f"{over}{total} jobs"), Text(f"{len(self._running)} running"), failed]
+        state = "running or waiting" if self.may_wait else "running"
+        told = [Text(f"{over}{total} jobs"), Text(f"{len(self._running)} {state}"), failed]
         told += [Text(f"{self.skipped} finished before", style="dim")] * bool(self.skipped)
         bar = ProgressBar(total=self.total, completed=over, width=16)
         counts.add_row(bar, *told)
