@@ -74,7 +74,7 @@ class Progress:
     def words(self, task: Task) -> str:
         """Returns what tells the task from the others of its sweep."""
         own = {key: value for key, value in task.about["overrides"].items() if key in self.swept or not self.swept}
-        return " ".join(f"{key}={f'{v:.6g}' if isinstance(v, float) else typed(v)}" for key, v in own.items())
+        return " ".join(f"{key}={_short(value)}" for key, value in own.items())
 
     def __rich__(self) -> Group:
         over = self.done + self.failed
@@ -101,6 +101,12 @@ class Progress:
         if self.total is None or not over:
             return f"{_clock(passed)} so far"
         return f"{_clock(passed)} so far, about {_clock(passed / over * (self.total - over))} left"
+
+
+def _short(value: Any) -> str:
+    """Returns a value as one types it, a long fraction with six digits."""
+    told = typed(value)
+    return f"{value:.6g}" if isinstance(value, float) and len(told) > 8 else told
 
 
 def _row(text: str, style: str = "") -> Any:
