@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from raiopt.results.records import JobRecord, read_jobs
+from raiopt.results.records import VOLATILE, JobRecord, read_jobs
 from raiopt.results.shards import merged_shards
 
 METRICS = {
@@ -82,10 +82,11 @@ def given_options(jobs: Sequence[JobRecord]) -> list[str]:
 
 
 def _differing(jobs: Sequence[JobRecord]) -> list[str]:
-    """Returns the options that the jobs were given and that differ between them; all of them if none does."""
+    """Returns the options that the jobs were given and that differ between them; all that matter if none does."""
     given = [job for job in jobs if job.options]
     names = given_options(jobs)
-    return [name for name in names if len({json.dumps(job.option(name)) for job in given}) > 1] or names
+    differing = [name for name in names if len({json.dumps(job.option(name)) for job in given}) > 1]
+    return differing or [name for name in names if name not in VOLATILE]
 
 
 def _column(values: Sequence[Any]) -> pl.Series:
