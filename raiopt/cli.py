@@ -86,6 +86,11 @@ def _run(words: list[str]) -> int:
         if SweepRecorder.folder is not None and SweepRecorder.asked:
             _end_sweep(SweepRecorder.folder)  # the table so far
         raise
+    except Exception:
+        if SweepRecorder.folder is not None:
+            with suppress(OSError):
+                SweepRecorder.folder.rmdir()  # of a refused command, if it made the folder
+        raise
     if SweepRecorder.folder is not None:
         return _end_sweep(SweepRecorder.folder)
     for error in filter(None, _ended):
@@ -137,6 +142,8 @@ def _end_sweep(folder: Path) -> int:
     print_sweep(frame, folder)
     if SweepRecorder.found is not None:
         print(SweepRecorder.found)
+    if "incomplete" in frame["status"]:  # shards of other commands may be missing
+        frame = load_sweep(folder, merge_shards=False)
     asked = frame.filter(pl.col("job").is_in(list(SweepRecorder.asked))) if SweepRecorder.asked else frame
     return int((asked["status"] != "finished").any())
 

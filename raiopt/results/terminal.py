@@ -158,7 +158,7 @@ def print_sweep(frame: pl.DataFrame, folder: Path) -> None:
         extra.pop()
         table = _table(shown, extra)
     wide = Console(width=max(console.width, unlimited.measure(table).maximum))  # no cell is ever cut
-    wide.print(f"{len(frame):,} jobs in {escape(str(folder))}", style="bold", highlight=False)
+    wide.print(f"{len(frame):,} job{'s'[: len(frame) != 1]} in {escape(str(folder))}", style="bold", highlight=False)
     wide.print(table)
     if len(shown) < len(frame):
         console.print(
@@ -167,7 +167,8 @@ def print_sweep(frame: pl.DataFrame, folder: Path) -> None:
             soft_wrap=True,
             highlight=False,
         )
-    console.print("* smallest robust accuracy of equal balls", highlight=False)
+    if frame["best"].any():
+        console.print("* smallest robust accuracy of equal balls", highlight=False)
     bad = frame.filter(pl.col("status") != "finished")
     for row in bad.head(TOLD).iter_rows(named=True):
         why = row["error"] or "see its run.log"

@@ -13,13 +13,14 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from raiopt import checks
 from raiopt.results.lock import locked
 from raiopt.sweep.compose import Composer
 from raiopt.sweep.hashes import check_hashes
 from raiopt.sweep.launcher import Listed, SweepLauncher, run_tasks
 from raiopt.sweep.progress import Progress
 from raiopt.sweep.recorder import SweepRecorder
-from raiopt.sweep.resume import check_shards, clear, numbered, plan, read_list, write_list
+from raiopt.sweep.resume import RETRY, check_shards, clear, numbered, plan, read_list, write_list
 from raiopt.sweep.task import Task
 
 LIMIT = 10_000
@@ -50,6 +51,7 @@ class GridSweeper(Sweeper):
         """Runs what is missing of the sweep; how each job went is in its folder."""
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(words)
+        checks.choice("retry", self.config.retry, RETRY)
         jobs = combinations(parsed, self.config.yes)
         folder = Path(self.config.hydra.sweep.dir)
         composer = Composer(self.context.config_loader, self.config)
@@ -58,12 +60,13 @@ class GridSweeper(Sweeper):
         with locked(folder):
             about = read_list(folder)
             tasks = numbered(about, tasks)
-            SweepRecorder.asked = frozenset(task.key for task in tasks)
             planned = plan(tasks, self.config.retry, self.config.force)
             run = self._prepared(planned.todo, len(planned.finished))
             check_hashes(planned.finished)
             write_list(folder, about, SweepRecorder.swept, arguments)
             OmegaConf.save(self.config, folder / "multirun.yaml")
+            SweepRecorder.asked = frozenset(task.key for task in tasks)
+            SweepRecorder.tell(len(planned.finished))
             run()
 
     def _prepared(self, todo: list[Task], skipped: int) -> Callable[[], object]:

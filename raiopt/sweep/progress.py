@@ -1,6 +1,7 @@
 """What is seen of a sweep while it runs: one display on a terminal, a line a finished job elsewhere."""
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ class Progress:
                 self.best[ball] = min(self.best.get(ball, (2.0, "")), (robust, self.words(task)))
         line = f"{task.about['job_number']:4} {self.words(task)}: {_told(task, record)}"
         if self._live is None:
-            print(line, flush=True)
+            _say(line)
         elif not finished:
             self._console.print(escape(line), style="red", soft_wrap=True, highlight=False)
 
@@ -101,6 +102,13 @@ class Progress:
         if self.total is None or not over:
             return f"{_clock(passed)} so far"
         return f"{_clock(passed)} so far, about {_clock(passed / over * (self.total - over))} left"
+
+
+def _say(line: str) -> None:
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:  # the reader of our output went away, as `head` does; the sweep goes on
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _short(value: Any) -> str:

@@ -102,6 +102,7 @@ class OptunaSweeper(Sweeper):
             trials = Trials(self, folder, composer, space, fixed, arguments, at_once)
             check_hashes(plan(trials.complete()).finished)
             OmegaConf.save(self.config, folder / "multirun.yaml")
+            SweepRecorder.tell()
             run_tasks(engine, trials, Progress(self.n_trials - trials.over(), trials.over(), SweepRecorder.swept))
             SweepRecorder.found = trials.told()
 
@@ -140,10 +141,11 @@ class Trials:
         before = self.study.user_attrs.get("question", asked)
         if before != asked:
             other = next(key for key in asked if before.get(key) != asked[key])
-            raise ValueError(
-                f"{folder} holds a search with another {other} ({before.get(other)}, not {asked[other]}): "
-                "give another name=..."
-            )
+            old, new = before.get(other), asked[other]
+            if isinstance(old, dict) and isinstance(new, dict):  # the first option in which they differ
+                key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
+                old, new = f"{key}: {old.get(key)}", new.get(key)
+            raise ValueError(f"{folder} holds a search with another {other} ({old}, not {new}): give another name=...")
         self.study.set_user_attr("question", asked)
         begun = self.study.get_trials(deepcopy=False)
         self.study.sampler = optuna.samplers.TPESampler(seed=sweeper.seed + len(begun))  # else the same draws again
