@@ -1,7 +1,6 @@
 """Finished parts of a run, each written whole or not at all, so that a run that was killed continues behind them."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from raiopt.attacks import Outcome, Trial
-from raiopt.results.folder import read_record
+from raiopt.results.folder import read_record, replace_file
 from raiopt.results.samples import samples_frame, steps_frame
 
 MERGED = 64 * 2**20
@@ -33,7 +32,7 @@ class Chunks:
     def begin(self, record: dict[str, Any]) -> None:
         """Keeps the record of the run that the chunks are of; that of the folder is replaced by every start."""
         self.parts.mkdir(exist_ok=True)
-        _replace(self.parts / "run.json", lambda path: path.write_text(json.dumps(record), encoding="utf-8"))
+        replace_file(self.parts / "run.json", lambda path: path.write_text(json.dumps(record), encoding="utf-8"))
 
     def begun(self) -> dict[str, Any]:
         """Returns the record of the run that the chunks are of; empty if there is none."""
@@ -51,18 +50,20 @@ class Chunks:
         self, number: int, outcomes: Sequence[Outcome], exhibits: dict[str, Tensor], about: dict[str, Any]
     ) -> None:
         """Writes a chunk: its samples, the losses of their steps, perturbations, and what is noted of it."""
-        _replace(self._part(number, "samples.parquet"), pl.concat([samples_frame(o) for o in outcomes]).write_parquet)
+        replace_file(
+            self._part(number, "samples.parquet"), pl.concat([samples_frame(o) for o in outcomes]).write_parquet
+        )
         steps = steps_frame(outcomes)
         if steps.width:
-            _replace(self._part(number, "steps.parquet"), steps.write_parquet)
+            replace_file(self._part(number, "steps.parquet"), steps.write_parquet)
         if exhibits:
-            _replace(self._part(number, "gallery.safetensors"), lambda path: path.write_bytes(save(exhibits)))
+            replace_file(self._part(number, "gallery.safetensors"), lambda path: path.write_bytes(save(exhibits)))
         stored = _joined([_stored(outcome, self.save) for outcome in outcomes if outcome.trial is not None])
         if stored:
             self.perturbations.mkdir(exist_ok=True)
             file = self.perturbations / f"{number:06}.safetensors"
-            _replace(file, lambda path: path.write_bytes(save(stored)))
-        _replace(self._part(number, "json"), lambda path: path.write_text(json.dumps(about), encoding="utf-8"))
+            replace_file(file, lambda path: path.write_bytes(save(stored)))
+        replace_file(self._part(number, "json"), lambda path: path.write_text(json.dumps(about), encoding="utf-8"))
 
     def tables(self, kind: str) -> list[Path]:
         """Returns the Parquet files of one kind, samples or steps, in the order of the chunks."""
@@ -89,11 +90,11 @@ class Chunks:
             if sum(path.stat().st_size for path in files) > MERGED:
                 return
             if len(files) == 1:
-                _replace(self.merged, lambda path: shutil.copyfile(files[0], path))
+                replace_file(self.merged, lambda path: shutil.copyfile(files[0], path))
             else:
                 parts = [load_file(path) for path in files]
                 stored = _joined(parts) or {"ids": torch.zeros(0, dtype=torch.int64), "delta": torch.zeros(0)}
-                _replace(self.merged, lambda path: path.write_bytes(save(stored)))
+                replace_file(self.merged, lambda path: path.write_bytes(save(stored)))
         shutil.rmtree(self.perturbations, ignore_errors=True)
 
     def discard(self) -> None:
@@ -108,13 +109,6 @@ class Chunks:
 
     def _part(self, number: int, kind: str) -> Path:
         return self.parts / f"{number:06}.{kind}"
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Writes a file beside its place, then moves it there in one step."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
 
 
 def _stored(outcome: Outcome, save: str) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -44,9 +44,7 @@ class RunFolder:
     def save(self, **fields: Any) -> None:
         """Adds fields to the record and replaces run.json in one step, so that no reader sees half of it."""
         self.record.update(fields)
-        temporary = self / "run.json.tmp"
-        temporary.write_text(json.dumps(self.record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, self / "run.json")
+        write_json(self / "run.json", self.record, indent=2)
 
     def set_aside(self) -> Path | None:
         """Moves everything that is in the folder to `replaced/` beside it, if there is a record; returns where to.
@@ -91,6 +89,19 @@ class RunFolder:
                 )
                 raise
             self.save(status="finished", seconds=round(time.perf_counter() - began, 3))
+
+
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+    """Writes what JSON can hold into a file, in one step."""
+    text = json.dumps(content, indent=indent, allow_nan=False) + "\n"
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file beside its place, then moves it there in one step."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    write(temporary)
+    os.replace(temporary, path)
 
 
 def mark_killed(path: Path, about: Mapping[str, Any], why: str) -> None:

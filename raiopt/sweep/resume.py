@@ -1,14 +1,13 @@
 """What is left to do of a sweep: its list of jobs, and what their folders say."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from raiopt import checks
-from raiopt.results.folder import SCHEMA, RunFolder, read_record
+from raiopt.results.folder import SCHEMA, RunFolder, read_record, write_json
 from raiopt.sweep.task import Task
 
 RETRY = ("failed", "killed", "none")
@@ -87,9 +86,7 @@ def write_list(folder: Path, about: dict[str, Any], swept: Sequence[str], words:
     """Writes the sweep's list of jobs, with the options that a command swept over and its words."""
     about["swept"] = list(dict.fromkeys([*about["swept"], *swept]))
     about["commands"] = [*(command for command in about["commands"] if command != list(words)), list(words)]
-    temporary = folder / "sweep.json.tmp"
-    temporary.write_text(json.dumps(about), encoding="utf-8")
-    os.replace(temporary, folder / "sweep.json")
+    write_json(folder / "sweep.json", about)
 
 
 def read_list(folder: Path) -> dict[str, Any]:

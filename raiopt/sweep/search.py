@@ -12,7 +12,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from raiopt import checks
-from raiopt.results.folder import read_record
 from raiopt.results.lock import locked
 from raiopt.results.tables import METRICS
 from raiopt.sweep.compose import Composer
@@ -171,8 +170,8 @@ class Trials:
             task = self._listed(words)
             if task.key in self._running:
                 self._running[task.key].append(number)
-            elif plan([task]).finished:
-                self._tell(number, read_record(Path(task.folder)))
+            elif found := plan([task]).finished:
+                self._tell(number, found[0][1])
             else:
                 self._running[task.key] = [number]
                 tasks.append(task)

@@ -13,7 +13,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from raiopt import checks
-from raiopt.results.folder import read_record
+from raiopt.results.folder import read_record, write_json
 from raiopt.sweep import slurm_queue as slurm
 from raiopt.sweep.launcher import FINAL, SweepLauncher
 from raiopt.sweep.task import Ended, Task
@@ -217,9 +217,7 @@ class SlurmEngine:
     def _note(self, jobs: Mapping[str, Any]) -> None:
         """Writes jobs into jobs.json; None takes one out."""
         known = {key: about for key, about in {**self._noted(), **jobs}.items() if about is not None}
-        temporary = self.files / "jobs.json.tmp"
-        temporary.write_text(json.dumps(known), encoding="utf-8")
-        os.replace(temporary, self.files / "jobs.json")
+        write_json(self.files / "jobs.json", known)
 
     def _look(self) -> list[Ended]:
         """Returns which tasks are over, by one call of squeue."""

@@ -156,7 +156,7 @@ def test_a_run_goes_on_behind_its_finished_batches(tmp_path, undisturbed, batche
 def test_a_run_goes_on_wherever_its_writing_stopped(tmp_path, undisturbed, at, after):
     """There are 17 files: the record that the chunks begin with, 5 for each of 3 batches, and all perturbations."""
     folder = tmp_path / "run"
-    interrupted(folder, chunks, "_replace", at, after=after)
+    interrupted(folder, chunks, "replace_file", at, after=after)
     run(folder)
     assert_same(folder, undisturbed)
 
@@ -165,7 +165,7 @@ def test_a_run_goes_on_wherever_its_writing_stopped(tmp_path, undisturbed, at, a
 @pytest.mark.parametrize("at", range(1, 8))
 def test_a_run_of_one_batch_goes_on_wherever_its_writing_stopped(tmp_path, at, after):
     run(tmp_path / "undisturbed", batch_size=8)
-    interrupted(tmp_path / "run", chunks, "_replace", at, after=after, batch_size=8)
+    interrupted(tmp_path / "run", chunks, "replace_file", at, after=after, batch_size=8)
     assert ("continued" in run(tmp_path / "run", batch_size=8)) == ((at, after) > (6, False))
     assert_same(tmp_path / "run", tmp_path / "undisturbed")
 
