@@ -38,6 +38,7 @@ _HOME = {
     "gradient_ascent": "raiopt.perturbations",
     "load_data": "raiopt.zoo",
     "load_model": "raiopt.zoo",
+    "load_run": "raiopt.results.runs",
     "load_samples": "raiopt.results.shards",
     "load_sweep": "raiopt.results.tables",
     "random_restart": "raiopt.perturbations",

@@ -15,10 +15,11 @@ from raiopt import __version__
 from raiopt.configs import store
 from raiopt.explain import check_words, explain, typed
 from raiopt.jobs import carry_out, plain
-from raiopt.listing import list_options, print_help
+from raiopt.listing import print_help
 from raiopt.results.folder import RunFolder
 from raiopt.sweep.job_key import job_key, register_resolvers
 from raiopt.sweep.recorder import SweepRecorder
+from raiopt.verbs import carry_out as carry_out_verb
 
 LOOKING = {"--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help"}
 """Flags with which Hydra shows something and runs nothing."""
@@ -37,9 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         register_resolvers()
         store.add_to_hydra_store(overwrite_ok=True)
-        if words[:1] == ["list"]:
-            _register_plugins()
-            return list_options(words[1:])
+        if (status := carry_out_verb(words)) is not None:
+            return status
         if {"-h", "--help"} & set(words):
             return print_help()
         if words == ["--version"]:
@@ -66,17 +66,13 @@ def _terminated(*_: Any) -> None:
     raise KeyboardInterrupt("terminated")
 
 
-def _register_plugins() -> None:
-    from raiopt.sweep.plugins import register_plugins
-
-    register_plugins()
-
-
 def _run(words: list[str]) -> int:
     import hydra
 
     if not LOOKING & set(words):  # these must be quick, above all tab completion
-        _register_plugins()
+        from raiopt.sweep.plugins import register_plugins
+
+        register_plugins()
     _ended.clear()
     SweepRecorder.begin()
     try:

@@ -13,7 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from raiopt import checks
 from raiopt.configs import store
 
-VERBS = ("list",)
+VERBS = ("doctor", "export", "list", "report", "rerun", "show")
+"""Words that may stand behind `raiopt`; what they do is in raiopt/verbs/."""
 
 
 def options() -> dict[str, list[str]]:

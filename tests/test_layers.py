@@ -11,14 +11,18 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "raiopt").rglob("*.py"))
 ORDER = """
     __init__ __version__ checks batching transforms sampling optim perturbations attacks zoo memory results
-    experiment library builders configs jobs explain listing sweep cli __main__
+    experiment library builders configs jobs saved explain listing sweep verbs cli __main__
 """
 LAYERS: list[str] = [*ORDER.split()]
-CONFIG, FIGURES = ("configs", "jobs", "explain", "listing", "sweep", "cli"), ("results.figures", "results.report")
+CONFIG, FIGURES = (
+    ("configs", "jobs", "saved", "explain", "listing", "sweep", "verbs", "cli"),
+    ("results.figures", "results.report"),
+)
 HOMES = {
     **dict.fromkeys(["hydra", "hydra_zen", "omegaconf"], CONFIG),
     **dict.fromkeys(["matplotlib", "plotly"], FIGURES),
     "torchvision": ("zoo.vision",),
+    "mlflow": ("results.trackers",),
 }
 
 

@@ -21,8 +21,7 @@ def merged_shards(folder: Path | str, jobs: Iterable[JobRecord]) -> list[JobReco
 
     Its figures are those of the table of all its samples. It is finished if all its shards are, else incomplete.
     """
-    groups = _groups(jobs)
-    return [group[0] if _shard(group[0]) is None else _merged(Path(folder), group) for group in groups]
+    return [merged(Path(folder), group) for group in grouped(jobs)]
 
 
 def load_samples(folder: Path | str) -> pl.LazyFrame:
@@ -43,7 +42,7 @@ def load_samples(folder: Path | str) -> pl.LazyFrame:
     """
     folder = Path(folder).resolve()
     if _shard(read_job(folder)) is not None:
-        group = next(g for g in _groups(read_jobs(folder.parent)) if folder.name in [job.name for job in g])
+        group = next(g for g in grouped(read_jobs(folder.parent)) if folder.name in [job.name for job in g])
         if wrong := _unfit(group):
             raise ValueError(f"{folder}: {wrong}.")
         return _samples(folder.parent, group)
@@ -52,7 +51,7 @@ def load_samples(folder: Path | str) -> pl.LazyFrame:
     return pl.scan_parquet(folder / "samples.parquet")
 
 
-def _groups(jobs: Iterable[JobRecord]) -> list[list[JobRecord]]:
+def grouped(jobs: Iterable[JobRecord]) -> list[list[JobRecord]]:
     """Returns the shards of each question by number; a job that is no shard is alone."""
     groups: dict[str, list[JobRecord]] = {}
     for job in jobs:
@@ -83,7 +82,10 @@ def _without_shard(job: JobRecord) -> dict[str, Any]:
     return {name: value for name, value in job.options.items() if name != SHARD}
 
 
-def _merged(folder: Path, group: Sequence[JobRecord]) -> JobRecord:
+def merged(folder: Path, group: Sequence[JobRecord]) -> JobRecord:
+    """Returns the shards of one question as one job; a job that is no shard as it is."""
+    if _shard(group[0]) is None:
+        return group[0]
     first, wrong = group[0], _unfit(group)
     options = _without_shard(first)
     if wrong is None:

@@ -1,0 +1,176 @@
+"""Runs as they lie on disk: what reports, comparisons and verdicts are made from. Nothing here needs torch."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from raiopt.results.records import VOLATILE, JobRecord, read_job, read_jobs
+from raiopt.results.shards import grouped, merged
+
+DEPTH = 3
+"""So many levels below a folder, runs are looked for: outputs/<date>/<time>/<job key>."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A job's folder, or the folders of the shards that one question was split over.
+
+    Args:
+        folder: Of the job, or of its first shard.
+        job: What its run.json and its sweep say.
+        parts: The folders that hold its samples.
+        sweep: The folder of the sweep that it was found in; None for a run that was asked for alone.
+    """
+
+    folder: Path
+    job: JobRecord
+    parts: tuple[Path, ...]
+    sweep: Path | None = None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Its run.json; that of the first shard with the figures of all."""
+        return self.job.record
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The figures of a finished run; those of any other are none."""
+        return self.job.metrics
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes, where they are known."""
+        try:
+            names = json.loads((self.folder / "classes.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return [str(name) for name in names] if isinstance(names, list) else None
+
+    def samples(self) -> pl.LazyFrame:
+        """Returns its table of samples, of all shards together.
+
+        Raises:
+            ValueError: If there is none, or it cannot be read; the message names the file.
+        """
+        return _scanned([part / "samples.parquet" for part in self.parts])
+
+    def trace(self) -> pl.DataFrame:
+        """Returns its table of steps; of several shards that of the first.
+
+        Raises:
+            ValueError: If there is none, or it cannot be read; the message names the file.
+        """
+        return _scanned([self.folder / "trace.parquet"]).collect()
+
+    def exhibits(self) -> dict[str, np.ndarray]:
+        """Returns the samples that were kept to be shown; empty if there are none.
+
+        Raises:
+            ValueError: If they cannot be read; the message names the file.
+        """
+        path = self.folder / "exhibits.safetensors"
+        if not path.exists():
+            return {}
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def _scanned(files: list[Path]) -> pl.LazyFrame:
+    for file in files:
+        if not file.exists():
+            raise ValueError(f"{file} is not there.")
+        try:
+            pl.read_parquet_schema(file)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
+    return pl.scan_parquet(files)
+
+
+def load_run(folder: Path | str) -> Run:
+    """Returns the run in a job's folder.
+
+    Its `record` is run.json, `metrics` the figures in it, `samples()` and `trace()` its tables.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no job ran in it.
+
+    >>> import json, tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "run.json").write_text(json.dumps({"schema": 1, "status": "failed"}))
+    >>> load_run(folder).job.status
+    'failed'
+    """
+    folder = Path(folder)
+    if not (folder / "run.json").exists():
+        raise FileNotFoundError(f"{folder} has no run.json: give the folder of one job, as in outputs/NAME/JOB.")
+    return Run(folder, read_job(folder.absolute()), (folder,))
+
+
+def load_runs(folders: Sequence[Path | str]) -> list[Run]:
+    """Returns the runs in these folders, each that of a job, of a sweep, or one that holds such folders; each run once.
+
+    Those of a sweep are in the order of their numbers; its shards of one question are one run. Jobs that did not finish
+    are among them.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If there is no run in it.
+    """
+    found: dict[Path, Run] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is not there; give the folder of a run or a sweep, as in outputs/NAME.")
+        runs = list(_below(folder, DEPTH))
+        if not runs:
+            raise ValueError(f"{folder} holds no runs; give the folder of a run or a sweep, as in outputs/NAME.")
+        for run in runs:
+            found.setdefault(run.folder.resolve(), run)
+    return list(found.values())
+
+
+def _below(folder: Path, depth: int) -> list[Run]:
+    if (folder / "run.json").exists():
+        return [load_run(folder)]
+    children = sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in ("replaced", "figures"))
+    if (folder / "sweep.json").exists() or any((child / "run.json").exists() for child in children):
+        return [_run(folder, group) for group in grouped(read_jobs(folder))]
+    return [run for child in children if depth for run in _below(child, depth - 1)]
+
+
+def _run(sweep: Path, group: list[JobRecord]) -> Run:
+    job = merged(sweep, group)
+    return Run(sweep / job.name, job, tuple(sweep / shard.name for shard in group), sweep)
+
+
+def differing_options(runs: Sequence[Run]) -> list[str]:
+    """Returns the options that were given to some of the runs and are not the same in all, and what else differs.
+
+    `model` and `data` are among them where the runs are of several, however they were chosen.
+    """
+    jobs = [run.job for run in runs if run.job.options or run.record]
+    names = dict.fromkeys(["model", "data", *(name for job in jobs for name in job.options if name not in VOLATILE)])
+    return [name for name in names if len({json.dumps(job.option(name)) for job in jobs}) > 1]
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """Returns a short name of each run: the options in which they differ, else the sweep's or the job's name."""
+    options = differing_options(runs)
+    words = [", ".join(_word(name, run.job.option(name)) for name in options) for run in runs]
+    names = [word or run.record.get("name") or run.folder.name for word, run in zip(words, runs, strict=True)]
+    times = Counter(names)
+    return [f"{name} ({run.folder.name})" if times[name] > 1 else name for name, run in zip(names, runs, strict=True)]
+
+
+def _word(name: str, value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if name in ("model", "data", "optim") else f"{name.removeprefix('optim.')}={text}"
