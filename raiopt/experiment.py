@@ -10,14 +10,16 @@ from typing import Any
 
 import polars as pl
 import torch
+from safetensors.torch import save
 
 from raiopt import checks
 from raiopt.attacks import Attack, Engine, Inference, ModelView, Start, default_batch_size, told_as
 from raiopt.memory import Memory, ReadData
 from raiopt.results.chunks import Chunks
-from raiopt.results.folder import RunFolder
-from raiopt.results.gallery import SHOWN, chosen_exhibits, draw_gallery, exhibits_of
-from raiopt.results.metrics import metrics
+from raiopt.results.exhibits import Exhibits, candidates_of
+from raiopt.results.folder import RunFolder, replace_file, write_json
+from raiopt.results.gallery import draw_gallery, exhibits_of
+from raiopt.results.metrics import metrics, signs_of
 from raiopt.results.samples import trace_frame
 from raiopt.results.terminal import Advance, coupling, doubts, headline, progress
 from raiopt.zoo import Batch, Classifier, ImageData, Shard
@@ -96,8 +98,8 @@ def run(
         before = _continued(chunks, folder)
         log.info("Pixels are in [0, 1]; the model normalises them itself: %s.", model.preset)
         view = partial(memory.view, model, job.inference, known=before.get("inference"))
-        noted = _attack_all(engine, view, memory.data(data), device, chunks, folder, anew=not before)
-        _finish(job, folder, chunks, noted, model.classes or data.classes)
+        noted, shown = _attack_all(engine, view, memory.data(data), device, chunks, folder, anew=not before)
+        _finish(job, folder, chunks, noted, shown, model.classes or data.classes)
     chunks.discard()  # not before the record says finished
     return folder.record
 
@@ -114,6 +116,9 @@ def _describe(folder: RunFolder, job: Job, engine: Engine, model: Classifier, da
         batch_size=engine.batch_size,
         attack=job.words,
         ball=str(start.ball),
+        norm=None if start.ball.p is None else f"l{start.ball.p:g}",
+        epsilon=start.ball.epsilon if isinstance(start.ball.epsilon, int | float) else None,
+        scope=start.ball.scope,
         perturbation={
             "name": type(start.perturbation).__name__,
             "shared": start.shared,
@@ -227,14 +232,14 @@ def _attack_all(
     folder: RunFolder,
     *,
     anew: bool,
-) -> list[dict[str, Any]]:
-    """Attacks the batches that no chunk holds yet; returns what was noted of each chunk.
+) -> tuple[list[dict[str, Any]], Exhibits]:
+    """Attacks the batches that no chunk holds yet; returns what was noted of each chunk, and what may be shown.
 
     Args:
         view: Returns the model as it is prepared for the first batch.
         anew: No chunk is there.
     """
-    noted, done, found = [], 0, ""
+    noted, shown, done, found = [], Exhibits(), 0, ""
     with progress(len(data)) as advance:
         for number, (batch, found) in enumerate(data.batches(engine.samples_at_once)):
             if number == 0:
@@ -245,18 +250,18 @@ def _attack_all(
             about = None if anew else chunks.finished(number)
             if about is None:
                 engine.on_step = _ticking(advance, done, len(batch.ids), engine.attack.steps + 1)
-                room = sum(entry["broken"] for entry in noted) < SHOWN
-                about = _attack_batch(engine, batch, device, chunks, number, found, room)
+                about = _attack_batch(engine, batch, device, chunks, number, found, shown)
             elif about["data"] != found:
                 raise _other_data(folder)
             else:
                 about["continued"] = True
+                shown.offer(chunks.exhibits(number))
             noted.append(about)
             done += len(batch.ids)
             advance(done)
             log.info("Done with %d of %d samples.", done, len(data))
     folder.record["hashes"]["data"] = found
-    return noted
+    return noted, shown
 
 
 def _ticking(advance: Advance, done: int, samples: int, evaluations: int) -> Callable[[], None]:
@@ -266,13 +271,13 @@ def _ticking(advance: Advance, done: int, samples: int, evaluations: int) -> Cal
 
 
 def _attack_batch(
-    engine: Engine, batch: Batch, device: torch.device, chunks: Chunks, number: int, data: str, room: bool
+    engine: Engine, batch: Batch, device: torch.device, chunks: Chunks, number: int, data: str, shown: Exhibits
 ) -> dict[str, Any]:
     """Attacks a batch and writes its chunk; returns what was noted of it.
 
     Args:
         data: The hash of the data up to here.
-        room: Whether the gallery may need samples of this batch.
+        shown: What may be shown of the batches before; takes what this one adds.
     """
     labels = None if batch.labels is None else batch.labels.to(device)
     began = time.perf_counter()
@@ -283,30 +288,40 @@ def _attack_batch(
         "data": data,
         "samples": len(batch.ids),
         "passes": passes,
-        "broken": sum(int(trial.verdict.broken.sum()) for trial in trials),
         "seconds": time.perf_counter() - began,
     }
-    chunks.write(number, outcomes, exhibits_of(outcomes[0]) if room else {}, about)
+    by_norm = engine.attack.best_by == "norm"
+    candidates = [rows for outcome in outcomes if shown.offer(rows := candidates_of(outcome, by_norm=by_norm))]
+    chunks.write(number, outcomes, candidates, about)
     return about
 
 
-def _finish(job: Job, folder: RunFolder, chunks: Chunks, noted: list[dict[str, Any]], classes: Any) -> None:
+def _finish(
+    job: Job, folder: RunFolder, chunks: Chunks, noted: list[dict[str, Any]], shown: Exhibits, classes: Any
+) -> None:
     """Joins the chunks into the tables, the figures and the picture of the run."""
     chunks.merge_samples(folder / "samples.parquet")
-    trace = trace_frame(chunks.tables("steps"), job.attack.steps, targeted=job.attack.targeted)
+    attack, record = job.attack, folder.record
+    trace = trace_frame(chunks.tables("steps"), attack.steps, targeted=attack.targeted, rows=attack.rows)
     trace.write_parquet(folder / "trace.parquet")
     chunks.merge_perturbations()
-    figures = metrics(pl.scan_parquet(folder / "samples.parquet"), job.attack.epsilons)
-    folder.save(metrics={**figures, "attack_seconds": round(sum(entry["seconds"] for entry in noted), 3)})
+    samples = pl.scan_parquet(folder / "samples.parquet")
+    figures = metrics(samples, attack.epsilons)
+    troubles = signs_of(samples, record)
+    seconds = round(sum(entry["seconds"] for entry in noted), 3)
+    folder.save(metrics={**figures, "attack_seconds": seconds}, signs=troubles)
     kept = [entry for entry in noted if "continued" in entry]
     if kept:
         told = {"samples": sum(entry["samples"] for entry in kept), "passes": sum(entry["passes"] for entry in kept)}
         folder.save(continued={"batches": len(kept), **told})
-    exhibits = chosen_exhibits(chunks.exhibits(), None if classes is None else list(classes))
-    draw_gallery(exhibits, folder / "gallery.png", headline(folder.record))
-    if folder.record["coupled"] or folder.record["whole"]:
-        log.info(coupling(folder.record))
-    for doubt in doubts(folder.record):
+    names = None if classes is None else [str(name) for name in classes]
+    if names is not None:
+        write_json(folder / "classes.json", names)
+    replace_file(folder / "exhibits.safetensors", lambda path: path.write_bytes(save(shown.stored())))
+    draw_gallery(exhibits_of(shown.rows, names), folder / "gallery.png", headline(record))
+    if record["coupled"] or record["whole"]:
+        log.info(coupling(record))
+    for doubt in doubts(record):
         log.warning(doubt)
     if figures["undecided"]:
         _report_undecided(folder)

@@ -104,7 +104,8 @@ def test_a_job_in_which_nothing_is_attacked_is_complete(tmp_path):
     assert record["metrics"]["forward_passes"] == 0
     assert len(pl.read_parquet(tmp_path / "trace.parquet")) == 0
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"gallery.png", "perturbations.safetensors", "run.json", "samples.parquet", "trace.parquet"}
+    tables = {"samples.parquet", "trace.parquet"}
+    assert names == tables | {"gallery.png", "exhibits.safetensors", "perturbations.safetensors", "run.json"}
 
 
 def test_a_kill_after_the_end_leaves_a_finished_run(tmp_path, monkeypatch):

@@ -298,7 +298,7 @@ def test_a_job_that_was_killed_goes_on_in_a_process_that_knows_model_and_data(tm
     run(tmp_path / "own", USUAL)
     run(tmp_path / "before", USUAL, kept)
     with monkeypatch.context() as patch:
-        patch.setattr(Chunks, "exhibits", interrupted)
+        patch.setattr(Chunks, "merge_perturbations", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "run", USUAL, kept)
     assert run(tmp_path / "run", USUAL, kept)["continued"]["samples"] == 5

@@ -12,6 +12,7 @@ from raiopt.attacks.inference import ModelView
 from raiopt.attacks.question import Attack
 from raiopt.attacks.start import tried
 from raiopt.attacks.trial import Samples, Trial, Trier
+from raiopt.attacks.verify import confidence
 
 log = logging.getLogger("raiopt")
 
@@ -31,6 +32,7 @@ class Outcome:
     labels: Tensor
     clean_prediction: Tensor
     clean_loss: Tensor
+    clean_confidence: Tensor  # the probability of the prediction
     finite: Tensor  # whether the clean output was
     attacked: Tensor
     trial: Trial | None
@@ -123,4 +125,5 @@ class Engine:
             trier = Trier(self.view.fast, self.view.plain, attack, samples, self.on_step)
             radii = one_radius if attack.epsilons is None else smallest_radius
             trial = radii(attack, len(chosen), device, trier)
-        return Outcome(ids, names, images, labels, prediction, clean_loss, finite, attacked, trial)
+        sure = confidence(logits, prediction)
+        return Outcome(ids, names, images, labels, prediction, clean_loss, sure, finite, attacked, trial)

@@ -78,16 +78,21 @@ def of_samples(found: Search, rows: Rows, best: Tensor) -> Search:
     never = torch.iinfo(torch.int64).max
     first = over(torch.where(found.first_fooled < 0, never, found.first_fooled), "amin")
     lowest = over(found.not_finite, "amin")
+    highest = found.gains.nan_to_num(nan=float("-inf")).amax(1)
+    off = (highest - over(highest, "mean")[position]) ** 2
+    variance = over(off, "sum") / (torch.bincount(position) - 1)  # NaN where a sample has one row
+    one_goal = over(found.goal, "amin") == over(found.goal, "amax")
     return replace(
         take_rows(found, best),
         first_fooled=torch.where(first == never, -1, first),
         not_finite=torch.where(lowest < 0, -1, over(found.not_finite, "amax")),
         gains=over(found.gains, "amax"),
         fooled_at=over(found.fooled_at, "amax"),
-        zero_gradients=over(found.zero_gradients, "sum"),
+        zero_gradients=over(found.zero_gradients, "amin"),
         zero_at_start=over(found.zero_at_start, "amin"),
         stopped=over(found.stopped, "amin"),
         steps=over(found.steps, "amax"),
         forward_passes=over(found.forward_passes, "sum"),
         backward_passes=over(found.backward_passes, "sum"),
+        spread=torch.where(one_goal, variance.sqrt(), torch.nan),
     )

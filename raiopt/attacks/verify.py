@@ -150,13 +150,18 @@ def _count(parameter: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What verification says of n samples: broken beyond doubt or not, and the plain model's prediction.
+    """What verification says of n samples: broken beyond doubt or not, and what the plain model answers.
 
-    `broken_8bit` says whether they are so after rounding to 8 bits too; None if that was not asked.
+    Args:
+        confidence: The probability that it gives to its prediction, in float32 as are its logits.
+        label_confidence: The probability that it leaves to the label.
+        broken_8bit: Whether they are broken after rounding to 8 bits too; None if that was not asked.
     """
 
     broken: Tensor
     prediction: Tensor
+    confidence: Tensor
+    label_confidence: Tensor
     broken_8bit: Tensor | None = None
 
 
@@ -175,4 +180,10 @@ def verify(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, cl
     in_box = ((perturbed >= -TOLERANCE) & (perturbed <= 1 + TOLERANCE)).flatten(1).all(1)
     outputs = torch.cat([model(part) for part in perturbed.clamp(0, 1).split(max(1, len(images) // 2))])
     prediction = outputs.argmax(1)
-    return Verdict(claim.holds() & in_box & outputs.isfinite().all(1) & (prediction != labels), prediction)
+    broken = claim.holds() & in_box & outputs.isfinite().all(1) & (prediction != labels)
+    return Verdict(broken, prediction, confidence(outputs, prediction), confidence(outputs, labels))
+
+
+def confidence(logits: Tensor, classes: Tensor) -> Tensor:
+    """Returns the probability (n,) that logits (n, C) give to a class each, in float32."""
+    return logits.float().softmax(1).gather(1, classes[:, None])[:, 0]

@@ -37,6 +37,7 @@ class Search:
     backward_passes: Tensor
     restart: Tensor
     goal: Tensor
+    spread: Tensor  # of a sample with several rows towards one class: the standard deviation of their best gains
 
 
 class Watch:
@@ -182,6 +183,7 @@ def _nothing_yet(rows: Rows, steps: int) -> Search:
         backward_passes=count.clone(),
         restart=rows.restarts,
         goal=rows.goals,
+        spread=torch.full_like(number, float("nan")),
     )
 
 

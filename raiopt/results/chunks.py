@@ -47,9 +47,13 @@ class Chunks:
         return about if isinstance(about, dict) else None
 
     def write(
-        self, number: int, outcomes: Sequence[Outcome], exhibits: dict[str, Tensor], about: dict[str, Any]
+        self, number: int, outcomes: Sequence[Outcome], exhibits: Sequence[dict[str, Tensor]], about: dict[str, Any]
     ) -> None:
-        """Writes a chunk: its samples, the losses of their steps, perturbations, and what is noted of it."""
+        """Writes a chunk: its samples, the losses of their steps, perturbations, and what is noted of it.
+
+        Args:
+            exhibits: What may be shown of it; empty if nothing is worth it.
+        """
         replace_file(
             self._part(number, "samples.parquet"), pl.concat([samples_frame(o) for o in outcomes]).write_parquet
         )
@@ -57,7 +61,8 @@ class Chunks:
         if steps.width:
             replace_file(self._part(number, "steps.parquet"), steps.write_parquet)
         if exhibits:
-            replace_file(self._part(number, "gallery.safetensors"), lambda path: path.write_bytes(save(exhibits)))
+            shown = save(_joined(exhibits))
+            replace_file(self._part(number, "exhibits.safetensors"), lambda path: path.write_bytes(shown))
         stored = _joined([_stored(outcome, self.save) for outcome in outcomes if outcome.trial is not None])
         if stored:
             self.perturbations.mkdir(exist_ok=True)
@@ -77,9 +82,10 @@ class Chunks:
         else:
             pl.scan_parquet(files).sink_parquet(path)
 
-    def exhibits(self) -> Iterator[dict[str, Tensor]]:
-        """Yields what the gallery may show, chunk by chunk."""
-        return (load_file(path) for path in sorted(self.parts.glob("*.gallery.safetensors")))
+    def exhibits(self, number: int) -> dict[str, Tensor]:
+        """Returns what may be shown of a chunk, as it was written."""
+        path = self._part(number, "exhibits.safetensors")
+        return load_file(path) if path.exists() else {}
 
     def merge_perturbations(self) -> None:
         """Joins the perturbations into one file, unless there are too many for that."""

@@ -1,16 +1,14 @@
 """The picture of a job: clean images, what was added to them, and what the model then saw, side by side."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from raiopt.attacks import Outcome
+from raiopt.results.pictures import around_grey, fitted, picture
 
 SHOWN = 8
 CELL, GAP, MARGIN, TITLE, CAPTION = 128, 10, 14, 34, 36
@@ -28,39 +26,17 @@ class Exhibit:
     broken: bool
 
 
-def exhibits_of(outcome: Outcome) -> dict[str, Tensor]:
-    """Returns what the gallery may show of a batch: its first broken samples and its first others, as rows."""
-    trial = outcome.trial
-    if trial is None:
-        return {}
-    broken = trial.verdict.broken
-    chosen = torch.cat([rows.nonzero().flatten()[:SHOWN] for rows in (broken, ~broken)])
-    of_batch = outcome.attacked.nonzero().flatten()[chosen]
-    rows = {
-        "image": outcome.images[of_batch],
-        "delta": trial.delta[chosen],
-        "label": outcome.labels[of_batch],
-        "prediction": trial.verdict.prediction[chosen],
-        "broken": broken[chosen],
-    }
-    return {name: tensor.cpu().contiguous() for name, tensor in rows.items()}
-
-
-def chosen_exhibits(batches: Iterable[dict[str, Tensor]], classes: Sequence[str] | None) -> list[Exhibit]:
-    """Returns the first few broken samples of all batches, and others where too few broke."""
+def exhibits_of(rows: dict[str, Tensor], classes: Sequence[str] | None) -> list[Exhibit]:
+    """Returns the first few of the samples that a run keeps to be shown."""
 
     def name(number: Tensor) -> str:
         return classes[int(number)] if classes else f"class {int(number)}"
 
-    broken: list[Exhibit] = []
-    others: list[Exhibit] = []
-    for batch in batches:
-        for row in zip(*(batch[key] for key in ("image", "delta", "label", "prediction", "broken")), strict=True):
-            image, delta, label, prediction, is_broken = row
-            shelf = broken if is_broken else others
-            if len(shelf) < SHOWN:
-                shelf.append(Exhibit(image, delta, name(label), name(prediction), bool(is_broken)))
-    return (broken + others)[:SHOWN]
+    keys = ("image", "delta", "label", "prediction", "broken")
+    return [
+        Exhibit(image, delta, name(label), name(prediction), bool(broken))
+        for image, delta, label, prediction, broken in zip(*(rows.get(key, ())[:SHOWN] for key in keys), strict=True)
+    ]
 
 
 def draw_gallery(exhibits: Sequence[Exhibit], path: Path, title: str) -> None:
@@ -82,16 +58,16 @@ def draw_gallery(exhibits: Sequence[Exhibit], path: Path, title: str) -> None:
         draw.text((left, TITLE + CELL // 2 - 8), "No sample was attacked.", INK, font)
     for column, shown in enumerate(exhibits):
         x = left + column * (CELL + GAP)
-        largest = float(shown.delta.abs().max())
-        stretched = 0.5 + shown.delta / (2 * largest) if largest > 0 else torch.full_like(shown.delta, 0.5)
+        image, delta = (tensor.float().numpy() for tensor in (shown.image, shown.delta))
+        stretched, largest = around_grey(delta)
         cells = (
-            (shown.image, shown.label, INK),
+            (image, shown.label, INK),
             (stretched, f"\u00b1{largest:.3g}", QUIET),
-            (shown.image + shown.delta, shown.prediction, BAD if shown.broken else GOOD),
+            (image + delta, shown.prediction, BAD if shown.broken else GOOD),
         )
         for row, (pixels, caption, colour) in enumerate(cells):
             y = TITLE + row * (CELL + CAPTION)
-            cell = _picture(pixels)
+            cell = fitted(picture(pixels), CELL, CELL)
             page.paste(cell, (x + (CELL - cell.width) // 2, y + (CELL - cell.height) // 2))
             draw.rectangle((x - 1, y - 1, x + CELL, y + CELL), outline="#d0d5dd")
             draw.text((x, y + CELL + 5), _fit(draw, caption, small, CELL), colour, small)
@@ -101,15 +77,6 @@ def draw_gallery(exhibits: Sequence[Exhibit], path: Path, title: str) -> None:
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
-
-
-def _picture(pixels: Tensor) -> Image.Image:
-    """Returns an image (C, H, W) in [0, 1] as a picture that fills a cell; small ones keep their pixels sharp."""
-    array = (pixels.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    picture = Image.fromarray(np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[:, :, :3])
-    scale = CELL / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

@@ -1,6 +1,7 @@
 """The figures of a job, from its table of samples alone."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -52,3 +53,49 @@ def metrics(samples: pl.LazyFrame, epsilons: Sequence[float] | None = None) -> d
     else:
         del figures["robust_accuracies"]
     return figures
+
+
+RISING, RISING_AT_LEAST = 0.05, 1e-3
+"""A loss still rises if this share of its rise came late, and at least so much of it."""
+STEADY = 0.75
+"""A loss that rises in a smaller share of its steps swings: the steps are too long (APGD's rule, arXiv 2003.01690)."""
+NEAR = 0.9
+"""A perturbation whose norm is a smaller share of epsilon did not come to the surface of its ball."""
+
+
+def signs_of(samples: pl.LazyFrame, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `signs` for the ball that a job's record tells of; one that bounds no image says nothing of its norm."""
+    return signs(samples, None if record["scope"] else record["norm"], record["epsilon"])
+
+
+def signs(samples: pl.LazyFrame, norm: str | None, epsilon: float | None) -> dict[str, Any]:
+    """Returns what a job's table of samples says of the attack's own troubles; see `results.trust`.
+
+    Args:
+        norm: The column of samples that epsilon bounds; None where there is no ball or it says nothing.
+        epsilon: The radius; None takes that of each sample.
+    """
+    attacked = pl.col("forward_passes").is_not_null()
+    verified, undecided, claimed = (pl.col(name).fill_null(False) for name in ("verified", "undecided", "claimed"))
+    survived = attacked & ~verified & ~undecided
+    rises = (pl.col("late_rise") > RISING * pl.col("rise")) & (pl.col("late_rise") > RISING_AT_LEAST)
+    share = pl.col(norm or "linf") / (pl.col("epsilon") if epsilon is None else epsilon)
+    bounded = norm not in (None, "l0") and (epsilon is None or epsilon > 0)
+    figures = samples.select(
+        survivors=survived.sum(),
+        zero_gradient_share=pl.col("zero_gradients").sum() / pl.col("steps").sum(),
+        not_finite=((pl.col("stopped") == "not_finite") | pl.col("not_finite_step").is_not_null()).sum(),
+        still_rising=(survived & rises).sum(),
+        swinging=(survived & (pl.col("rising_steps") < STEADY)).sum(),
+        fooled_not_kept=(pl.col("first_fooled_step").is_not_null() & ~claimed).sum(),
+        restarts_differ=pl.when(pl.col("restart_spread").count() > 0).then(
+            (survived & (pl.col("restart_spread") > pl.col("rise"))).sum()
+        ),
+        saturated=(pl.col("clean_confidence") == 1).sum(),
+        short_of_ball=(survived & (share < NEAR)).sum() if bounded else None,
+        reach=share.filter(survived).max() if bounded else None,
+    )
+    row = figures.collect().row(0, named=True)
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }

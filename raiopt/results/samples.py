@@ -16,6 +16,12 @@ _ATTACKED: dict[str, Any] = {
     "target": pl.Int64,
     "adversarial_prediction": pl.Int64,
     "adversarial_loss": pl.Float32,
+    "adversarial_confidence": pl.Float32,
+    "label_confidence": pl.Float32,
+    "rise": pl.Float32,
+    "late_rise": pl.Float32,
+    "rising_steps": pl.Float32,
+    "restart_spread": pl.Float32,
     "claimed": pl.Boolean,
     "verified": pl.Boolean,
     "verified_8bit": pl.Boolean,
@@ -53,12 +59,16 @@ def samples_frame(outcome: Outcome) -> pl.DataFrame:
             "label": _list(outcome.labels),
             "clean_prediction": _where(outcome.finite, outcome.clean_prediction),
             "clean_loss": _list(outcome.clean_loss.float()),
+            "clean_confidence": _where(outcome.finite, outcome.clean_confidence),
             "stopped": [
                 "is_target" if is_right and reason != "not_finite" else reason
                 for is_right, reason in zip(right, why, strict=True)
             ],
         },
-        schema_overrides={"id": pl.Int64, "label": pl.Int64, "clean_prediction": pl.Int64, "clean_loss": pl.Float32},
+        schema_overrides={
+            **dict.fromkeys(("id", "label", "clean_prediction"), pl.Int64),
+            **dict.fromkeys(("clean_loss", "clean_confidence"), pl.Float32),
+        },
     )
     columns = {} if trial is None else _attacked_columns(trial, outcome.labels[outcome.attacked])
     stopped = pl.Series("_stopped", _spread(columns.pop("stopped", None), attacked.tolist()), pl.String)
@@ -73,12 +83,19 @@ def samples_frame(outcome: Outcome) -> pl.DataFrame:
 def _attacked_columns(trial: Trial, labels: Tensor) -> dict[str, list[Any] | None]:
     found, verdict, n = trial.search, trial.verdict, len(labels)
     undecided = (found.not_finite >= 0) & ~verdict.broken
+    rise, late_rise, rising_steps = rises(found.gains.cpu(), found.steps.cpu())
     reasons = [STOPPED[number] for number in _list(found.stopped)]
     return {
         "stopped": ["not_finite" if lost else reason for lost, reason in zip(_list(undecided), reasons, strict=True)],
         "target": _where(found.goal != labels, found.goal),
         "adversarial_prediction": _list(verdict.prediction),
         "adversarial_loss": _list(found.loss),
+        "adversarial_confidence": _finite(verdict.confidence),
+        "label_confidence": _finite(verdict.label_confidence),
+        "rise": _finite(rise),
+        "late_rise": _finite(late_rise),
+        "rising_steps": _finite(rising_steps),
+        "restart_spread": _finite(found.spread),
         "claimed": _list(found.claimed),
         "verified": _list(verdict.broken),
         "verified_8bit": None if verdict.broken_8bit is None else _list(verdict.broken_8bit),
@@ -98,6 +115,20 @@ def _attacked_columns(trial: Trial, labels: Tensor) -> dict[str, list[Any] | Non
     }
 
 
+def rises(gains: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns how far the best loss rose in all steps of a sample, how far in the last tenth, in what share it rose.
+
+    Each of shape (n,); the share is NaN where there are no steps.
+
+    Args:
+        gains: (n, steps + 1), the loss at each step, or its negative where the attack makes it small.
+        steps: (n,), how many of them were taken.
+    """
+    best = gains.nan_to_num(nan=float("-inf")).cummax(1).values
+    early, late = (best.gather(1, at[:, None])[:, 0] for at in (steps * 9 // 10, steps))
+    return late - gains[:, 0], late - early, (gains.diff() > 0).sum(1) / steps
+
+
 def _norms(trial: Trial) -> dict[str, Tensor]:
     """Returns the norms of each sample's own parameter (n,), or of the one that all share (1,), in float64."""
     x = trial.bounded.cpu()
@@ -111,6 +142,10 @@ def _list(values: Tensor) -> list[Any]:
     return values.detach().cpu().tolist()
 
 
+def _finite(values: Tensor) -> list[Any]:
+    return _where(values.isfinite(), values)
+
+
 def _where(known: Tensor, values: Tensor) -> list[Any]:
     return [value if is_known else None for is_known, value in zip(_list(known), _list(values), strict=True)]
 
@@ -122,22 +157,25 @@ def _spread(values: Sequence[Any] | None, mask: Sequence[bool]) -> list[Any]:
 
 
 def steps_frame(outcomes: Sequence[Outcome]) -> pl.DataFrame:
-    """Returns one row for each attacked sample, with its loss and whether it was fooled at each step."""
+    """Returns one row for each attacked sample: how many steps it took, its loss at each and if it was fooled then."""
     trials = [outcome.trial for outcome in outcomes if outcome.trial is not None]
     if not trials:
         return pl.DataFrame()
     gains, fooled = (torch.cat([getattr(t.search, name).cpu() for t in trials]) for name in ("gains", "fooled_at"))
-    columns = {f"gain_{step}": column.numpy() for step, column in enumerate(gains.unbind(1))}
+    columns = {"steps": torch.cat([t.search.steps.cpu() for t in trials]).numpy()}
+    columns |= {f"gain_{step}": column.numpy() for step, column in enumerate(gains.unbind(1))}
     return pl.DataFrame(columns | {f"fooled_{step}": column.numpy() for step, column in enumerate(fooled.unbind(1))})
 
 
-def trace_frame(files: list[Path], steps: int, *, targeted: bool) -> pl.DataFrame:
-    """Returns one row a step over all attacked samples: the loss, and the share that is fooled then or was before.
+def trace_frame(files: list[Path], steps: int, *, targeted: bool, rows: int = 1) -> pl.DataFrame:
+    """Returns one row a step over all attacked samples: passes of a sample so far, loss, share fooled then or before.
 
     Args:
         files: Parquet files of `steps_frame`; of them, one step at a time is read.
+        rows: How many rows of a batch a sample takes.
     """
-    rows, so_far, sign = [], np.zeros(0, dtype=bool), -1 if targeted else 1
+    table, so_far, sign = [], np.zeros(0, dtype=bool), -1 if targeted else 1
+    taken = pl.scan_parquet(files).select("steps").collect()["steps"].to_numpy() if files else so_far
     for step in range(steps + 1) if files else ():
         columns = pl.scan_parquet(files).select(f"gain_{step}", f"fooled_{step}").collect()
         losses = sign * columns[f"gain_{step}"].to_numpy().astype(np.float64)
@@ -145,13 +183,15 @@ def trace_frame(files: list[Path], steps: int, *, targeted: bool) -> pl.DataFram
         so_far = fooled | so_far if step else fooled
         losses = losses[np.isfinite(losses)]
         of_losses = [losses.mean(), *np.quantile(losses, list(QUANTILES.values()))] if len(losses) else [np.nan] * 6
-        rows.append([step, len(fooled), *of_losses, fooled.mean(), so_far.mean()])
-    return pl.DataFrame(rows, schema=_TRACE, orient="row")
+        passes = rows * (1 + 2 * np.minimum(taken, step).mean())
+        table.append([step, len(fooled), passes, *of_losses, fooled.mean(), so_far.mean()])
+    return pl.DataFrame(table, schema=_TRACE, orient="row")
 
 
 _TRACE = {
     "step": pl.Int64,
     "samples": pl.Int64,
+    "passes": pl.Float64,
     **dict.fromkeys([f"loss_{name}" for name in ("mean", *QUANTILES)], pl.Float64),
     "fooled": pl.Float64,
     "fooled_so_far": pl.Float64,

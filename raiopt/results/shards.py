@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from raiopt.results.metrics import metrics
+from raiopt.results.metrics import metrics, signs_of
 from raiopt.results.records import VOLATILE, JobRecord, read_job, read_jobs
 
 SHARD, COUNT = "data.shard", "data.num_shards"
@@ -90,13 +90,15 @@ def merged(folder: Path, group: Sequence[JobRecord]) -> JobRecord:
     options = _without_shard(first)
     if wrong is None:
         try:
-            figures = metrics(_samples(folder, group), first.metrics.get("epsilons"))
+            samples = _samples(folder, group)
+            figures = metrics(samples, first.metrics.get("epsilons"))
+            told = {"signs": signs_of(samples, first.record)} if "signs" in first.record else {}
         except (OSError, pl.exceptions.PolarsError) as error:
             wrong = f"a samples.parquet cannot be read: {str(error).splitlines()[0]}"
         else:
             seconds = round(sum(job.metrics["attack_seconds"] for job in group), 3)
             hashes = {**first.record["hashes"], "data": [job.record["hashes"]["data"] for job in group]}
-            record = {**first.record, "hashes": hashes, "metrics": {**figures, "attack_seconds": seconds}}
+            record = {**first.record, "hashes": hashes, "metrics": {**figures, "attack_seconds": seconds}, **told}
             return JobRecord(first.name, "finished", options, None, record)
     return JobRecord(first.name, "incomplete", options, wrong)
 

@@ -1,5 +1,7 @@
 """The search over a batch: rows that leave change nothing, restarts and targets share it, the best row counts."""
 
+import math
+import statistics
 from dataclasses import fields, replace
 from functools import partial
 from itertools import pairwise
@@ -219,7 +221,7 @@ def found_rows(draw):
     columns = {name: numbers(0, 5) for name in (*whole, "goal")}
     columns |= {name: numbers(-1, 3) for name in ("first_fooled", "not_finite")}
     columns |= {name: numbers(0, 1).bool() for name in ("fooled", "claimed", "zero_at_start")}
-    columns |= {name: numbers(-4, 4).float() for name in ("loss", "score")}
+    columns |= {name: numbers(-4, 4).float() for name in ("loss", "score", "spread")}
     columns["score"][numbers(0, 9) == 0] = float("-inf")
     columns |= {"stopped": numbers(0, 3), "gains": numbers(-4, 4, steps).float(), "fooled_at": numbers(0, 1, steps) > 0}
     return samples, Search(**columns)
@@ -251,8 +253,12 @@ def test_the_best_row_of_a_sample_and_what_all_of_them_come_to(drawn):
         assert come.zero_at_start[number] == all(of("zero_at_start"))
         assert come.stopped[number] == min(of("stopped"))
         assert come.steps[number] == max(of("steps"))
-        for name in ("zero_gradients", "forward_passes", "backward_passes"):
+        assert come.zero_gradients[number] == min(of("zero_gradients"))
+        for name in ("forward_passes", "backward_passes"):
             assert getattr(come, name)[number] == sum(of(name))
+        highest, several = found.gains[mine].amax(1).tolist(), len(mine) > 1 and len(set(of("goal"))) == 1
+        spread = statistics.stdev(highest) if several else math.nan
+        assert come.spread[number].item() == pytest.approx(spread, rel=1e-5, abs=1e-6, nan_ok=True)
 
 
 @pytest.mark.parametrize("targeted", [True, False])

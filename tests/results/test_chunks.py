@@ -89,7 +89,12 @@ def left(folder):
         pl.read_parquet(folder / "samples.parquet"),
         pl.read_parquet(folder / "trace.parquet"),
         list(load_perturbations(folder)),
-        (figures, record["hashes"], (folder / "gallery.png").read_bytes()),
+        (
+            figures,
+            record["hashes"],
+            (folder / "gallery.png").read_bytes(),
+            (folder / "exhibits.safetensors").read_bytes(),
+        ),
     )
 
 
@@ -290,6 +295,7 @@ def test_what_is_not_to_be_saved_is_not(tmp_path):
     run(tmp_path / "none", save="none")
     assert list(load_perturbations(tmp_path / "none")) == []
     assert {path.name for path in (tmp_path / "none").iterdir()} == {
+        "exhibits.safetensors",
         "gallery.png",
         "run.json",
         "samples.parquet",

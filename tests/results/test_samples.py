@@ -2,16 +2,19 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from raiopt.attacks import STOPPED, Ball, Outcome, Search, Trial, Verdict
-from raiopt.results.metrics import metrics
-from raiopt.results.samples import samples_frame, steps_frame, trace_frame
+from raiopt.results.metrics import metrics, signs
+from raiopt.results.samples import rises, samples_frame, steps_frame, trace_frame
 
 NAN = math.nan
 GAINS = torch.tensor([[1.0, 2.0, 3.0], [2.0, 1.0, 0.0], [3.0, NAN, NAN], [4.0, 5.0, 6.0]])
@@ -40,13 +43,15 @@ def search(**changes):
         "backward_passes": torch.tensor([1, 2, 1, 2]),
         "restart": torch.tensor([0, 0, 0, 1]),
         "goal": LABELS[:4],
+        "spread": torch.tensor([NAN, 9.0, 0.5, 1.0]),
     }
     return Search(**{**usual, **changes})
 
 
 def verdict(broken=(True, False, False, False), broken_8bit=None):
     eight = None if broken_8bit is None else torch.tensor(broken_8bit)
-    return Verdict(torch.tensor(broken), torch.tensor([1, 0, 0, 0]), eight)
+    sure = torch.tensor([0.5, 0.75, NAN, 1.0])
+    return Verdict(torch.tensor(broken), torch.tensor([1, 0, 0, 0]), sure, sure / 2, eight)
 
 
 def trial(**changes):
@@ -74,6 +79,7 @@ def outcome(of=None, **changes):
         "labels": LABELS,
         "clean_prediction": torch.tensor([0, 0, 0, 0, 2, 0]),
         "clean_loss": torch.ones(6),
+        "clean_confidence": torch.tensor([0.5, 1.0, 0.9, 1.0, 0.4, NAN]),
         "finite": torch.tensor([True, True, True, True, True, False]),
         "attacked": torch.tensor([True, True, True, True, False, False]),
         "trial": trial() if of is None else of,
@@ -100,6 +106,10 @@ def test_one_row_a_sample_with_nulls_where_nothing_was_attacked():
     assert frame["forward_passes"].to_list() == [2, 3, 2, 3, None, None]
     assert frame["backward_passes"].to_list() == [1, 2, 1, 2, None, None]
     assert frame["restart"].to_list() == [0, 0, 0, 1, None, None]
+    assert frame["restart_spread"].to_list() == [None, 9, 0.5, 1, None, None]
+    assert frame["clean_confidence"].to_list() == pytest.approx([0.5, 1, 0.9, 1, 0.4, None])
+    assert frame["adversarial_confidence"].to_list() == [0.5, 0.75, None, 1, None, None]
+    assert frame["label_confidence"].to_list() == [0.25, 0.375, None, 0.5, None, None]
     for name in ("target", "epsilon", "broken_at", "verified_8bit"):
         assert frame[name].is_null().all()
 
@@ -140,6 +150,44 @@ def test_norms_are_those_of_the_parameter_and_count_pixels_where_the_ball_does()
     for pixels, expected in ((True, [1, 2, 1, 1]), (False, [3, 4, 3, 3])):
         frame = samples_frame(outcome(trial(delta=delta, ball=Ball(0, 3, pixels=pixels))))
         assert frame["l0"].to_list()[:4] == expected
+
+
+@given(st.data())
+def test_rises_agree_with_a_count_by_hand(data):
+    steps = data.draw(st.integers(0, 25))
+    taken = torch.tensor(data.draw(st.lists(st.integers(0, steps), min_size=1, max_size=4)))
+    values = st.lists(st.integers(-5, 5), min_size=steps + 1, max_size=steps + 1)
+    gains = torch.tensor([data.draw(values) for _ in taken]).float()
+    gains = gains.gather(1, torch.minimum(torch.arange(steps + 1), taken[:, None]))  # as they ended
+    found = torch.stack(rises(gains, taken), 1).tolist()
+    for row, end, (rise, late, share) in zip(gains.tolist(), taken.tolist(), found, strict=True):
+        assert rise == max(row) - row[0]
+        assert late == max(row) - max(row[: int(0.9 * end + 1e-9) + 1])
+        assert share == pytest.approx(sum(b > a for a, b in pairwise(row)) / end) if end else math.isnan(share)
+
+
+def test_signs_count_the_troubles_of_those_that_survived():
+    found = signs(samples_frame(outcome()).lazy(), "linf", 0.3)
+    assert found["survivors"] == 2  # 11 held, 13 was claimed only
+    assert found["zero_gradient_share"] == pytest.approx(3 / 6)
+    assert (found["not_finite"], found["saturated"], found["fooled_not_kept"]) == (2, 2, 0)
+    assert (found["still_rising"], found["swinging"], found["restarts_differ"]) == (1, 1, 1)
+    assert (found["short_of_ball"], found["reach"]) == (2, pytest.approx(0.2 / 0.3))
+    assert signs(samples_frame(outcome()).lazy(), "linf", 0.2)["short_of_ball"] == 1
+    not_kept = search(claimed=torch.tensor([False, False, False, True]))
+    assert signs(samples_frame(outcome(trial(search=not_kept))).lazy(), None, None)["fooled_not_kept"] == 1
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [(None, None), (None, 0.3), ("l0", 5.0), ("linf", 0.0)])
+def test_what_has_no_ball_to_reach_is_not_short_of_it(norm, epsilon):
+    found = signs(samples_frame(nothing()).lazy(), norm, epsilon)
+    assert (found["short_of_ball"], found["reach"], found["restarts_differ"]) == (None, None, None)
+    assert (found["survivors"], found["zero_gradient_share"]) == (0, None)
+
+
+def test_signs_take_the_radius_of_each_sample_where_there_are_several():
+    found = signs(samples_frame(outcome(trial(**SWEPT))).lazy(), "linf", None)
+    assert (found["short_of_ball"], found["reach"]) == (2, pytest.approx(0.2 / 0.3))
 
 
 RADII = [0.1, 0.2, 0.3]
@@ -243,6 +291,7 @@ def test_trace_agrees_with_numpy_and_leaves_out_what_is_not_finite(tmp_path, tar
     np.testing.assert_allclose(frame["fooled_so_far"], np.logical_or.accumulate(fooled, 1).mean(0))
     assert frame["step"].to_list() == [0, 1, 2]
     assert frame["samples"].to_list() == [8, 8, 8]
+    assert frame["passes"].to_list() == [1, 3, 4]  # half of the samples took one step, the others two
 
 
 def test_trace_of_nothing_has_its_columns_and_a_step_without_losses_is_nan(tmp_path):
