@@ -15,6 +15,10 @@ USAGE = """raiopt finds the smallest changes of an input that break an image cla
 
 usage: raiopt [key=value ...]                     one job
        raiopt -m [key=value1,value2 ...]          a job for each combination
+       raiopt report FOLDER ...                   a page about runs and sweeps, and figures for papers
+       raiopt list runs [FOLDER], raiopt show RUN, raiopt export RUN --png DIR
+       raiopt rerun RUN                           repeats a run and compares
+       raiopt doctor                              what this machine has, and how long a run would take
        raiopt list [GROUP]                        what a group offers, and its defaults
 
   raiopt                                          built-in digits, adversarially trained network, Linf PGD
@@ -24,6 +28,7 @@ usage: raiopt [key=value ...]                     one job
   raiopt -m hydra/launcher=slurm hydra.launcher.partition=gpu optim.lr=0.1,0.5
   raiopt model=torchvision model.name=resnet50 model.weights=DEFAULT data=image_folder data.root=DIR
   raiopt experiment=step_size_grid                a named run or sweep; one's own with --config-dir DIR
+  raiopt report outputs/mine --check              exit status 1 if a result cannot be believed
 
 flags: --cfg job (show the config), -sc install=bash (tab completion), --version, --hydra-help (all others)
 """
