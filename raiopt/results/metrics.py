@@ -57,8 +57,6 @@ def metrics(samples: pl.LazyFrame, epsilons: Sequence[float] | None = None) -> d
 
 RISING, RISING_AT_LEAST = 0.05, 1e-3
 """A loss still rises if this share of its rise came late, and at least so much of it."""
-STEADY = 0.75
-"""A loss that rises in a smaller share of its steps swings: the steps are too long (APGD's rule, arXiv 2003.01690)."""
 NEAR = 0.9
 """A perturbation whose norm is a smaller share of epsilon did not come to the surface of its ball."""
 
@@ -86,7 +84,6 @@ def signs(samples: pl.LazyFrame, norm: str | None, epsilon: float | None) -> dic
         zero_gradient_share=pl.col("zero_gradients").sum() / pl.col("steps").sum(),
         not_finite=((pl.col("stopped") == "not_finite") | pl.col("not_finite_step").is_not_null()).sum(),
         still_rising=(survived & rises).sum(),
-        swinging=(survived & (pl.col("rising_steps") < STEADY)).sum(),
         fooled_not_kept=(pl.col("first_fooled_step").is_not_null() & ~claimed).sum(),
         restarts_differ=pl.when(pl.col("restart_spread").count() > 0).then(
             (survived & (pl.col("restart_spread") > pl.col("rise"))).sum()

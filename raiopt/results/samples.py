@@ -20,7 +20,6 @@ _ATTACKED: dict[str, Any] = {
     "label_confidence": pl.Float32,
     "rise": pl.Float32,
     "late_rise": pl.Float32,
-    "rising_steps": pl.Float32,
     "restart_spread": pl.Float32,
     "claimed": pl.Boolean,
     "verified": pl.Boolean,
@@ -83,7 +82,7 @@ def samples_frame(outcome: Outcome) -> pl.DataFrame:
 def _attacked_columns(trial: Trial, labels: Tensor) -> dict[str, list[Any] | None]:
     found, verdict, n = trial.search, trial.verdict, len(labels)
     undecided = (found.not_finite >= 0) & ~verdict.broken
-    rise, late_rise, rising_steps = rises(found.gains.cpu(), found.steps.cpu())
+    rise, late_rise = rises(found.gains.cpu(), found.steps.cpu())
     reasons = [STOPPED[number] for number in _list(found.stopped)]
     return {
         "stopped": ["not_finite" if lost else reason for lost, reason in zip(_list(undecided), reasons, strict=True)],
@@ -94,7 +93,6 @@ def _attacked_columns(trial: Trial, labels: Tensor) -> dict[str, list[Any] | Non
         "label_confidence": _finite(verdict.label_confidence),
         "rise": _finite(rise),
         "late_rise": _finite(late_rise),
-        "rising_steps": _finite(rising_steps),
         "restart_spread": _finite(found.spread),
         "claimed": _list(found.claimed),
         "verified": _list(verdict.broken),
@@ -115,10 +113,8 @@ def _attacked_columns(trial: Trial, labels: Tensor) -> dict[str, list[Any] | Non
     }
 
 
-def rises(gains: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns how far the best loss rose in all steps of a sample, how far in the last tenth, in what share it rose.
-
-    Each of shape (n,); the share is NaN where there are no steps.
+def rises(gains: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns how far the best loss rose in all of a sample's steps, and in the last tenth of them, each (n,).
 
     Args:
         gains: (n, steps + 1), the loss at each step, or its negative where the attack makes it small.
@@ -126,7 +122,7 @@ def rises(gains: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     best = gains.nan_to_num(nan=float("-inf")).cummax(1).values
     early, late = (best.gather(1, at[:, None])[:, 0] for at in (steps * 9 // 10, steps))
-    return late - gains[:, 0], late - early, (gains.diff() > 0).sum(1) / steps
+    return late - gains[:, 0], late - early
 
 
 def _norms(trial: Trial) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -160,10 +159,9 @@ def test_rises_agree_with_a_count_by_hand(data):
     gains = torch.tensor([data.draw(values) for _ in taken]).float()
     gains = gains.gather(1, torch.minimum(torch.arange(steps + 1), taken[:, None]))  # as they ended
     found = torch.stack(rises(gains, taken), 1).tolist()
-    for row, end, (rise, late, share) in zip(gains.tolist(), taken.tolist(), found, strict=True):
+    for row, end, (rise, late) in zip(gains.tolist(), taken.tolist(), found, strict=True):
         assert rise == max(row) - row[0]
         assert late == max(row) - max(row[: int(0.9 * end + 1e-9) + 1])
-        assert share == pytest.approx(sum(b > a for a, b in pairwise(row)) / end) if end else math.isnan(share)
 
 
 def test_signs_count_the_troubles_of_those_that_survived():
@@ -171,7 +169,7 @@ def test_signs_count_the_troubles_of_those_that_survived():
     assert found["survivors"] == 2  # 11 held, 13 was claimed only
     assert found["zero_gradient_share"] == pytest.approx(3 / 6)
     assert (found["not_finite"], found["saturated"], found["fooled_not_kept"]) == (2, 2, 0)
-    assert (found["still_rising"], found["swinging"], found["restarts_differ"]) == (1, 1, 1)
+    assert (found["still_rising"], found["restarts_differ"]) == (1, 1)
     assert (found["short_of_ball"], found["reach"]) == (2, pytest.approx(0.2 / 0.3))
     assert signs(samples_frame(outcome()).lazy(), "linf", 0.2)["short_of_ball"] == 1
     not_kept = search(claimed=torch.tensor([False, False, False, True]))

@@ -1,0 +1,290 @@
+"""How sure the figures of runs are: intervals, a paired comparison, bands of curves, the spread over seeds."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import NormalDist
+from typing import Any, overload
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from raiopt.results.records import VOLATILE
+from raiopt.results.runs import Run
+
+LEVEL = 0.95
+"""Of all intervals, where nothing else is said; a difference is within noise if its p value is at least 1 - LEVEL."""
+ROOM = 2**22
+"""So many weights of the bootstrap are in memory at once."""
+ROBUST = (
+    (pl.col("clean_prediction") == pl.col("label")).fill_null(False)
+    & ~pl.col("verified").fill_null(False)
+    & ~pl.col("undecided").fill_null(False)
+    & (pl.col("stopped") != "not_finite").fill_null(True)
+)
+"""Whether a row of samples counts as robust, as in `metrics`."""
+Numbers = NDArray[np.float64]
+Many = NDArray[Any] | pl.Series | Sequence[float]
+
+
+@overload
+def wilson(successes: int, trials: int, level: float = LEVEL) -> tuple[float, float]: ...
+@overload
+def wilson(successes: Many, trials: Many | int, level: float = LEVEL) -> tuple[Numbers, Numbers]: ...
+def wilson(successes: Any, trials: Any, level: float = LEVEL) -> tuple[Any, Any]:
+    """Returns the ends, in [0, 1], of the score interval of a share (Wilson 1927, doi.org/10.2307/2276774).
+
+    Args:
+        successes: Numbers, or arrays or Series of them that broadcast, between 0 and `trials`.
+        trials: Where it is 0, the interval is from 0 to 1.
+        level: The share of intervals that hold the true share, in (0, 1).
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    >>> low, high = wilson(369, 500)
+    >>> f"{369 / 500:.1%}, {low:.1%} to {high:.1%}"
+    '73.8%, 69.8% to 77.5%'
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} must lie between 0 and 1.")
+    s, n = np.broadcast_arrays(np.asarray(successes, np.float64), np.asarray(trials, np.float64))
+    if not ((s >= 0) & (s <= n)).all():
+        raise ValueError(f"successes={successes} must lie between 0 and trials={trials}.")
+    z, some = NormalDist().inv_cdf((1 + level) / 2), np.maximum(n, 1)
+    share = s / some
+    center, half = share + z**2 / some / 2, z * np.sqrt(share * (1 - share) / some + (z / some / 2) ** 2)
+    low, high = (center - half) / (1 + z**2 / some), (center + half) / (1 + z**2 / some)
+    low, high = np.where(s == 0, 0.0, low), np.where(s == n, 1.0, high)
+    return (low, high) if low.ndim else (low.item(), high.item())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs, a and b, on the samples that both have. Broken are all that are not robust, also those wrong before.
+
+    Args:
+        shared: How many samples both have.
+        only_in_a: How many samples of a are not in b.
+        only_in_b: How many samples of b are not in a.
+        both_broken: Of the shared.
+        only_a_broke: Of the shared: broken in a and robust in b.
+        only_b_broke: The other way round.
+        neither: Of the shared: robust in both.
+        p_value: Of McNemar's exact two-sided test that both break as many (1947, doi.org/10.1007/BF02295996).
+        difference: Robust accuracy of a minus that of b, on the shared samples.
+        interval: 95 % interval of it, for pairs: Newcombe 1998, method 10 (Statistics in Medicine 17, 2635-2650).
+        doubts: Sentences on what should be equal and is not.
+    """
+
+    shared: int
+    only_in_a: int
+    only_in_b: int
+    both_broken: int
+    only_a_broke: int
+    only_b_broke: int
+    neither: int
+    p_value: float
+    difference: float
+    interval: tuple[float, float]
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether chance explains the difference."""
+        return self.p_value >= 1 - LEVEL
+
+    def words(self, name_a: str, name_b: str) -> str:
+        """Returns what came out, for people, in a few sentences.
+
+        >>> print(of_counts(300, 25, 7, 168).words("A", "B"))
+        On 500 shared samples A leaves 35.0 % robust and B 38.6 %. A leaves 3.6 points less (95 % interval 1.4 to 5.8,
+        p = 0.0021): 25 samples broke under A alone, 7 under B alone.
+        """
+        a, b = ((self.neither + kept) / self.shared for kept in (self.only_b_broke, self.only_a_broke))
+        found = (
+            f"On {self.shared:,} shared samples {name_a} leaves {100 * a:.1f} % robust and {name_b} {100 * b:.1f} %."
+        )
+        missing = [
+            f"{count:,} samples of {name} are not in the other and do not count."
+            for count, name in ((self.only_in_a, name_a), (self.only_in_b, name_b))
+            if count
+        ]
+        return " ".join([found, self._difference(name_a, name_b), *missing, *self.doubts])
+
+    def _difference(self, name_a: str, name_b: str) -> str:
+        if not self.only_a_broke and not self.only_b_broke:
+            return "Both break the same samples."
+        low, high = (100 * end for end in self.interval)
+        p = "p < 0.0001" if self.p_value < 1e-4 else f"p = {self.p_value:.2g}"
+        alone = f"{self.only_a_broke:,} samples broke under {name_a} alone, {self.only_b_broke:,} under {name_b} alone"
+        if self.within_noise:
+            points = f"{100 * abs(self.difference):.1f} points"
+            return f"The difference of {points} is within noise (95 % interval {low:.1f} to {high:.1f}, {p}): {alone}."
+        less = self.difference < 0
+        ends = (-high, -low) if less else (low, high)
+        return (
+            f"{name_a} leaves {100 * abs(self.difference):.1f} points {'less' if less else 'more'} "
+            f"(95 % interval {ends[0]:.1f} to {ends[1]:.1f}, {p}): {alone}."
+        )
+
+
+def compare(a: Run, b: Run) -> Comparison:
+    """Returns the comparison of two runs, of two attacks or of two models, on the samples that both have.
+
+    Samples are the same if their ids are, and their labels, and their names if the data as a whole are not.
+
+    Raises:
+        ValueError: If they share no sample, or one did not finish, or its table of samples cannot be read.
+    """
+    for run in (a, b):
+        if not run.metrics:
+            raise ValueError(f"{run.folder} is {run.job.status}: only finished runs can be compared.")
+    same = a.record["hashes"]["data"] == b.record["hashes"]["data"]
+    keys = ["id", "label"] if same else ["id", "label", "name"]
+    tables = [run.samples() for run in (a, b)]
+    in_a, in_b = (table.select(pl.len()).collect().item() for table in tables)
+    one, other = (table.select(*keys, robust=ROBUST) for table in tables)
+    if a.record["data"]["name"] != b.record["data"]["name"]:
+        one = one.head(0)
+    pairs = one.join(other, on=keys, nulls_equal=True).group_by("robust", "robust_right").len()
+    found = {(row[0], row[1]): row[2] for row in pairs.collect(engine="streaming").iter_rows()}
+    counts = [found.get(pair, 0) for pair in ((False, False), (False, True), (True, False), (True, True))]
+    shared = sum(counts)
+    if not shared:
+        names = " and ".join(f"{in_:,} of {run.record['data']['name']}" for in_, run in ((in_a, a), (in_b, b)))
+        raise ValueError(
+            f"{a.folder} and {b.folder} share 0 samples: they have {names}. Compare runs on the same data."
+        )
+    doubts = []
+    if not same and shared == in_a == in_b:
+        doubts.append("The hashes of their data differ: the images or their order are not the same.")
+    if a.record["ball"] != b.record["ball"]:
+        doubts.append(f"The balls differ: {a.record['ball']} and {b.record['ball']}.")
+    return of_counts(*counts, only_in=(in_a - shared, in_b - shared), doubts=tuple(doubts))
+
+
+def of_counts(
+    both_broken: int,
+    only_a_broke: int,
+    only_b_broke: int,
+    neither: int,
+    *,
+    only_in: tuple[int, int] = (0, 0),
+    doubts: tuple[str, ...] = (),
+) -> Comparison:
+    """Returns the comparison that these counts of shared samples make; see `Comparison` for their meaning."""
+    from scipy.special import bdtr  # half a second, and few have something to compare
+
+    shared, discordant = both_broken + only_a_broke + only_b_broke + neither, only_a_broke + only_b_broke
+    return Comparison(
+        shared,
+        *only_in,
+        both_broken,
+        only_a_broke,
+        only_b_broke,
+        neither,
+        p_value=min(1.0, 2 * float(bdtr(min(only_a_broke, only_b_broke), discordant, 0.5))),
+        difference=(only_b_broke - only_a_broke) / shared,
+        interval=_newcombe(neither, only_b_broke, only_a_broke, both_broken),
+        doubts=doubts,
+    )
+
+
+def _newcombe(both: int, first: int, second: int, none: int) -> tuple[float, float]:
+    """Returns the interval of the difference of two shares, from how many samples are in both, in one, in none."""
+    n = both + first + second + none
+    share_1, share_2 = (both + first) / n, (both + second) / n
+    (low_1, high_1), (low_2, high_2) = wilson(both + first, n), wilson(both + second, n)
+    margins = (both + first) * (second + none) * (both + second) * (first + none)
+    product = both * none - first * second
+    correlation = (max(product - n / 2, 0) if product > 0 else product) / sqrt(margins) if margins else 0.0
+
+    def reach(x: float, y: float) -> float:
+        return sqrt(max(x * x - 2 * correlation * x * y + y * y, 0))
+
+    difference = share_1 - share_2
+    low = difference - reach(share_1 - low_1, high_2 - share_2)
+    return low, difference + reach(high_1 - share_1, share_2 - low_2)
+
+
+def curve_band(matrix: Many, draws: int = 1000, seed: int = 0) -> tuple[Numbers, Numbers]:
+    """Returns the ends of a 95 % band, (points,), around the mean of each column.
+
+    It is the percentile bootstrap over samples, for each point alone (Efron 1979, doi.org/10.1214/aos/1176344552).
+    Where all samples agree, no draw would differ: there it is Wilson's interval.
+
+    Args:
+        matrix: (samples, points): whether each sample is robust (or broken) at each point.
+        draws: How often samples are drawn anew.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: If the matrix has no two dimensions, or no sample.
+
+    >>> robust = np.arange(100)[:, None] >= [0, 20, 50]
+    >>> low, high = curve_band(robust)
+    >>> bool((low <= robust.mean(0)).all() and (robust.mean(0) <= high).all())
+    True
+    """
+    values = np.asarray(matrix, bool)
+    if values.ndim != 2 or not len(values):
+        raise ValueError(f"matrix of shape {values.shape} must be (samples, points), with a sample at least.")
+    n, generator = len(values), np.random.default_rng(seed)
+    packed, counts = np.unique(np.packbits(values, axis=1), axis=0, return_counts=True)
+    rows = np.unpackbits(packed, axis=1, count=values.shape[1]).astype(np.float64)  # equal samples are drawn together
+    block = max(1, ROOM // len(rows))
+    parts = [
+        generator.multinomial(n, counts / n, size=min(block, draws - done)) @ rows / n
+        for done in range(0, draws, block)
+    ]
+    ends = np.quantile(np.concatenate(parts), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    number = values.sum(0)
+    low, high = np.where((number == 0) | (number == n), wilson(number, n), ends)
+    return low, high
+
+
+def seed_spread(runs: Sequence[Run]) -> pl.DataFrame:
+    """Returns a row for each group of finished runs that differ only in their seed, where there are two at least.
+
+    Columns: `folder` (of the first run), `seeds`, `n` (how many), `samples`; `mean`, `std` (n - 1), `min` and `max` of
+    their robust accuracies; `robust_against_all` (the share of samples that none of them broke).
+
+    Raises:
+        ValueError: If a table of samples cannot be read.
+    """
+    groups: dict[str, dict[int, Run]] = {}
+    for run in runs:
+        if run.metrics:
+            groups.setdefault(question(run, without=("seed",)), {}).setdefault(run.record.get("seed", 0), run)
+    rows = [_spread(group) for group in groups.values() if len(group) > 1]
+    return pl.DataFrame(rows, schema=_SPREAD, orient="row")
+
+
+_SPREAD = {
+    "folder": pl.String,
+    "seeds": pl.List(pl.Int64),
+    "n": pl.Int64,
+    "samples": pl.Int64,
+    **dict.fromkeys(["mean", "std", "min", "max", "robust_against_all"], pl.Float64),
+}
+
+
+def question(run: Run, without: Sequence[str] = ()) -> str:
+    """Returns a text that is equal for runs of one question: the same weights, data and options but for some."""
+    choices = run.record.get("choices", {})
+    asked = {name: value for name, value in run.job.options.items() if name not in choices and name not in without}
+    asked = {name: value for name, value in asked.items() if name.partition(".")[0] not in VOLATILE}
+    return json.dumps([run.record.get("hashes"), choices, asked], sort_keys=True)
+
+
+def _spread(by_seed: dict[int, Run]) -> list[Any]:
+    members = list(by_seed.values())
+    robust = np.array([run.metrics["robust_accuracy"] for run in members])
+    tables = [run.samples().select("id", robust=ROBUST) for run in members]
+    held = pl.concat(tables).group_by("id").agg(pl.col("robust").all()).select(pl.col("robust").mean(), count=pl.len())
+    share, samples = held.collect(engine="streaming").row(0)
+    figures = [robust.mean(), robust.std(ddof=1), robust.min(), robust.max()]
+    return [str(members[0].folder), sorted(by_seed), len(members), samples, *map(float, figures), share]

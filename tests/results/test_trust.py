@@ -1,0 +1,444 @@
+"""Verdicts: for each sign an attack that fails in that way, really run, and an honest one beside it."""
+
+import itertools
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from raiopt import LinfProjectedOptim
+from raiopt.attacks import Attack, Inference
+from raiopt.builders import attacks
+from raiopt.experiment import Job
+from raiopt.experiment import run as run_job
+from raiopt.results.folder import RunFolder
+from raiopt.results.peers import huge_radius
+from raiopt.results.records import JobRecord
+from raiopt.results.runs import Run, load_run
+from raiopt.results.signs import RULES, Level, Sign
+from raiopt.results.trust import judge, verdict_of, verdicts
+from raiopt.zoo import Classifier, ImageData
+from tests.results.sweeps import make
+from tests.test_readme import composed
+
+ROOT = Path(__file__).parents[2]
+UNKNOWN, GREEN, AMBER, RED = Level
+N = 40
+BRIGHTNESS = torch.linspace(0.05, 0.45, N)
+HONEST = Attack(
+    optimizer=partial(LinfProjectedOptim, epsilon=0.2, lr=0.05),
+    perturbation=attacks.additive,
+    init=lambda rows, generator: rows,
+    criterion=attacks.cross_entropy,
+    steps=10,
+)
+RANDOM = partial(attacks.uniform_linf, epsilon=0.2)
+
+
+class Brightness(nn.Module):
+    """Two logits that say whether an image (1, 2, 2) is brighter than 0.5: broken in a ball that reaches it."""
+
+    def __init__(self, slope=4.0, look=lambda x: x, told=lambda logits: logits):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([-slope, slope]))
+        self.look, self.told = look, told
+
+    def forward(self, x):
+        return self.told((self.look(x).mean((1, 2, 3)) - 0.5)[:, None] * self.weight)
+
+
+class Coarse(nn.Module):
+    """The same in one layer, with logits so large that bfloat16 rounds the difference away; the classes are swapped."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.layer.weight = nn.Parameter(torch.tensor([[1.0], [-1.0]]).expand(2, 4))
+        self.layer.bias = nn.Parameter(torch.tensor([298.0, 302.0]))
+
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+
+
+def rounded(x):
+    return (8 * x).round() / 8
+
+
+def noisy(logits):
+    return logits + 0.01 * torch.rand_like(logits)
+
+
+def not_finite_when_dark(logits):
+    return torch.where(logits[:, :1] > 1.7, torch.nan, logits)
+
+
+def in_a_band(x):
+    """Bright at 0.5 alone, and darker on both sides of it."""
+    return 0.51 - (x - 0.5).abs()
+
+
+def data(_=None, brightness=BRIGHTNESS, label=0):
+    images = brightness.view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    ids = list(range(len(images)))
+    labels = torch.full((len(ids),), label)
+    return ImageData("grey", ids, [f"{i}" for i in ids], labels, lambda i: images[i], num_classes=2)
+
+
+def attacked(folder, net=None, *, inference=None, read=data, about=None, epsilon=None, lr=0.05, **question) -> Run:
+    """Runs the honest attack, changed by `question`, and returns what it left."""
+    folder.mkdir(parents=True)
+    if epsilon is not None:
+        question["optimizer"] = partial(LinfProjectedOptim, epsilon=epsilon, lr=lr)
+    attack = replace(HONEST, **question)
+    job = Job(
+        model=lambda: Classifier(net or Brightness(), name="net").frozen(),
+        data=read,
+        attack=attack,
+        inference=inference or Inference(channels_last=False),
+        words=f"attack, {attack.steps} steps",
+    )
+    run_job(lambda: job, RunFolder(folder), about or {})
+    return load_run(folder)
+
+
+def levels(verdict):
+    return {sign.name: sign.level for sign in verdict.signs}
+
+
+def sign(verdict, name) -> Sign:
+    return next(sign for sign in verdict.signs if sign.name == name)
+
+
+def steps(folder, epsilon, lr=0.05, seed=0, **more):
+    """A run as the command would describe it."""
+    about = {"overrides": {"optim.epsilon": epsilon, "optim.lr": lr, "seed": seed}, "seed": seed}
+    return attacked(folder, about=about, epsilon=epsilon, lr=lr, seed=seed, **more)
+
+
+def test_an_honest_attack_is_green_in_every_sign(tmp_path):
+    runs = [
+        steps(tmp_path / f"{epsilon}-{seed}", epsilon, seed=seed, restarts=3, init=RANDOM)
+        for epsilon, seed in itertools.product((0.1, 0.2, 0.6), (0, 1))
+    ]
+    for verdict in verdicts(runs):
+        assert levels(verdict) == dict.fromkeys(levels(verdict), GREEN)
+        assert verdict.level is GREEN
+        assert not any(sign.remedy for sign in verdict.signs)
+    assert [0 < run.metrics["robust_accuracy"] < 1 for run in runs] == [True] * 4 + [False] * 2
+
+
+FAR = partial(data, brightness=torch.linspace(0.05, 0.2, N))
+FAILED = {
+    "verification": (
+        RED,
+        {"net": Coarse(), "read": partial(data, label=1), "inference": Inference(precision="bfloat16")},
+        "The search claims to have broken 40 samples, the check confirms 15.",
+        set(),
+    ),
+    "kept iterate": (
+        RED,
+        {"net": Brightness(look=in_a_band), "use_best": False, "stop": "never"},
+        "2 of 40 samples were fooled on the way, and what was kept does not fool.",
+        {"reach"},
+    ),
+    "determinism": (
+        RED,
+        {"net": Brightness(told=noisy), "read": FAR, "inference": Inference(deterministic=False)},
+        "Two answers of the model to the same images differ by 0.00",
+        set(),
+    ),
+    "probabilities": (
+        AMBER,
+        {"net": Brightness(told=partial(torch.softmax, dim=1))},
+        "The model returns probabilities.",
+        set(),
+    ),
+    "no gradient": (
+        RED,
+        {"net": Brightness(look=rounded)},
+        "40 of 40 samples never had a gradient.",
+        {"zero gradients", "reach"},
+    ),
+    "zero gradients": (
+        RED,
+        {"net": Brightness(told=lambda logits: 9 * torch.sigmoid(1000 * logits))},
+        "The gradient was exactly zero in 100.0 % of the steps.",
+        {"no gradient", "reach"},
+    ),
+    "not finite": (
+        RED,
+        {"net": Brightness(told=not_finite_when_dark)},
+        "3 of 40 samples had an output or a gradient that was not finite.",
+        set(),
+    ),
+    "saturation": (
+        AMBER,
+        {"net": Brightness(slope=30.0)},
+        "17 of 40 clean predictions have a probability of exactly 1 in float32",
+        set(),
+    ),
+    "convergence": (
+        RED,
+        {"epsilon": 0.02, "lr": 0.0019},
+        "The loss of 30 of 40 survivors still rose in the last tenth of the steps.",
+        set(),
+    ),
+    "reach": (
+        RED,
+        {"lr": 0.002, "epsilon": 0.2, "steps": 2},
+        "The perturbation of 40 of 40 survivors is shorter than 90 % of epsilon.",
+        {"convergence"},
+    ),
+    "restarts": (
+        AMBER,
+        {"lr": 0.001, "epsilon": 0.2, "steps": 2, "restarts": 4, "init": RANDOM},
+        "For 40 of 40 survivors the restarts end further apart than the search climbed.",
+        {"reach", "convergence"},
+    ),
+}
+
+
+def test_every_sign_of_a_record_has_an_attack_that_fails():
+    assert list(FAILED) == [rule.name for rule in RULES]
+
+
+@pytest.mark.parametrize("name", FAILED)
+def test_an_attack_that_fails_shows_it(tmp_path, name):
+    level, how, found, companions = FAILED[name]
+    verdict = judge(attacked(tmp_path / "run", **how))
+    told = sign(verdict, name)
+    assert told.level is level
+    assert told.found.startswith(found)
+    assert {other for other, seen in levels(verdict).items() if seen in (AMBER, RED)} == {name, *companions}
+    assert (
+        f"({', '.join(other for other in levels(verdict) if levels(verdict)[other] is verdict.level)})"
+        in verdict.words()
+    )
+    composed(told.remedy)
+
+
+def test_a_remedy_makes_the_attack_honest(tmp_path):
+    short = attacked(tmp_path / "short", epsilon=0.2, lr=0.002, steps=25)
+    assert sign(judge(short), "reach").remedy == ["solver.steps=100", "init=uniform_linf"]
+    assert sign(judge(attacked(tmp_path / "long", epsilon=0.2, lr=0.002, steps=100)), "reach").level is GREEN
+
+
+def test_a_loss_of_logits_does_not_saturate(tmp_path):
+    run = attacked(
+        tmp_path / "run", Brightness(slope=30.0), criterion=attacks.margin, about={"choices": {"criterion": "margin"}}
+    )
+    assert sign(judge(run), "saturation").level is GREEN
+    assert run.record["signs"]["saturated"] == 17
+
+
+def test_where_nothing_survives_nothing_was_missed(tmp_path):
+    run = attacked(tmp_path / "run", Brightness(told=partial(torch.softmax, dim=1)), epsilon=0.6, lr=0.1)
+    assert run.metrics["robust_accuracy"] == 0
+    told = {sign.name: sign.found for sign in judge(run).signs}
+    moot = {name for name, found in told.items() if found == "No sample survived the attack."}
+    assert moot == {rule.name for rule in RULES if rule.moot or rule.of == "survivors"}
+    assert judge(run).level is GREEN
+
+
+def test_what_acts_together_is_not_judged_sample_by_sample(tmp_path):
+    run = attacked(tmp_path / "run", perturbation=attacks.universal)
+    told = levels(judge(run))
+    assert [name for name, level in told.items() if level is UNKNOWN][:3] == ["kept iterate", "convergence", "restarts"]
+    assert told["huge epsilon"] is UNKNOWN
+
+
+def trapped(folder, epsilon, near, far):
+    """An attack whose steps of 0.07 jump over what breaks some samples, unless the ball stops them there."""
+    read = partial(data, brightness=torch.tensor([0.4] * near + [0.05] * far))
+    return steps(folder, epsilon, lr=0.07, net=Brightness(look=in_a_band), read=read)
+
+
+@pytest.mark.parametrize(("near", "far", "level"), [(4, 0, RED), (1, 39, AMBER)])
+def test_a_larger_ball_that_breaks_fewer_is_seen(tmp_path, near, far, level):
+    large, small = (trapped(tmp_path / f"{epsilon}", epsilon, near, far) for epsilon in (0.3, 0.1))
+    verdict = judge(large, [small])
+    told = sign(verdict, "larger epsilon")
+    assert (told.level, verdict.level) == (level, level)
+    assert told.found.endswith(f"(0.1): the larger ball breaks {near} samples fewer.")
+    composed(told.remedy)
+    assert sign(judge(small, [large]), "larger epsilon").level is GREEN
+    assert sign(judge(large), "larger epsilon").remedy == ["optim.epsilon=0.15"]
+
+
+def test_a_huge_ball_in_which_a_model_holds_is_seen(tmp_path):
+    masked = Brightness(slope=5.0, look=rounded)
+    small, huge = (steps(tmp_path / f"{epsilon}", epsilon, net=masked) for epsilon in (0.2, 0.5))
+    for run, others in ((small, [huge]), (huge, [])):
+        told = sign(judge(run, others), "huge epsilon")
+        assert told.level is RED
+        assert told.found.startswith("100.0 % are robust at 0.5 (0.5)")
+        composed(told.remedy)
+    assert sign(judge(small), "huge epsilon").remedy == ["optim.epsilon=0.5"]
+    honest = [steps(tmp_path / f"honest {epsilon}", epsilon, lr=0.1) for epsilon in (0.2, 0.5)]
+    assert sign(judge(honest[0], honest[1:]), "huge epsilon").level is GREEN
+    assert sign(judge(honest[0], [huge]), "huge epsilon").level is UNKNOWN  # of another model
+
+
+def test_the_radii_of_one_run_are_enough_to_see_a_masked_gradient(tmp_path):
+    run = attacked(tmp_path / "run", Brightness(look=rounded), epsilons=[0.1, 0.5])
+    assert sign(judge(run), "huge epsilon").level is RED
+    assert sign(judge(run), "larger epsilon").level is UNKNOWN  # one run takes it for granted
+    rising = replace(
+        run, job=replace(run.job, record=run.record | {"metrics": run.metrics | {"robust_accuracies": [0, 1]}})
+    )
+    assert sign(judge(rising), "larger epsilon").level is RED
+
+
+@pytest.mark.parametrize(
+    ("norm", "ball", "radius"),
+    [
+        ("linf", "Linf 0.1", 0.5),
+        ("l2", "L2 1", 0.5 * 12**0.5),
+        ("l1", "L1 1", 6),
+        ("l0", "L0 5", 12),
+        ("l0", "L0 5 pixels", 4),
+    ],
+)
+def test_from_a_huge_radius_on_all_images_can_be_made_equal(tmp_path, norm, ball, radius):
+    shape = [3, 2, 2]
+    about = {"name": "AdditivePerturbation", "shared": False, "parameter_shape": shape}
+    run = load_run(make(tmp_path, "run", 0.5, norm=norm, epsilon=0.1, scope="", ball=ball, perturbation=about))
+    assert huge_radius(run) == pytest.approx(radius)
+    told = sign(judge(run, [replace(run, folder=run.folder / ".." / "run")]), "huge epsilon").remedy
+    assert radius <= float(told[0].removeprefix("optim.epsilon=")) < 1.01 * radius
+    images = torch.rand(2, *shape).double()
+    grey = (0.5 - images).flatten(1)
+    pixels = (images.flatten(2) - images[0].flatten(1)).abs().amax(1)
+    least = {"linf": grey.norm(p=torch.inf, dim=1), "l2": grey.norm(dim=1), "l1": grey.abs().sum(1)}
+    assert (least.get(norm, (pixels > 0).sum(1)) <= radius).all()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"scope": "of the patch"},
+        {"norm": None},
+        {"choices": {"perturbation": "masked"}},
+        {"perturbation": {"name": "PatchPerturbation"}},
+    ],
+)
+def test_what_cannot_make_every_image_equal_has_no_huge_radius(tmp_path, other):
+    about = {"name": "AdditivePerturbation", "shared": False, "parameter_shape": [3, 2, 2]}
+    told = {"norm": "linf", "epsilon": 0.1, "scope": "", "perturbation": about} | other
+    assert huge_radius(load_run(make(tmp_path, "run", 0.5, **told))) is None
+
+
+def test_a_stronger_attack_beside_it_is_seen(tmp_path):
+    strong, weak = (steps(tmp_path / name, 0.2, lr=lr) for name, lr in (("strong", 0.05), ("weak", 0.012)))
+    told = sign(judge(weak, [strong]), "stronger attack")
+    assert told.level is AMBER
+    assert told.found == "strong leaves 62.5 % robust at 0.2, this one 82.5 % at 0.2."
+    assert sign(judge(strong, [weak]), "stronger attack").level is GREEN
+    assert sign(judge(weak, [replace(weak, folder=weak.folder / ".." / "weak")]), "stronger attack").level is UNKNOWN
+    larger = steps(tmp_path / "larger", 0.4, lr=0.1)
+    assert sign(judge(strong, [larger]), "stronger attack").level is GREEN
+
+
+def test_seeds_that_disagree_are_seen(tmp_path):
+    """Here nothing but the start decides."""
+    near = partial(data, brightness=torch.full((N,), 0.43))
+    by_chance = [
+        steps(tmp_path / f"{seed}", 0.2, seed=seed, net=Brightness(look=rounded), read=near, init=RANDOM)
+        for seed in range(3)
+    ]
+    told = sign(judge(by_chance[0], by_chance), "seeds")
+    assert told.level is AMBER
+    composed(told.remedy)
+    low, high = (f(run.metrics["robust_accuracy"] for run in by_chance) for f in (min, max))
+    assert told.found == f"3 seeds leave {100 * low:.1f} % to {100 * high:.1f} % robust."
+    assert sign(judge(by_chance[0]), "seeds").remedy == ["seed=1", "init=uniform_linf"]
+
+
+def test_runs_that_left_nothing_are_not_judged(tmp_path):
+    failed = judge(load_run(make(tmp_path, "failed", status="failed")))
+    assert (failed.level, {sign.level for sign in failed.signs}) == (UNKNOWN, {UNKNOWN})
+    assert failed.words() == "UNKNOWN: The run left nothing to judge it by."
+    old = judge(load_run(make(tmp_path, "old", 0.5)))
+    assert {sign.found for sign in old.signs[: len(RULES)]} == {"The run did not record it."}
+    assert [sign.name for sign in failed.signs] == [sign.name for sign in old.signs]
+
+
+FIGURES = {
+    "samples": 200,
+    "attacked": 200,
+    "claimed": 100,
+    "verified": 100,
+    "never_a_gradient": 0,
+    "robust_accuracy": 0.5,
+}
+COUNTED = {rule.count: rule for rule in RULES if rule.of}
+
+
+def crafted(name, count, survivors=100) -> Run:
+    figures, signs = dict(FIGURES), {"survivors": survivors}
+    if name == "unverified":
+        figures["verified"] -= count
+    else:
+        (figures if name in figures else signs)[name] = count
+    record = {"schema": 1, "status": "finished", "metrics": figures, "signs": signs}
+    return Run(Path("run"), JobRecord("run", "finished", {}, record=record), ())
+
+
+@given(name=st.sampled_from(sorted(COUNTED)), counts=st.tuples(st.integers(0, 100), st.integers(0, 100)).map(sorted))
+def test_more_of_what_is_wrong_is_never_better(name, counts):
+    few, many = (sign(judge(crafted(name, count)), COUNTED[name].name).level for count in counts)
+    order = list(Level)
+    assert order.index(few) <= order.index(many)
+    assert few is not GREEN or counts[0] == 0 or COUNTED[name].amber > 0
+    assert (few is GREEN) == (counts[0] / crafted_total(name) < max(COUNTED[name].amber, 1e-9))
+
+
+def crafted_total(name):
+    return 100 if COUNTED[name].of == "survivors" else 200
+
+
+@given(st.lists(st.sampled_from(Level), min_size=1, max_size=5))
+def test_a_verdict_is_the_worst_that_is_known(levels):
+    verdict = verdict_of([Sign("s", level, "", "") for level in levels])
+    known = {level for level in levels if level is not UNKNOWN}
+    expected = RED if RED in known else AMBER if AMBER in known else GREEN if known else UNKNOWN
+    assert verdict.level is expected
+
+
+@given(st.permutations(range(4)))
+def test_the_order_of_the_runs_does_not_matter(order):
+    runs = [crafted_point(epsilon, robust) for epsilon, robust in ((0.1, 0.5), (0.2, 0.9), (0.5, 0.3), (0.05, 0.7))]
+    expected = {run.folder: verdict for run, verdict in zip(runs, verdicts(runs), strict=True)}
+    turned = [runs[position] for position in order]
+    assert {run.folder: verdict for run, verdict in zip(turned, verdicts(turned), strict=True)} == expected
+    for run in runs:
+        assert judge(run, turned) == expected[run.folder]
+
+
+def crafted_point(epsilon, robust) -> Run:
+    told = {"norm": "linf", "epsilon": epsilon, "scope": "", "ball": f"Linf {epsilon}", "model": {"classes": 10}}
+    about = {"name": "AdditivePerturbation", "shared": False, "parameter_shape": [1, 2, 2]}
+    figures = {**FIGURES, "robust_accuracy": robust}
+    record = {"schema": 1, "status": "finished", "metrics": figures, "perturbation": about, **told}
+    job = JobRecord(f"{epsilon}", "finished", {"optim.epsilon": epsilon}, record=record)
+    return Run(Path(f"{epsilon}"), job, ())
+
+
+def test_the_page_tells_every_sign_with_its_thresholds():
+    page = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    told = {row[0]: row for row in rows}
+    verdict = judge(crafted_point(0.1, 0.5))
+    assert [row[0] for row in rows if row[0] in {sign.name for sign in verdict.signs}] == [
+        sign.name for sign in verdict.signs
+    ]
+    for rule in RULES:
+        thresholds = [
+            "-" if x is None else "any" if x == 0 else f"{100 * x:g} % or more" for x in (rule.amber, rule.red)
+        ]
+        assert told[rule.name][2:4] == thresholds, rule.name
