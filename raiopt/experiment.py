@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -110,7 +111,7 @@ def _describe(folder: RunFolder, job: Job, engine: Engine, model: Classifier, da
     part = {} if job.shard is None else {"shard": job.shard.index, "num_shards": job.shard.count}
     folder.record.update(
         device={"type": str(device), "name": _device_name(device), "threads": torch.get_num_threads()},
-        model={"name": model.name, "preset": model.preset, "classes": model.num_classes},
+        model={"name": model.name, "preset": model.preset, "classes": engine.classes},
         data={"name": data.name, "samples": len(data), **part},
         hashes={"weights": memory.weights_hash(model)},
         batch_size=engine.batch_size,
@@ -220,7 +221,11 @@ def batch_size(job: Job, data: ImageData) -> int:
 
 
 def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    """Returns what rounding depends on: which GPU, or which kernels torch takes on this kind of CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    kernels = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else device.type
+    return f"{platform.machine()} {kernels}"
 
 
 def _attack_all(

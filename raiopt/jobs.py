@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import partial
@@ -25,6 +25,7 @@ from raiopt.configs import Job, Sharding
 from raiopt.results.folder import RunFolder
 
 if TYPE_CHECKING:
+    from raiopt import experiment
     from raiopt.memory import Memory
 
 log = logging.getLogger("raiopt")
@@ -44,7 +45,12 @@ def plain(value: Any) -> Any:
 
 
 def carry_out(
-    config: DictConfig, hydra: Any, about: dict[str, Any], folder: RunFolder, memory: "Memory | None" = None
+    config: DictConfig,
+    hydra: Any,
+    about: dict[str, Any],
+    folder: RunFolder,
+    memory: "Memory | None" = None,
+    make: "Callable[[], experiment.Job] | None" = None,
 ) -> Exception | None:
     """Runs a job in its folder; returns what it failed with. `folder.record` then says how it went.
 
@@ -52,6 +58,7 @@ def carry_out(
         hydra: What .hydra/hydra.yaml shall hold.
         about: What run.json shall say beside the results.
         memory: What earlier jobs of this process left.
+        make: Builds the job; None: as its config says.
     """
     from raiopt import experiment
 
@@ -60,8 +67,9 @@ def carry_out(
     try:
         finished = folder.finished_record()
         if finished is None:
-            _save_question(config, hydra, about["command"][1:], folder.path / ".hydra")
-        folder.record = experiment.run(lambda: build(config, about["choices"]), folder, about, memory)
+            overrides = [] if "rerun_of" in about else about["command"][1:]
+            _save_question(config, hydra, overrides, folder.path / ".hydra")
+        folder.record = experiment.run(make or partial(build, config, about["choices"]), folder, about, memory)
     except Exception as error:  # told by the caller, when Hydra is done: it would print lines of its own
         log.info("The job failed.\n%s", traceback.format_exc())
         error.add_note(f"The traceback is in {folder / 'run.log'}.")
@@ -104,7 +112,7 @@ def work(task: dict[str, Any]) -> None:
     config: Any = OmegaConf.create(task["config"])
     if config.get("threads") is None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    with open(folder / "run.log", "ab") as log_file, written_to(log_file.fileno()), _logged():
+    with open(folder / "run.log", "ab") as log_file, written_to(log_file.fileno()), logged(logging.StreamHandler()):
         carry_out(config, task["hydra"], task["about"], folder, _memory())
 
 
@@ -144,19 +152,22 @@ def written_to(file: int) -> Iterator[None]:
 
 
 @contextmanager
-def _logged() -> Iterator[None]:
-    """Sends the log of this process to stderr, and nowhere else."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+def logged(*handlers: logging.Handler) -> Iterator[None]:
+    """Sends the log of this process to these handlers, and nowhere else."""
+    for handler in handlers:
+        if handler.formatter is None:
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    root.handlers = [handler]
+    before, level = root.handlers, root.level
+    root.handlers = list(handlers)
     root.setLevel(logging.INFO)
     try:
         yield
     finally:
-        root.handlers = handlers
+        root.handlers = before
         root.setLevel(level)
+        for handler in handlers:
+            handler.close()
 
 
 def build(config: DictConfig, choices: dict[str, str]) -> Any:

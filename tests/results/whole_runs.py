@@ -85,7 +85,6 @@ def samples_table(samples, broken, steps, epsilon, epsilons, rng):
         "adversarial_prediction": np.where(is_broken, (label + 1) % CLASSES, label),
         "rise": np.full(samples, 2, np.float32),
         "late_rise": np.zeros(samples, np.float32),
-        "rising_steps": np.ones(samples, np.float32),
         "claimed": is_broken,
         "verified": is_broken,
         "undecided": np.zeros(samples, bool),
