@@ -82,7 +82,7 @@ def read_job(folder: Path, listed: Mapping[str, Any] = MappingProxyType({})) -> 
     """Returns the job in a folder; what sweep.json lists of its options goes first."""
     name, options = folder.name, listed.get("overrides")
     try:
-        record = json.loads((folder / "run.json").read_bytes())
+        record = _without_controls(json.loads((folder / "run.json").read_bytes()))
     except FileNotFoundError:
         return JobRecord(name, "missing", options or {}, "did not start")
     except (OSError, ValueError) as error:
@@ -94,6 +94,17 @@ def read_job(folder: Path, listed: Mapping[str, Any] = MappingProxyType({})) -> 
     options = record.get("overrides", {}) if options is None else options
     message = (record.get("error") or {}).get("message") or ""
     return JobRecord(name, record.get("status", "unreadable"), options, _first_line(message), record)
+
+
+def _without_controls(value: Any) -> Any:
+    """Returns what JSON holds with every control character that a terminal may obey written out."""
+    if isinstance(value, dict):
+        return {_without_controls(key): _without_controls(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_controls(entry) for entry in value]
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in value)
 
 
 def _first_line(text: str) -> str | None:

@@ -142,9 +142,11 @@ def _below(folder: Path, depth: int) -> list[Run]:
     if (folder / "run.json").exists():
         return [load_run(folder)]
     children = sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in ("replaced", "figures"))
-    if (folder / "sweep.json").exists() or any((child / "run.json").exists() for child in children):
-        return [_run(folder, group) for group in grouped(read_jobs(folder))]
-    return [run for child in children if depth for run in _below(child, depth - 1)]
+    jobs = [child for child in children if (child / "run.json").exists()]
+    is_sweep = (folder / "sweep.json").exists()
+    runs = [_run(folder, group) for group in grouped(read_jobs(folder))] if jobs or is_sweep else []
+    deeper = [child for child in children if depth and not is_sweep and child not in jobs]
+    return runs + [run for child in deeper for run in _below(child, depth - 1)]
 
 
 def _run(sweep: Path, group: list[JobRecord]) -> Run:
