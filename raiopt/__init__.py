@@ -39,6 +39,7 @@ _HOME = {
     "load_data": "raiopt.zoo",
     "load_model": "raiopt.zoo",
     "load_run": "raiopt.results.runs",
+    "load_runs": "raiopt.results.runs",
     "load_samples": "raiopt.results.shards",
     "load_sweep": "raiopt.results.tables",
     "random_restart": "raiopt.perturbations",

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from raiopt import checks
 from raiopt.configs import store
 
-VERBS = ("doctor", "export", "list", "report", "rerun", "show")
+VERBS = ("doctor", "export", "list", "report", "rerun", "show", "track")
 """Words that may stand behind `raiopt`; what they do is in raiopt/verbs/."""
 
 

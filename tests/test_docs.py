@@ -1,6 +1,7 @@
 """The pages against the code that they tell of. That their examples run is the business of doctest."""
 
 import inspect
+import json
 import re
 import runpy
 import shlex
@@ -13,10 +14,12 @@ import torch
 from torch.optim import SGD
 
 import raiopt
+from docs import settings
 from raiopt import as_batch, optim
 from raiopt.attacks import Inference
 from raiopt.builders import attacks, optimizers
-from raiopt.configs import store
+from raiopt.configs import Job, store
+from raiopt.explain import options
 from tests.test_readme import composed
 
 ROOT = Path(__file__).parents[1]
@@ -68,8 +71,8 @@ def test_the_table_tells_the_arguments(name):
 
 def test_the_table_tells_the_command():
     told = {row[4].strip("`"): name for name, row in TABLE.items() if row[4] not in ("", "`ball=`")}
-    options = {entry["name"] for entry in store if entry["group"] == "optim"}
-    assert told.keys() == options | optimizers.TRANSFORMS.keys()
+    stored = {entry["name"] for entry in store if entry["group"] == "optim"}
+    assert told.keys() == stored | optimizers.TRANSFORMS.keys()
     for option, name in told.items():
         if option in optimizers.TRANSFORMS:
             assert optimizers.TRANSFORMS[option] == name
@@ -112,9 +115,104 @@ def test_all_python_runs(page):
     assert all(block.startswith(">>> ") and block.endswith("\n\n") for block in code)
 
 
-@pytest.mark.parametrize("command", re.findall(r"^    raiopt (.*)$", PAGE, re.MULTILINE))
+LANGUAGES = {"python", "sh", "text", "yaml", "{eval-rst}", "{include} ../CHANGELOG.md", "{toctree}"}
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_every_fence_has_a_known_language(page):
+    fences = re.findall(r"^ *```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(fences[::2]) <= LANGUAGES
+    assert set(fences[1::2]) <= {""}
+    assert len(fences) % 2 == 0
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_every_command_stands_in_a_fence(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert not re.findall(r"^ {4}raiopt .*", text, re.MULTILINE)
+
+
+def commands() -> list[str]:
+    """Jobs and sweeps that the pages show, but for those with options of one's own."""
+    shown = "".join(
+        block for page in DOCS for kind in ("sh", "text") for block in blocks(page.read_text("utf-8"), kind)
+    )
+    found = dict.fromkeys(re.findall(r"^raiopt( .*)?$", shown.replace("\\\n", " "), re.MULTILINE))
+    return [line for line in found if not re.search(r"^ [a-z]+( |$)| --| \.\.\.$", line)]
+
+
+@pytest.mark.parametrize("command", commands())
 def test_every_command_composes(command):
-    assert composed(shlex.split(command, comments=True)).optim.epsilon > 0
+    words = shlex.split(command, comments=True)
+    if "-m" in words or "optuna" in command:  # the first value of each
+        words = [
+            re.sub(r",(?![^\[]*\]).*", "", re.sub(r"=(range|int|tag|interval|choice)\(.*", "=0", w)) for w in words
+        ]
+    assert composed(words).optim.epsilon > 0
+
+
+def test_there_are_commands():
+    assert len(commands()) > 20
+
+
+@pytest.mark.parametrize("group", sorted({e["group"] for e in store if e["group"] not in (None, "hydra")}))
+def test_every_setting_is_told(group):
+    names = {key for option in options()[group] for key in settings.settings(group, option)}
+    assert settings.MEANING.get(group, {}).keys() <= names
+    if group != "optim/InnerOpt":  # torch tells them
+        assert names <= settings.meanings(group).keys()
+        assert all(settings.meanings(group)[name] for name in names)
+
+
+def test_the_reference_holds_every_option_and_setting(monkeypatch):
+    monkeypatch.setattr(settings, "VERBS", ("rerun",))
+    page = settings.reference()
+    for group, names in options().items():
+        assert all(f"| `{group}={name}` |" in page for name in names)
+    own = {field.name for field in fields(Job)} - {"defaults", *options()}
+    assert own <= set(re.findall(r"^\| `(\w+)` \| `", page, re.MULTILINE))
+    assert "usage: raiopt rerun" in page
+    assert re.search(r"^\| `optim.p` \|  \| at least 1", page, re.MULTILINE | re.IGNORECASE)
+    assert "`optim.epsilon=1.0` `optim.lr=0.2` |" in page  # what perturbation=affine changes
+    assert not re.search(r"\b(None|True|False)\b", page.partition("## `raiopt ")[0])
+
+
+def test_the_library_page_documents_every_public_name():
+    page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    parts = re.findall(r"^\.\. currentmodule:: raiopt\n((?:\.\. auto.*\n(?: {3}.*\n)*)*)", page, re.MULTILINE)
+    told = re.findall(r"^\.\. auto\w+:: (\w+)$", "".join(parts), re.MULTILINE)
+    assert sorted(told) == sorted(raiopt.__all__)
+
+
+def test_every_page_is_in_the_table_of_contents():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    listed = [name for block in blocks(index, "{toctree}") for name in re.findall(r"^\w+$", block, re.MULTILINE)]
+    pages = [
+        page.stem for page in (ROOT / "docs").iterdir() if page.suffix in (".md", ".ipynb") and page.stem != "index"
+    ]
+    assert sorted(listed) == sorted(pages)
+
+
+def test_the_notebook_holds_no_results():
+    text = (ROOT / "docs" / "tour.ipynb").read_text(encoding="utf-8")
+    code = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert len(code) > 3
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+
+
+def test_commands_are_run_at_the_lines_where_they_stand():
+    script = runpy.run_path(str(ROOT / "scripts" / "test_docs"))
+    page = "# A page\n\n```text\nraiopt no\n```\n\n```sh\nraiopt yes \\\n  # on\n```\n\n    raiopt no\n"
+    assert script["commands"](page).splitlines() == ["", "", "", "", "", "", "", "raiopt yes \\", "  # on", "", "", ""]
+
+
+def test_what_a_page_would_fetch_is_found():
+    fetched = runpy.run_path(str(ROOT / "scripts" / "test_docs"))["fetched"]
+    assert fetched('<a href="https://x.org/">x</a><img alt="" src="_images/x.png"><script src="a.js"></script>') == []
+    assert fetched('<script async src="https://x.org/a.js"></script><link rel="x" href=\'//y.org/b.css\'/>') == [
+        "https://x.org/a.js",
+        "//y.org/b.css",
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -12,7 +12,8 @@ from raiopt.configs import store
 from raiopt.sweep.job_key import register_resolvers
 
 TEXT = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line.strip() for line in TEXT.replace("\\\n", " ").splitlines() if line.startswith("    raiopt ")]
+FENCES = "".join(re.findall(r"^```(?:sh|text)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
+COMMANDS = re.findall(r"^raiopt .*$", FENCES.replace("\\\n", " "), re.MULTILINE)
 
 
 def composed(words):
