@@ -17,6 +17,7 @@ from raiopt.explain import check_words, explain, typed
 from raiopt.jobs import carry_out, plain
 from raiopt.listing import print_help
 from raiopt.results.folder import RunFolder
+from raiopt.sweep import tracking
 from raiopt.sweep.job_key import job_key, register_resolvers
 from raiopt.sweep.recorder import SweepRecorder
 from raiopt.verbs import carry_out as carry_out_verb
@@ -46,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"raiopt {__version__}")
             return 0
         check_words(words)
-        return _run(words)
+        with tracking.ended():
+            return _run(words)
     except KeyboardInterrupt as interrupt:
         then = f" Go on with: {_go_on(words)}" if SweepRecorder.asked else ""
         print(f"raiopt: {str(interrupt) or 'interrupted'}; what was finished is kept.{then}", file=sys.stderr)
@@ -149,7 +151,10 @@ def job(config: DictConfig) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from raiopt.results.runs import load_run
     from raiopt.results.terminal import job_line, print_summary
+    from raiopt.results.trust import judge
+    from raiopt.verbs.show import print_verdict
 
     hydra_config = HydraConfig.get()
     is_sweep = hydra_config.mode == RunMode.MULTIRUN
@@ -158,7 +163,16 @@ def job(config: DictConfig) -> dict[str, Any]:
     if config.force and not is_sweep and folder.finished_record() is not None:
         folder.set_aside()
         folder.path.mkdir()
-    failure = carry_out(config, hydra_config, about, folder)
+    try:
+        tracking.begin(config)
+    except Exception as error:
+        _ended.append(error)
+        _remove_unused(folder, Path(config.outputs).absolute())
+        return {}
+    try:
+        failure = carry_out(config, hydra_config, about, folder)
+    finally:
+        tracking.tell(folder.path)
     _ended.append(failure)
     if is_sweep:
         words = " ".join(
@@ -168,7 +182,18 @@ def job(config: DictConfig) -> dict[str, Any]:
         print(f"{about['job_number']:4} {words}: {how}")
     elif failure is None:
         print_summary(folder.record, Path(os.path.relpath(folder.path)))
+        print_verdict(judge(load_run(folder.path)))
     return folder.record
+
+
+def _remove_unused(folder: RunFolder, outputs: Path) -> None:
+    """Removes the folder that Hydra made for a job that was refused."""
+    if not (folder / "run.json").exists():
+        with suppress(OSError):
+            (folder / "run.log").unlink(missing_ok=True)
+            folder.path.rmdir()
+            if folder.path.parent.parent == outputs:  # that of the day
+                folder.path.parent.rmdir()
 
 
 def describe(config: DictConfig, hydra_config: Any) -> dict[str, Any]:

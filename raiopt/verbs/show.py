@@ -15,6 +15,7 @@ from raiopt.results.pictures import around_grey, fitted, half_blocks, picture
 from raiopt.results.runs import Run, load_run, load_runs
 from raiopt.results.series import class_names, class_results, confusion
 from raiopt.results.terminal import percent, print_summary, print_sweep
+from raiopt.results.trust import WORDS, Verdict, judge
 from raiopt.verbs import Parser
 
 WIDEST, AROUND = 64, 16
@@ -71,21 +72,24 @@ def _show_unfinished(run: Run) -> int:
 
 
 def _show_run(run: Run) -> None:
-    from raiopt.results.trust import WORDS, judge
-
     console = Console()
     print_summary(run.record, run.folder)
     try:
         _show_classes(console, run)
     except ValueError as error:
         _line(console, str(error), "red")
-    verdict = judge(run, _beside(run))
+    print_verdict(judge(run, _beside(run)))
+    _show_origin(console, run.record)
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """Prints whether a result can be believed; if not, which signs speak against it, and what to try next."""
+    console = Console()
     worst = [sign for sign in verdict.signs if sign.level in ("amber", "red")]
     _line(console, f"{verdict.level.upper()}: {WORDS[verdict.level]}" if worst else verdict.words(), verdict.level)
     for sign in worst:
         remedy = f" Try: {shlex.join(sign.remedy)}" if sign.remedy else ""
         _line(console, f"  {sign.name}: {sign.found}{remedy}", sign.level)
-    _show_origin(console, run.record)
 
 
 def _beside(run: Run) -> list[Run]:
