@@ -1,0 +1,176 @@
+"""The report of runs: one HTML page that needs nothing else, to be looked at, sent and published."""
+
+import base64
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import polars as pl
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from raiopt import __version__
+from raiopt.results import sections, series
+from raiopt.results.findings import Finding, find
+from raiopt.results.folder import replace_file
+from raiopt.results.runs import Run, differing_options, labels
+from raiopt.results.signs import Level
+from raiopt.results.tables import jobs_frame
+from raiopt.results.terminal import percent
+from raiopt.results.thumbnails import KINDS
+from raiopt.results.trust import Verdict, verdicts
+
+CURVES = 12
+"""So many runs are drawn step by step, and looked at more closely; so many curves go over the radius."""
+
+RADII = ("norm", "scope"), ("epsilon", "robust", "low", "high")
+PROGRESS = (), ("step", "passes", "loss", "loss_low", "loss_high", "fooled_so_far")
+"""Which columns of a curve say what it is, and which are drawn."""
+WORST_FIRST = [Level.RED, Level.AMBER, Level.GREEN, Level.UNKNOWN]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a page of runs says, and the page itself.
+
+    Args:
+        findings: What was found, the most asked question first; empty if no run is finished.
+        verdicts: Of each run, in the order of the runs.
+        problems: What could not be read of finished runs, by the run's folder.
+        html: The page.
+    """
+
+    findings: list[Finding]
+    verdicts: list[Verdict]
+    problems: dict[str, str]
+    html: str = field(repr=False)
+
+    def save(self, file: Path, *, replace: bool = False) -> None:
+        """Writes the page.
+
+        Raises:
+            FileExistsError: If the file is there and not to be replaced.
+        """
+        check_free(file, replace=replace)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        page = self.html.encode("utf-8", "xmlcharrefreplace")  # a name may hold half of a surrogate pair
+        replace_file(file, lambda temporary: temporary.write_bytes(page))
+
+
+def check_free(file: Path, *, replace: bool) -> None:
+    """Raises FileExistsError if the file is there and is not to be replaced."""
+    if file.exists() and not replace:
+        raise FileExistsError(f"{file} is there already: --force replaces it, --out FILE writes another one.")
+
+
+def make_report(
+    runs: Sequence[Run], title: str, defaults: Mapping[str, Any] = MappingProxyType({}), figures: str | None = None
+) -> Report:
+    """Returns the report of runs, finished or not.
+
+    Args:
+        title: The heading of the page.
+        defaults: The value of each option that is not given; the best run is compared with the one that has them.
+        figures: Where the figures lie, as seen from the page; None if there are none.
+    """
+    problems: dict[str, str] = {}
+    findings, names = find(runs), labels(runs)
+    name_of = {run.folder: name for name, run in zip(names, runs, strict=True)}
+    judged = verdicts(runs)
+    verdict_of = dict(zip(name_of, judged, strict=True))
+    drawn = sections.best_first(findings, CURVES)
+    finished = [run for run in runs if run.metrics]
+    radii = [c for c in sections.curves(series.epsilon_curves(finished, problems), *RADII) if len(c["epsilon"]) > 2]
+    data = {
+        "epsilon": sorted(radii, key=lambda curve: curve["robust"][-1])[:CURVES] if len(radii) > CURVES else radii,
+        "steps": sections.curves(series.step_curves(drawn, problems), *PROGRESS),
+        **sections.grid(finished, [name_of[run.folder] for run in finished], findings),
+    }
+    options = differing_options(runs)
+    frame = jobs_frame([run.job for run in runs], options)
+    html = _page(
+        title=title,
+        made=datetime.now(UTC).strftime("%Y-%m-%d"),
+        version=__version__,
+        figures=figures,
+        findings=findings,
+        comparisons=findings[0].comparisons(defaults) if findings else [],
+        verdict_of=verdict_of,
+        name_of=name_of,
+        options=options,
+        numeric=[name for name in options if frame[name].dtype.is_numeric()],
+        several_balls=len({run.record.get("ball") for run in finished}) > 1,
+        jobs=_jobs(runs, frame),
+        closer=sections.closer(drawn, [name_of[run.folder] for run in drawn], problems),
+        origin=sections.origin(runs),
+        command_of={run.folder: shlex.join(map(str, run.record.get("command") or [])) for run in runs},
+        problems=problems,
+        finished=len(finished),
+        radii=len(radii),
+        data=data,
+    )
+    return Report(findings, judged, problems, html)
+
+
+def _jobs(runs: Sequence[Run], frame: pl.DataFrame) -> list[dict[str, Any]]:
+    """Returns a row for each run: that of the table of a sweep, and the interval of its robust accuracy."""
+    points = {point["run"]: point for point in series.job_points(runs).iter_rows(named=True)}
+    unknown = {"passes": None, "low": None, "high": None}
+    return [
+        {**row, **unknown, **points.get(str(run.folder), {}), "run": run, "row": row}
+        for run, row in zip(runs, frame.iter_rows(named=True), strict=True)
+    ]
+
+
+def _page(data: dict[str, Any], **content: Any) -> str:
+    """Returns the page; scripts run only if they are these, byte by byte, and nothing is fetched."""
+    page = resources.files("raiopt.results") / "page"
+    plotly = resources.files("plotly") / "package_data" / "plotly.min.js"
+    scripts = [file.read_text(encoding="utf-8") for file in (plotly, page / "plots.js", page / "report.js")]
+    environment = Environment(
+        loader=PackageLoader("raiopt.results", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _unbroken, "words": sections.value_words, "short": sections.short}
+    allowed = " ".join(map(_hash, scripts))
+    policy = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:"
+    return environment.get_template("report.html").render(
+        **content,
+        data=data,
+        json=Markup(as_json(data)),
+        policy=policy,
+        style=Markup((page / "report.css").read_text(encoding="utf-8")),
+        scripts=[Markup(script) for script in scripts],
+        shares=sections.shares,
+        kinds=KINDS,
+        rank=WORST_FIRST.index,
+        quoted=lambda folder: shlex.quote(str(folder)),
+    )
+
+
+def _unbroken(share: float | None) -> str:
+    return percent(share).replace(" ", "\u00a0")  # a line ends behind the sign, not before it
+
+
+def as_json(value: Any) -> str:
+    """Returns JSON that can stand inside of a script element, whatever texts it holds.
+
+    >>> as_json("</script><!--")
+    '"\\\\u003c/script\\\\u003e\\\\u003c!--"'
+    """
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -1,0 +1,116 @@
+"""`raiopt report`: one page about runs, and figures for a paper."""
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raiopt.results.report import Report, check_free, make_report
+from raiopt.results.runs import Run, load_runs
+from raiopt.results.signs import Level
+from raiopt.verbs import Parser
+
+WHAT = """Writes report.html, one page that needs nothing else: what was found, whether to believe it, the jobs, plots,
+samples, and the commands that repeat them. Beside it, figures/ has the plots as PNG and PDF."""
+DRAW = """
+import sys
+from raiopt.results.figures import save_figures
+from raiopt.results.runs import load_runs
+save_figures(load_runs(sys.argv[2:]), sys.argv[1])
+"""
+
+
+def main(words: list[str]) -> int:
+    """Writes the report of the folders that the words name; returns the exit status."""
+    parser = Parser("report", WHAT)
+    parser.add_argument("folder", nargs="+", type=Path, help="of a run, of a sweep, or one that holds such folders")
+    place = "where the page goes; else report.html in the folder, or here if several are given"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=place)
+    parser.add_argument("--force", action="store_true", help="replace a page that is there")
+    check = "exit with 1 if the verdict on a run is RED, and say which and why; failed jobs are no reason"
+    parser.add_argument("--check", action="store_true", help=check)
+    parser.add_argument("--no-figures", action="store_true", help="write the page alone")
+    asked = parser.parse_args(words)
+    folders = asked.folder
+    file = asked.out or (folders[0] if len(folders) == 1 else Path()) / "report.html"
+    check_free(file, replace=asked.force)
+    runs = load_runs(folders)
+    drawn = not asked.no_figures and any(run.metrics for run in runs)
+    with _figures(folders, file.parent, drawn):
+        defaults = default_settings() if len(runs) > 1 else {}
+        report = make_report(runs, _title(folders), defaults, "figures/" if drawn else None)
+        report.save(file, replace=asked.force)
+    _tell(report, runs, every=asked.check)
+    print(f"report in {file}" + f", figures in {file.parent / 'figures'}" * drawn)
+    return int(asked.check and any(verdict.level is Level.RED for verdict in report.verdicts))
+
+
+@contextmanager
+def _figures(folders: Sequence[Path], place: Path, wanted: bool) -> Iterator[None]:
+    """Draws the figures beside what is done in the context: they take longer than the page."""
+    if not wanted:
+        yield
+        return
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRAW, place, *folders], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield
+        _, told = process.communicate()
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode:
+        why = (told.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+        raise RuntimeError(f"the page is written, the figures are not: {why}. --no-figures leaves them out.")
+
+
+def _title(folders: Sequence[Path]) -> str:
+    names = [folder.resolve().name for folder in folders]
+    return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+
+
+def default_settings() -> dict[str, Any]:
+    """Returns the default of each option of the command by its name with dots; of a group, its choice."""
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf, open_dict
+
+    with initialize_config_module("raiopt.conf", version_base="1.3"):
+        config = compose("raiopt", return_hydra_config=True)
+    with open_dict(config):
+        choices = config.pop("hydra").runtime.choices
+    return {**dict(_flat(OmegaConf.to_container(config, resolve=True))), **choices}
+
+
+def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _tell(report: Report, runs: Sequence[Run], *, every: bool) -> None:
+    """Prints what was found, whether to believe it, and what could not be read.
+
+    Args:
+        every: Name all runs that are RED.
+    """
+    judged = list(zip(runs, report.verdicts, strict=True))
+    red = [(run, verdict) for run, verdict in judged if verdict.level is Level.RED]
+    if report.findings:
+        found, more = report.findings[0], len(report.findings) - 1
+        print(found.sentence() + f"; {more} more question{'s' * (more > 1)} in the report" * bool(more))
+        print(next(verdict for run, verdict in judged if run is found.best).words())
+    lost = len(runs) - sum(bool(run.metrics) for run in runs)
+    if lost:
+        print(f"{lost} of {len(runs)} jobs {'has' if lost == 1 else 'have'} no result")
+    if every:
+        for run, verdict in red:
+            print(f"{run.folder}: {verdict.words()}")
+    elif red and len(runs) > 1:
+        print(f"{len(red)} of {len(runs)} runs are RED: --check tells why")
+    for folder, why in report.problems.items():
+        print(f"{folder}: {why}")
