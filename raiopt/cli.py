@@ -151,9 +151,9 @@ def job(config: DictConfig) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from raiopt.results.runs import load_run
+    from raiopt.reports.runs import load_run
+    from raiopt.reports.trust import judge
     from raiopt.results.terminal import job_line, print_summary
-    from raiopt.results.trust import judge
     from raiopt.verbs.show import print_verdict
 
     hydra_config = HydraConfig.get()

@@ -10,7 +10,7 @@ from hydra.conf import HydraConf, JobConf, RunDir, SweepDir
 from hydra_zen import MISSING, ZenStore, make_custom_builds_fn
 from omegaconf import OmegaConf
 
-from raiopt.builders import attacks, zoo
+from raiopt.builders import attacks, trackers, zoo
 from raiopt.builders import optimizers as o
 
 partial = make_custom_builds_fn(zen_partial=True, populate_full_signature=True)
@@ -167,6 +167,7 @@ _group(
     kl=partial(attacks.kl),
 )
 _group("solver", gradient_ascent=partial(attacks.gradient_ascent))
+_group("tracker", none=partial(trackers.none), mlflow=partial(trackers.mlflow))
 
 
 @dataclass
@@ -197,6 +198,7 @@ class Job:
             {"init": "zero"},
             {"criterion": "cross_entropy"},
             {"solver": "gradient_ascent"},
+            {"tracker": "none"},
             {"experiment": None},
         ]
     )
@@ -218,6 +220,7 @@ class Job:
     init: Any = MISSING
     criterion: Any = MISSING
     solver: Any = MISSING
+    tracker: Any = MISSING
 
 
 _JOB_LOG = {

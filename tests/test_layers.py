@@ -10,13 +10,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "raiopt").rglob("*.py"))
 ORDER = """
-    __init__ __version__ checks batching transforms sampling optim perturbations attacks zoo memory results
+    __init__ __version__ checks batching transforms sampling optim perturbations attacks zoo memory results reports
     experiment library builders configs jobs saved explain listing sweep verbs cli __main__
 """
 LAYERS: list[str] = [*ORDER.split()]
 CONFIG, FIGURES = (
     ("configs", "jobs", "saved", "explain", "listing", "sweep", "verbs", "cli"),
-    ("results.figures", "results.report"),
+    ("reports.figures", "reports.report"),
 )
 HOMES = {
     **dict.fromkeys(["hydra", "hydra_zen", "omegaconf"], CONFIG),

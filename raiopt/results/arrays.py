@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import yaml
 
-from raiopt.results.records import VOLATILE, read_jobs
+from raiopt.results.records import is_volatile, read_jobs
 from raiopt.results.shards import merged_shards
 from raiopt.results.tables import METRICS, given_options, jobs_frame, options_of
 
@@ -57,7 +57,7 @@ def to_xarray(sweep: pl.DataFrame | Path | str) -> Dataset:
     options = options_of(frame)
     if options:  # a job whose record is damaged may have none: it belongs to no cell
         frame = frame.filter((pl.col("status") != "unreadable") | ~pl.all_horizontal(pl.col(options).is_null()))
-    axes = {name: _labels(frame[name]) for name in options if name not in VOLATILE and frame[name].n_unique() > 1}
+    axes = {name: _labels(frame[name]) for name in options if not is_volatile(name) and frame[name].n_unique() > 1}
     shape = tuple(map(len, axes.values()))
     cells = _cells(frame, axes, shape, folder)
 

@@ -67,7 +67,7 @@ def signs_of(samples: pl.LazyFrame, record: Mapping[str, Any]) -> dict[str, Any]
 
 
 def signs(samples: pl.LazyFrame, norm: str | None, epsilon: float | None) -> dict[str, Any]:
-    """Returns what a job's table of samples says of the attack's own troubles; see `results.trust`.
+    """Returns what a job's table of samples says of the attack's own troubles; see `reports.trust`.
 
     Args:
         norm: The column of samples that epsilon bounds; None where there is no ball or it says nothing.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,12 @@ from typing import Any
 from raiopt.results.folder import SCHEMA
 
 VOLATILE = ("name", "outputs", "device", "threads", "note", "progress", "tracker", "force", "retry", "yes", "hydra")
-"""Options that say where and how a job runs, not what it asks."""
+"""Options that say where and how a job runs, not what it asks; what is in such a group is one, too."""
+
+
+def is_volatile(option: str) -> bool:
+    """Says whether an option is no part of the question, as `note` and `tracker.uri` are."""
+    return re.split("[./]", option)[0] in VOLATILE
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from raiopt.results.metrics import metrics, signs_of
-from raiopt.results.records import VOLATILE, JobRecord, read_job, read_jobs
+from raiopt.results.records import JobRecord, is_volatile, read_job, read_jobs
 
 SHARD, COUNT = "data.shard", "data.num_shards"
 LISTED = 10
@@ -74,7 +74,7 @@ def _count(job: JobRecord) -> int | None:
 
 
 def _question(job: JobRecord) -> str:
-    asked = {name: value for name, value in _without_shard(job).items() if name.partition(".")[0] not in VOLATILE}
+    asked = {name: value for name, value in _without_shard(job).items() if not is_volatile(name)}
     return json.dumps(asked, sort_keys=True)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from raiopt.results.records import VOLATILE, JobRecord, read_jobs
+from raiopt.results.records import JobRecord, is_volatile, read_jobs
 from raiopt.results.shards import merged_shards
 
 METRICS = {
@@ -84,9 +84,9 @@ def given_options(jobs: Sequence[JobRecord]) -> list[str]:
 def _differing(jobs: Sequence[JobRecord]) -> list[str]:
     """Returns the options that the jobs were given and that differ between them; all that matter if none does."""
     given = [job for job in jobs if job.options]
-    names = given_options(jobs)
+    names = [name for name in given_options(jobs) if not is_volatile(name)]
     differing = [name for name in names if len({json.dumps(job.option(name)) for job in given}) > 1]
-    return differing or [name for name in names if name not in VOLATILE]
+    return differing or names
 
 
 def _column(values: Sequence[Any]) -> pl.Series:
@@ -102,7 +102,7 @@ def _column(values: Sequence[Any]) -> pl.Series:
 
 def _best(jobs: Sequence[JobRecord]) -> list[bool]:
     """Returns which jobs leave the smallest robust accuracy of their peers; jobs without a ball have none."""
-    peers = [_question(job) for job in jobs]
+    peers = [question(job) for job in jobs]
     robust = [None if job.record.get("ball") == "unbounded" else job.metrics.get("robust_accuracy") for job in jobs]
     smallest: dict[str, float] = {}
     for peer, value in zip(peers, robust, strict=True):
@@ -111,7 +111,7 @@ def _best(jobs: Sequence[JobRecord]) -> list[bool]:
     return [value is not None and value == smallest[peer] for peer, value in zip(peers, robust, strict=True)]
 
 
-def _question(job: JobRecord) -> str:
+def question(job: JobRecord) -> str:
     """Returns what must be equal for two robust accuracies to be comparable."""
     own = {key: value for key, value in job.options.items() if key.startswith("perturbation")}
     told = [job.record.get(part) for part in ("ball", "model", "hashes", "perturbation")]

@@ -158,7 +158,12 @@ def print_sweep(frame: pl.DataFrame, folder: Path) -> None:
         extra.pop()
         table = _table(shown, extra)
     wide = Console(width=max(console.width, unlimited.measure(table).maximum))  # no cell is ever cut
-    wide.print(f"{len(frame):,} job{'s'[: len(frame) != 1]} in {escape(str(folder))}", style="bold", highlight=False)
+    wide.print(
+        f"{len(frame):,} job{'s'[: len(frame) != 1]} in {escape(str(folder))}",
+        style="bold",
+        highlight=False,
+        soft_wrap=True,
+    )
     wide.print(table)
     if len(shown) < len(frame):
         console.print(

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from raiopt import checks
 from raiopt.results.lock import locked
+from raiopt.sweep import tracking
 from raiopt.sweep.compose import Composer
 from raiopt.sweep.hashes import check_hashes
 from raiopt.sweep.launcher import Listed, SweepLauncher, run_tasks
@@ -57,6 +58,7 @@ class GridSweeper(Sweeper):
         composer = Composer(self.context.config_loader, self.config)
         tasks = list(composer.tasks(jobs))  # a wrong option is told before there is any folder
         check_shards(tasks)
+        tracking.begin(self.config)
         with locked(folder):
             about = read_list(folder)
             tasks = numbered(about, tasks)
@@ -67,6 +69,8 @@ class GridSweeper(Sweeper):
             OmegaConf.save(self.config, folder / "multirun.yaml")
             SweepRecorder.asked = frozenset(task.key for task in tasks)
             SweepRecorder.tell(len(planned.finished))
+            for task, _ in [*planned.finished, *planned.left]:
+                tracking.tell(task.folder)
             run()
 
     def _prepared(self, todo: list[Task], skipped: int) -> Callable[[], object]:

@@ -11,6 +11,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from raiopt.results.folder import mark_killed, read_record
+from raiopt.sweep import tracking
 from raiopt.sweep.compose import Composer
 from raiopt.sweep.progress import Progress
 from raiopt.sweep.resume import clear
@@ -66,6 +67,7 @@ def run_tasks(engine: Engine, source: Source, progress: Progress) -> None:
         engine.close()
         for task, before in running.values():
             _settled(Ended(task, why), before)
+            tracking.tell(task.folder)
 
 
 def _loop(engine: Engine, source: Source, progress: Progress, running: dict[str, tuple[Task, dict[str, Any]]]) -> None:
@@ -83,6 +85,7 @@ def _loop(engine: Engine, source: Source, progress: Progress, running: dict[str,
             record = _settled(ended, before)
             source.ended(ended.task, record)
             progress.ended(ended.task, record)
+            tracking.tell(ended.task.folder)
 
 
 def _settled(ended: Ended, before: dict[str, Any]) -> dict[str, Any]:

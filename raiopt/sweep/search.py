@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from raiopt import checks
 from raiopt.results.lock import locked
+from raiopt.results.records import is_volatile
 from raiopt.results.tables import METRICS
+from raiopt.sweep import tracking
 from raiopt.sweep.compose import Composer
 from raiopt.sweep.hashes import check_hashes
 from raiopt.sweep.launcher import SweepLauncher, run_tasks
@@ -94,12 +97,16 @@ class OptunaSweeper(Sweeper):
         folder = Path(self.config.hydra.sweep.dir)
         composer = Composer(self.context.config_loader, self.config)
         composer.task([*fixed, *(_middle(key, kind) for key, kind in space.items())], 0)  # tells wrong options
+        tracking.begin(self.config)
         with locked(folder):
             read_list(folder)  # tells a folder of something else
             engine = self.launcher.engine(self.n_jobs)
             at_once = self.n_jobs or engine.slots or AT_ONCE
             trials = Trials(self, folder, composer, space, fixed, arguments, at_once)
-            check_hashes(plan(trials.complete()).finished)
+            finished = plan(trials.complete()).finished
+            check_hashes(finished)
+            for task, _ in finished:
+                tracking.tell(task.folder)
             OmegaConf.save(self.config, folder / "multirun.yaml")
             SweepRecorder.tell()
             run_tasks(engine, trials, Progress(self.n_trials - trials.over(), trials.over(), SweepRecorder.swept))
@@ -136,8 +143,9 @@ class Trials:
             load_if_exists=True,
         )
         asked = {"space": {key: repr(kind) for key, kind in space.items()}, "metric": sweeper.metric}
-        asked |= {"fixed": sorted(fixed), "direction": sweeper.direction}
+        asked |= {"fixed": _asking(fixed), "direction": sweeper.direction}
         before = self.study.user_attrs.get("question", asked)
+        before = {**before, "fixed": _asking(before["fixed"])}
         if before != asked:
             other = next(key for key in asked if before.get(key) != asked[key])
             old, new = before.get(other), asked[other]
@@ -172,6 +180,7 @@ class Trials:
                 self._running[task.key].append(number)
             elif found := plan([task]).finished:
                 self._tell(number, found[0][1])
+                tracking.tell(task.folder)
             else:
                 self._running[task.key] = [number]
                 tasks.append(task)
@@ -228,6 +237,11 @@ class Trials:
             self.study.tell(number, state=TrialState.FAIL)
         else:
             self.study.tell(number, value)
+
+
+def _asking(words: Sequence[str]) -> list[str]:
+    """Returns the words without those that say where and how a job runs: they may be others when a search goes on."""
+    return sorted(word for word in words if not is_volatile(word.partition("=")[0]))
 
 
 def distribution(override: Override) -> BaseDistribution:

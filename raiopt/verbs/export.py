@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raiopt.results.runs import Run, load_run
+from raiopt.reports.runs import Run, load_run
 from raiopt.verbs import Parser
 
 if TYPE_CHECKING:

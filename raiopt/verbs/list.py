@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from raiopt.listing import list_options
+from raiopt.reports.runs import DEPTH, load_run
 from raiopt.results.records import JobRecord, read_jobs
-from raiopt.results.runs import DEPTH, load_run
 from raiopt.results.shards import merged_shards
 from raiopt.results.terminal import TOLD, percent
 from raiopt.verbs import Parser

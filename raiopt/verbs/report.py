@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raiopt.results.report import Report, check_free, make_report
-from raiopt.results.runs import Run, load_runs
-from raiopt.results.signs import Level
+from raiopt.reports.report import Report, check_free, make_report
+from raiopt.reports.runs import Run, load_runs
+from raiopt.reports.signs import Level
 from raiopt.verbs import Parser
 
 WHAT = """Writes report.html, one page that needs nothing else: what was found, whether to believe it, the jobs, plots,
 samples, and the commands that repeat them. Beside it, figures/ has the plots as PNG and PDF."""
 DRAW = """
 import sys
-from raiopt.results.figures import save_figures
-from raiopt.results.runs import load_runs
+from raiopt.reports.figures import save_figures
+from raiopt.reports.runs import load_runs
 save_figures(load_runs(sys.argv[2:]), sys.argv[1])
 """
 

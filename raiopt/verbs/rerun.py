@@ -12,10 +12,10 @@ from omegaconf import DictConfig
 
 from raiopt.configs import Job
 from raiopt.jobs import build, carry_out, logged, plain
-from raiopt.results.differences import Comparison, compare, part
+from raiopt.reports.differences import Comparison, compare, part
+from raiopt.reports.runs import load_run
 from raiopt.results.folder import SCHEMA, RunFolder, write_json
-from raiopt.results.records import VOLATILE
-from raiopt.results.runs import load_run
+from raiopt.results.records import is_volatile
 from raiopt.saved import LARGEST, choices, saved_config
 from raiopt.sweep.job_key import job_key
 from raiopt.verbs import Parser
@@ -142,7 +142,7 @@ def as_decided(job: "experiment.Job", before: dict[str, Any]) -> "experiment.Job
 
 def _about(config: DictConfig, before: dict[str, Any], folder: Path, words: list[str]) -> dict[str, Any]:
     chosen, values = choices(config), plain(config)
-    given = [key for key in part(before, "overrides") if key not in VOLATILE]  # their values are those of the config
+    given = [key for key in part(before, "overrides") if not is_volatile(key)]  # their values are those of the config
     named = {key: chosen[key] if key in chosen else _at(values, key) for key in given}
     return {
         "name": None,

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from raiopt.reports.runs import Run, load_run, load_runs
+from raiopt.reports.series import class_names, class_results, confusion
+from raiopt.reports.trust import WORDS, Verdict, judge
 from raiopt.results.pictures import around_grey, fitted, half_blocks, picture
-from raiopt.results.runs import Run, load_run, load_runs
-from raiopt.results.series import class_names, class_results, confusion
 from raiopt.results.terminal import percent, print_summary, print_sweep
-from raiopt.results.trust import WORDS, Verdict, judge
 from raiopt.verbs import Parser
 
 WIDEST, AROUND = 64, 16

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from raiopt.results.folder import SCHEMA
+from tests.reports.whole_runs import whole_run
 from tests.results.sweeps import list_jobs, make
-from tests.results.whole_runs import whole_run
 
 ALERT = "<script>alert(1)</script>"
 IMAGE = "\"'><img src=x onerror=alert(2)>"

@@ -6,8 +6,8 @@ import pytest
 
 from raiopt.cli import main
 from raiopt.verbs.report import default_settings
+from tests.reports.whole_runs import whole_run
 from tests.results.sweeps import make
-from tests.results.whole_runs import whole_run
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from raiopt.results.runs import Run
+from raiopt.reports.runs import Run
 from raiopt.results.terminal import percent
 
 

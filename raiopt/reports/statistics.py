@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from raiopt.results.records import VOLATILE
-from raiopt.results.runs import Run
+from raiopt.reports.runs import Run
+from raiopt.results.records import is_volatile
 
 LEVEL = 0.95
 """Of all intervals, where nothing else is said; a difference is within noise if its p value is at least 1 - LEVEL."""
@@ -276,7 +276,7 @@ def question(run: Run, without: Sequence[str] = ()) -> str:
     """Returns a text that is equal for runs of one question: the same weights, data and options but for some."""
     choices = run.record.get("choices", {})
     asked = {name: value for name, value in run.job.options.items() if name not in choices and name not in without}
-    asked = {name: value for name, value in asked.items() if name.partition(".")[0] not in VOLATILE}
+    asked = {name: value for name, value in asked.items() if not is_volatile(name)}
     return json.dumps([run.record.get("hashes"), choices, asked], sort_keys=True)
 
 

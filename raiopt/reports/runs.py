@@ -12,7 +12,7 @@ import polars as pl
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from raiopt.results.records import VOLATILE, JobRecord, read_job, read_jobs
+from raiopt.results.records import JobRecord, is_volatile, read_job, read_jobs
 from raiopt.results.shards import grouped, merged
 
 DEPTH = 3
@@ -160,7 +160,7 @@ def differing_options(runs: Sequence[Run]) -> list[str]:
     `model` and `data` are among them where the runs are of several, however they were chosen.
     """
     jobs = [run.job for run in runs if run.job.options or run.record]
-    names = dict.fromkeys(["model", "data", *(name for job in jobs for name in job.options if name not in VOLATILE)])
+    names = dict.fromkeys(["model", "data", *(name for job in jobs for name in job.options if not is_volatile(name))])
     return [name for name in names if len({json.dumps(job.option(name)) for job in jobs}) > 1]
 
 

@@ -17,12 +17,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
-from raiopt.results import figures
-from raiopt.results.figures.style import STYLES
-from raiopt.results.runs import load_runs
+from raiopt.reports import figures
+from raiopt.reports.figures.style import STYLES
+from raiopt.reports.runs import load_runs
 from raiopt.results.tables import METRICS, load_sweep
+from tests.reports.test_series import job, table, trace
 from tests.results.sweeps import make
-from tests.results.test_series import job, table, trace
 
 ROOT = Path(__file__).parents[2]
 
@@ -323,7 +323,7 @@ def test_every_figure_that_runs_say_something_for_becomes_a_png_and_a_pdf(tmp_pa
 @pytest.fixture
 def not_written(monkeypatch):
     """Figures are made, but not written."""
-    monkeypatch.setattr("raiopt.results.figures.files.save_figure", lambda figure, file: file)
+    monkeypatch.setattr("raiopt.reports.figures.files.save_figure", lambda figure, file: file)
 
 
 @pytest.mark.usefixtures("not_written")
@@ -348,8 +348,8 @@ def test_damaged_runs_are_left_out_of_figures(tmp_path):
 DIGEST = """
 import hashlib, sys
 from raiopt import load_sweep
-from raiopt.results import figures, series
-from raiopt.results.runs import load_runs
+from raiopt.reports import figures, series
+from raiopt.reports.runs import load_runs
 sweep, runs = load_sweep(sys.argv[1]), load_runs([sys.argv[1]])
 drawn = [figures.heatmap(sweep, "optim.lr", "optim.q"), figures.parallel(sweep)]
 drawn += [figures.loss_against(series.step_curves(runs)), figures.classes(series.class_results(runs[0]))]

@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from raiopt.results import sections
-from raiopt.results.findings import find
-from raiopt.results.report import as_json, make_report
-from raiopt.results.runs import load_runs
-from raiopt.results.statistics import wilson
-from raiopt.results.thumbnails import LARGEST, SHARP, data_uri, exhibits
+from raiopt.reports import sections
+from raiopt.reports.findings import find
+from raiopt.reports.report import as_json, make_report
+from raiopt.reports.runs import load_runs
+from raiopt.reports.statistics import wilson
+from raiopt.reports.thumbnails import LARGEST, SHARP, data_uri, exhibits
 from tests.browser.hostile import ALERT, IMAGE, LINK, hostile_sweep
+from tests.reports.whole_runs import whole_run
 from tests.results.sweeps import make
-from tests.results.whole_runs import whole_run
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 

@@ -9,7 +9,7 @@ import polars as pl
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from raiopt.results.figures.style import (
+from raiopt.reports.figures.style import (
     COLUMN,
     INK,
     PAGE,

@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 from safetensors import SafetensorError, safe_open
 
-from raiopt.results.records import VOLATILE
-from raiopt.results.runs import Run, load_run
+from raiopt.reports.runs import Run, load_run
+from raiopt.results.records import is_volatile
 
 FIGURES = ("samples", "clean_accuracy", "robust_accuracy", "robust_accuracies", "undecided")
 """The figures that follow from the verdicts."""
@@ -180,7 +180,7 @@ def _options(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Pair
     """Returns the options that differ if the job keys do; the keys, if no option that was given is among them."""
     keys = _differing(*({"options": record.get("job_key")} for record in (one, other)))
     given = _differing(part(one, "overrides"), part(other, "overrides"), both=True)
-    return keys and ({name: pair for name, pair in given.items() if name not in VOLATILE} or keys)
+    return keys and ({name: pair for name, pair in given.items() if not is_volatile(name)} or keys)
 
 
 def _conditions(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Pair]:

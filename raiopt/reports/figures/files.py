@@ -15,12 +15,12 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from raiopt import checks
-from raiopt.results import series
-from raiopt.results.figures.coordinates import parallel
-from raiopt.results.figures.curves import AXES, fooled_against, loss_against, robust_against_epsilon
-from raiopt.results.figures.dots import classes, jobs
-from raiopt.results.figures.maps import confusion_matrix, heatmap
-from raiopt.results.runs import Run, differing_options
+from raiopt.reports import series
+from raiopt.reports.figures.coordinates import parallel
+from raiopt.reports.figures.curves import AXES, fooled_against, loss_against, robust_against_epsilon
+from raiopt.reports.figures.dots import classes, jobs
+from raiopt.reports.figures.maps import confusion_matrix, heatmap
+from raiopt.reports.runs import Run, differing_options
 from raiopt.results.tables import jobs_frame, options_of
 
 METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}

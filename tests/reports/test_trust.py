@@ -16,12 +16,12 @@ from raiopt.attacks import Attack, Inference
 from raiopt.builders import attacks
 from raiopt.experiment import Job
 from raiopt.experiment import run as run_job
+from raiopt.reports.peers import huge_radius
+from raiopt.reports.runs import Run, load_run
+from raiopt.reports.signs import RULES, Level, Sign
+from raiopt.reports.trust import judge, verdict_of, verdicts
 from raiopt.results.folder import RunFolder
-from raiopt.results.peers import huge_radius
 from raiopt.results.records import JobRecord
-from raiopt.results.runs import Run, load_run
-from raiopt.results.signs import RULES, Level, Sign
-from raiopt.results.trust import judge, verdict_of, verdicts
 from raiopt.zoo import Classifier, ImageData
 from tests.results.sweeps import make
 from tests.test_readme import composed

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from raiopt.results.differences import compare
+from raiopt.reports.differences import compare
 
 N = 6
 RECORD: dict[str, Any] = {

@@ -8,10 +8,10 @@ from typing import Any
 
 import polars as pl
 
-from raiopt.results import series
-from raiopt.results.findings import Finding
-from raiopt.results.runs import Run, differing_options
-from raiopt.results.thumbnails import exhibits
+from raiopt.reports import series
+from raiopt.reports.findings import Finding
+from raiopt.reports.runs import Run, differing_options
+from raiopt.reports.thumbnails import exhibits
 
 ROOM = 2_400_000
 """So many characters of the page are pictures at most."""

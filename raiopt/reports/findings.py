@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raiopt.results.runs import Run, differing_options, labels
-from raiopt.results.statistics import compare, wilson
-from raiopt.results.tables import _question as question
+from raiopt.reports.runs import Run, differing_options, labels
+from raiopt.reports.statistics import compare, wilson
+from raiopt.results.tables import question
 from raiopt.results.terminal import percent
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import polars as pl
 
 from raiopt import checks
-from raiopt.results.runs import Run, labels
-from raiopt.results.statistics import ROBUST, curve_band, question, wilson
+from raiopt.reports.runs import Run, labels
+from raiopt.reports.statistics import ROBUST, curve_band, question, wilson
 
 RADIUS = "optim.epsilon"
 STEPS = 200
@@ -43,7 +43,7 @@ def epsilon_curves(runs: Sequence[Run], problems: Problems | None = None) -> pl.
         2-d row"), run, epsilon, robust, low, high, samples; sorted by curve, then by epsilon.
 
     >>> import json, pathlib, tempfile
-    >>> from raiopt.results.runs import load_runs
+    >>> from raiopt.reports.runs import load_runs
     >>> root = pathlib.Path(tempfile.mkdtemp())
     >>> for epsilon, robust in ((0.1, 0.5), (0.2, 0.25)):
     ...     told = {"schema": 1, "status": "finished", "ball": f"Linf {epsilon}"}

@@ -17,15 +17,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from raiopt import __version__
-from raiopt.results import sections, series
-from raiopt.results.findings import Finding, find
+from raiopt.reports import sections, series
+from raiopt.reports.findings import Finding, find
+from raiopt.reports.runs import Run, differing_options, labels
+from raiopt.reports.signs import Level
+from raiopt.reports.thumbnails import KINDS
+from raiopt.reports.trust import Verdict, verdicts
 from raiopt.results.folder import replace_file
-from raiopt.results.runs import Run, differing_options, labels
-from raiopt.results.signs import Level
 from raiopt.results.tables import jobs_frame
 from raiopt.results.terminal import percent
-from raiopt.results.thumbnails import KINDS
-from raiopt.results.trust import Verdict, verdicts
 
 CURVES = 12
 """So many runs are drawn step by step, and looked at more closely; so many curves go over the radius."""
@@ -131,11 +131,11 @@ def _jobs(runs: Sequence[Run], frame: pl.DataFrame) -> list[dict[str, Any]]:
 
 def _page(data: dict[str, Any], **content: Any) -> str:
     """Returns the page; scripts run only if they are these, byte by byte, and nothing is fetched."""
-    page = resources.files("raiopt.results") / "page"
+    page = resources.files("raiopt.reports") / "page"
     plotly = resources.files("plotly") / "package_data" / "plotly.min.js"
     scripts = [file.read_text(encoding="utf-8") for file in (plotly, page / "plots.js", page / "report.js")]
     environment = Environment(
-        loader=PackageLoader("raiopt.results", "page"),
+        loader=PackageLoader("raiopt.reports", "page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

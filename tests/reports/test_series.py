@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raiopt.results import series
+from raiopt.reports import series
+from raiopt.reports.runs import load_run, load_runs
+from raiopt.reports.statistics import curve_band, wilson
 from raiopt.results.metrics import metrics
-from raiopt.results.runs import load_run, load_runs
-from raiopt.results.statistics import curve_band, wilson
 from tests.results.sweeps import make
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raiopt.results.peers import Peers
-from raiopt.results.runs import Run
-from raiopt.results.signs import Level, Sign, own_signs
+from raiopt.reports.peers import Peers
+from raiopt.reports.runs import Run
+from raiopt.reports.signs import Level, Sign, own_signs
 
 WORDS = {
     Level.GREEN: "No sign of a failed attack. This is no proof: robust accuracy is what this attack could not break, "

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from safetensors.numpy import save_file
 
-from raiopt.results.runs import differing_options, labels, load_run, load_runs
+from raiopt.reports.runs import differing_options, labels, load_run, load_runs
 from tests.results.sweeps import list_jobs, make
 
 

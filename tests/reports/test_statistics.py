@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy.stats import binom, binomtest, multinomial
 
+from raiopt.reports.runs import Run, load_run, load_runs
+from raiopt.reports.statistics import ROBUST, compare, curve_band, of_counts, seed_spread, wilson
 from raiopt.results.metrics import metrics
-from raiopt.results.runs import Run, load_run, load_runs
-from raiopt.results.statistics import ROBUST, compare, curve_band, of_counts, seed_spread, wilson
 from tests.results.sweeps import make
 
 COUNTS = st.tuples(*[st.integers(0, 60)] * 4).filter(any)

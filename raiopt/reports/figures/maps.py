@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from raiopt import checks
-from raiopt.results.figures.style import (
+from raiopt.reports.figures.style import (
     COLUMN,
     INK,
     PAGE,

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 
-from raiopt.results.figures.style import (
+from raiopt.reports.figures.style import (
     COLUMN,
     LINE,
     PAGE,

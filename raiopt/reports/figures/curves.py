@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from raiopt import checks
-from raiopt.results.figures.style import (
+from raiopt.reports.figures.style import (
     COLUMN,
     PAGE,
     STYLES,

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from raiopt.results.runs import Run
-from raiopt.results.signs import Level, Sign, facts_of
-from raiopt.results.statistics import question, wilson
+from raiopt.reports.runs import Run
+from raiopt.reports.signs import Level, Sign, facts_of
+from raiopt.reports.statistics import question, wilson
 from raiopt.results.terminal import percent
 
 APART = 0.02

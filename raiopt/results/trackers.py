@@ -1,0 +1,241 @@
+"""Runs in MLflow, logged from their folders. Needs no torch."""
+
+import getpass
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from raiopt import checks
+from raiopt.results.folder import write_json
+from raiopt.results.records import read_jobs
+from raiopt.results.tables import load_sweep
+from raiopt.results.tracked import read_json, told
+
+ARTIFACTS = ("small", "all", "none")
+MARK = ".mlflow.json"
+"""The file of a folder that says under which run it was logged where."""
+
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+"""Set unless it is set already: MLflow itself tries for minutes to reach a server, and tells its makers of its use."""
+
+
+@dataclass(frozen=True)
+class Mlflow:
+    """Where runs are logged.
+
+    Args:
+        uri: sqlite:///FILE, http://HOST:PORT of a server, or another database; not a folder, as MLflow took them once.
+        experiment: Its name; made if it is not there.
+        artifacts: The files that are logged: small (the picture, the log, the config, the record), all or none.
+
+    Raises:
+        ValueError: If one of them is wrong, or the packages for it are not installed.
+    """
+
+    uri: str
+    experiment: str = "raiopt"
+    artifacts: str = "small"
+
+    def __post_init__(self) -> None:
+        checks.choice("tracker.artifacts", self.artifacts, ARTIFACTS)
+        if not self.experiment.strip():
+            raise ValueError("tracker.experiment must be a name, not an empty text.")
+        file = re.match(r"(sqlite:///.|(?!sqlite|file)[a-z][\w+.-]*://.|databricks$)", self.uri)
+        if not file:
+            raise ValueError(
+                f"tracker.uri={self.uri!r} must be sqlite:///FILE, http://HOST:PORT or another database of MLflow."
+            )
+        needed = ["mlflow", *(["sqlalchemy", "alembic"] if self.is_database else [])]
+        for package in needed:
+            spec = find_spec(package)
+            if spec is None or spec.origin is None:  # a folder of that name is no package
+                raise ValueError(f"tracker=mlflow needs {package}: pip install 'raiopt[mlflow]'")
+
+    @property
+    def is_database(self) -> bool:
+        """Whether MLflow opens a database itself instead of asking a server."""
+        return not self.uri.startswith(("http:", "https:", "databricks", "uc:"))
+
+    @property
+    def file(self) -> Path | None:
+        """The file of SQLite."""
+        return Path(self.uri.removeprefix("sqlite:///")).absolute() if self.uri.startswith("sqlite:") else None
+
+    @property
+    def shown(self) -> str:
+        """The URI without user and password.
+
+        >>> Mlflow.shown.fget(type("", (), {"uri": "http://me:secret@host:5000"}))
+        'http://host:5000'
+        """
+        return re.sub(r"://[^/@]*@", "://", self.uri)
+
+    def mark(self, folder: Path) -> str:
+        """Returns what this place is called in the mark of a folder; SQLite's file may move together with it."""
+        place = os.path.relpath(self.file, folder) if self.file else self.shown
+        return f"{place} {self.experiment}"
+
+
+def prepare() -> None:
+    """Imports what a session needs, which takes seconds."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow.tracking  # pyright: ignore[reportMissingImports]  # noqa: F401
+
+
+class Session:
+    """Logs folders of jobs, each once: what MLflow has of them already is left, or brought up to date.
+
+    Raises:
+        Exception: Whatever MLflow raises, here and in all methods.
+    """
+
+    def __init__(self, place: Mlflow) -> None:
+        prepare()
+        from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
+
+        if place.file:
+            place.file.parent.mkdir(parents=True, exist_ok=True)
+        self.place = place
+        self.client = MlflowClient(f"sqlite:///{place.file}" if place.file else place.uri)
+        self.experiment = self._experiment()
+        self.parents: dict[Path, str] = {}
+
+    def _experiment(self) -> str:
+        """Returns the number of the experiment."""
+        from mlflow.exceptions import MlflowException  # pyright: ignore[reportMissingImports]
+
+        name = self.place.experiment
+        beside = (self.place.file or Path("outputs/mlflow.db")).absolute().with_name("mlflow-artifacts")
+        if (found := self.client.get_experiment_by_name(name)) is None:
+            try:
+                return self.client.create_experiment(name, beside.as_uri() if self.place.is_database else None)
+            except MlflowException:  # another process has just made it
+                if (found := self.client.get_experiment_by_name(name)) is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            raise ValueError(f"the experiment {name!r} was deleted there: give another tracker.experiment=...")
+        return found.experiment_id
+
+    def log(self, folder: Path, options: Mapping[str, Any] | None = None) -> bool:
+        """Logs a job that has ended, below its sweep; returns False if there was nothing to do.
+
+        Args:
+            options: As `told` takes them.
+        """
+        job = told(folder, options)
+        if job is None:
+            return False
+        parent = self.parent(folder.parent) if (folder.parent / "sweep.json").exists() else None
+        mark = self._mark(folder)
+        is_whole = mark.get("version") == job.version
+        if is_whole and parent is not None and mark.get("parent") == parent:  # then MLflow need not be asked
+            return False
+        stage = self._stage(mark.get("run"))
+        tags = {**job.tags, **({} if parent is None else {"mlflow.parentRunId": parent})}
+        if is_whole and stage is not None:
+            if stage == "active" and parent is not None:
+                self.client.set_tag(mark["run"], "mlflow.parentRunId", parent)
+        else:
+            run = mark["run"] if stage == "active" else self._create(folder, job.name, job.began)
+            self._fill(run, job.params, tags, [*((name, value, 0) for name, value in job.metrics.items()), *job.curves])
+            self._log_files(run, folder)
+            self.client.set_terminated(run, job.status, job.ended)
+            mark = {"run": run, "version": job.version}
+        self._set_mark(folder, {**mark, "parent": parent})
+        return not (is_whole and stage is not None)
+
+    def parent(self, sweep: Path) -> str:
+        """Returns the run of a sweep; it is made if it is not there, and runs from now on."""
+        if sweep not in self.parents:
+            run = self._mark(sweep).get("run", "")
+            if self._stage(run) == "active":
+                self.client.update_run(run, "RUNNING")
+            else:
+                run = self._create(sweep, sweep.name)
+            self.parents[sweep] = run
+        return self.parents[sweep]
+
+    def end(self) -> None:
+        """Logs the sweeps of all jobs that were logged: how many jobs they have, and their tables."""
+        for sweep, run in self.parents.items():
+            listed, jobs = read_json(sweep / "sweep.json"), read_jobs(sweep)
+            finished = sum(job.status == "finished" for job in jobs)
+            figures: list[tuple[str, float, int]] = [("jobs", len(jobs), 0), ("finished", finished, 0)]
+            robust = load_sweep(sweep).filter("best")["robust_accuracy"]
+            if len(robust.unique()) == 1:  # else the jobs have several balls, models or data
+                figures.append(("smallest_robust_accuracy", robust[0], 0))
+            words = " ".join(["raiopt -m", *(listed.get("commands") or [[]])[-1]])
+            tags = {"mlflow.source.name": words, "raiopt.swept": ", ".join(listed.get("swept", []))}
+            self._fill(run, {}, {**tags, "raiopt.folder": str(sweep.absolute())}, figures)
+            for name in ("sweep.csv", "report.html"):
+                if self.place.artifacts != "none" and (sweep / name).exists():
+                    self.client.log_artifact(run, str(sweep / name))
+            self.client.set_terminated(run, "FINISHED" if finished == len(jobs) else "FAILED")
+
+    def _create(self, folder: Path, name: str, began: int | None = None) -> str:
+        tags = {}
+        with suppress(OSError, KeyError):  # a container's user may have no name
+            tags["mlflow.user"] = getpass.getuser()
+        run = self.client.create_run(self.experiment, began or None, tags, run_name=name).info.run_id
+        self._set_mark(folder, {"run": run})
+        return run
+
+    def _stage(self, run: str | None) -> str | None:
+        """Returns whether a run is active or deleted, None if there is none."""
+        from mlflow.exceptions import MlflowException  # pyright: ignore[reportMissingImports]
+
+        if not run:
+            return None
+        try:
+            return self.client.get_run(run).info.lifecycle_stage
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+
+    def _fill(
+        self, run: str, params: Mapping[str, str], tags: Mapping[str, str], metrics: Sequence[tuple[str, float, int]]
+    ) -> None:
+        """Logs in batches; what is logged twice stands there once, for its time is that of the run's beginning."""
+        from mlflow.entities import Metric, Param, RunTag  # pyright: ignore[reportMissingImports]
+
+        before = self.client.get_run(run)
+        for name in before.data.tags:
+            if name.startswith("raiopt.") and name not in tags:  # such as the error of a job that was run again
+                self.client.delete_tag(run, name)
+        self.client.log_batch(run, tags=[RunTag(*pair) for pair in tags.items()])
+        asked = [Param(*pair) for pair in params.items()]
+        found = [Metric(name, value, before.info.start_time, step) for name, value, step in metrics]
+        for first in range(0, len(asked), 100):
+            self.client.log_batch(run, params=asked[first : first + 100])
+        for first in range(0, len(found), 1000):
+            self.client.log_batch(run, found[first : first + 1000])
+
+    def _log_files(self, run: str, folder: Path) -> None:
+        """Logs the files of a job; run.json under another name, for else its copy would pass for a run."""
+        if self.place.artifacts == "none":
+            return
+        self.client.log_text(run, (folder / "run.json").read_text(encoding="utf-8"), "record.json")
+        small = [folder / "gallery.png", folder / "run.log", folder / ".hydra" / "config.yaml"]
+        kept = [path for path in folder.rglob("*") if path.name != "run.json" and not path.name.startswith(".")]
+        for path in kept if self.place.artifacts == "all" else small:
+            if path.is_file():
+                inside = path.relative_to(folder).parent.as_posix().lstrip(".")
+                self.client.log_artifact(run, str(path), inside or None)
+
+    def _mark(self, folder: Path) -> dict[str, Any]:
+        return read_json(folder / MARK).get(self.place.mark(folder), {})
+
+    def _set_mark(self, folder: Path, mark: dict[str, Any]) -> None:
+        write_json(folder / MARK, {**read_json(folder / MARK), self.place.mark(folder): mark})
