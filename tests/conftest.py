@@ -1,5 +1,6 @@
 """Hypothesis runs its default number of examples, and neither it nor torch's threads mind a busy machine."""
 
+import logging
 import os
 
 from hypothesis import settings
@@ -13,5 +14,9 @@ settings.load_profile("raiopt")
 
 
 def pytest_runtest_teardown() -> None:
-    """Undoes what a job sets for the whole process: Hypothesis asks for numbers that would become 0."""
+    """Undoes what a job sets for the whole process: denormal numbers are 0, and the log goes to its file."""
     torch.set_flush_denormal(False)
+    for handler in logging.getLogger().handlers[:]:
+        if isinstance(handler, logging.FileHandler) and handler.baseFilename.endswith("run.log"):
+            logging.getLogger().removeHandler(handler)
+            handler.close()

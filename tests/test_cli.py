@@ -57,6 +57,7 @@ def test_a_job_leaves_a_complete_folder(tmp_path, capsys):
     (folder,) = folders(tmp_path)
     assert {path.name for path in folder.iterdir()} == {
         ".hydra",
+        "classes.json",
         "exhibits.safetensors",
         "gallery.png",
         "perturbations.safetensors",
