@@ -113,3 +113,14 @@ def shard(index: Any, count: Any) -> bool:
 def near(word: str, words: Iterable[str]) -> list[str]:
     """Returns the words that look like `word`, the most similar first."""
     return get_close_matches(word, list(words))
+
+
+def printable(text: str) -> str:
+    """Returns a text with every control character that a terminal may obey written out.
+
+    >>> print(printable("\\x1b[31m red\\n"), end="")
+    \\x1b[31m red
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

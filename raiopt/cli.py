@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from raiopt import __version__
+from raiopt.checks import printable
 from raiopt.configs import store
 from raiopt.explain import check_words, explain, typed
 from raiopt.jobs import carry_out, plain
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if full_errors:
             raise
-        print(f"raiopt: {explain(error, words)}", file=sys.stderr)
+        print(f"raiopt: {printable(explain(error, words))}", file=sys.stderr)
         return 1
 
 

@@ -28,6 +28,8 @@ from raiopt.zoo.data import check_labels
 
 log = logging.getLogger("raiopt")
 SAVE = ("fooled", "all", "none")
+MOST_THREADS = 1024
+"""More of them, and the process dies without a word where the system gives no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +62,9 @@ class Job:
 
     def __post_init__(self) -> None:
         checks.choice("save", self.save, SAVE)
-        for name in ("batch_size", "threads"):
+        for name, most in (("batch_size", None), ("threads", MOST_THREADS)):
             if getattr(self, name) is not None:
-                checks.number(name, getattr(self, name), low=1, integer=True)
+                checks.number(name, getattr(self, name), low=1, high=most, integer=True)
 
 
 def run(

@@ -17,8 +17,8 @@ from raiopt.jobs import build
 if TYPE_CHECKING:
     from raiopt import experiment
 
-LARGEST, DEEPEST = 2**20, 20
-"""So many bytes a file may have, and so many levels a config."""
+LARGEST, DEEPEST, MOST = 2**20, 20, 100_000
+"""So many bytes a file may have, so many levels a config, and so many entries: each is looked at."""
 REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")
 """What may stand in place of a value: the name of another one, and nothing around it."""
 SHOWN = 80
@@ -161,7 +161,7 @@ class _Saved:
     def _check_syntax(self, text: str) -> None:
         """Lets through what any YAML reader understands alike, in a size that follows from that of the file."""
         depth = 0
-        for event in yaml.parse(text, yaml.SafeLoader):
+        for number, event in enumerate(yaml.parse(text, yaml.SafeLoader)):
             starts = isinstance(event, yaml.CollectionStartEvent)
             depth += starts - isinstance(event, yaml.CollectionEndEvent)
             line = event.start_mark.line + 1
@@ -169,6 +169,8 @@ class _Saved:
                 raise self._refused_at(line, "anchors and aliases (&, *) are no part of a saved config")
             if getattr(event, "tag", None) is not None:
                 raise self._refused_at(line, f"tags are no part of a saved config: {_shown(event.tag)}")
+            if number > MOST:
+                raise self._refused_at(line, f"more than {MOST:,} entries are no part of a saved config")
             if depth > DEEPEST:
                 raise self._refused_at(line, f"more than {DEEPEST} levels are no part of a saved config")
 

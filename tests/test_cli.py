@@ -231,6 +231,8 @@ def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
         (["optim.param_ndim=None"], "optim.param_ndim: Value 'None' of type 'str' could not be converted to Integer"),
         (["batch_size=0"], "batch_size=0 must be an integer, at least 1"),
         (["threads=0"], "threads=0 must be an integer, at least 1"),
+        (["threads=100000"], "threads=100000 must be an integer, at least 1, at most 1024"),
+        (['solver.target="\x1b[31mx"'], r"solver.target=\x1b[31mx has no effect"),
         (["save=some"], "save='some' must be one of 'fooled', 'all', 'none'"),
         (["device=cuda:99"], "device=cuda:99 is not there"),
         (["device=gpu"], "device='gpu' must be one of 'auto', 'cpu', 'cuda', 'mps'"),

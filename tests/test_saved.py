@@ -187,6 +187,7 @@ REFUSED = {
     "an anchor": ("note: ''", "note: &a x", "anchors and aliases"),
     "a merge": ("  lr: 0.025", "  <<: {lr: 3}", "'<<' is no name of a setting"),
     "a tag that runs": ("note: ''", "note: !!python/object/apply:canary.make []", "tags are no part"),
+    "too many entries": ("note: ''", f"note: [{'1,' * 100_000}]", "more than 100,000 entries"),
     "any tag": ("note: ''", "note: !!str x", "tags are no part"),
     "a key twice": ("seed: 0", "seed: 0\nseed: 1", "duplicate key"),
     "a second document": ("seed: 0", "---\nseed: 0", "single document"),

@@ -98,7 +98,7 @@ class Comparison:
             return f"Not repeated: {_count(self.flips)} another verdict: {'; '.join([*told, *more])}."
         if any(name in self.figures for name in FIGURES):
             return f"Not repeated: the verdicts are the same, but run.json has another {_names(self.figures)}."
-        return "Not repeated: the verdicts are the same, but not all bits, and nothing that is recorded says why."
+        return "Not repeated: the verdicts are the same, but not all bits, and nothing that is recorded says why. Code of one's own (model.factory, ...) is not."
 
     def rows(self) -> list[tuple[str, str]]:
         """Returns what was compared, and how it came out, as lines of a table."""
@@ -238,7 +238,7 @@ class _Perturbations:
 
     def __init__(self, folder: Path) -> None:
         single = folder / "perturbations.safetensors"
-        files = [single] if single.exists() else sorted((folder / "perturbations").glob("*.safetensors"))
+        files = [single] if single.is_file() else sorted((folder / "perturbations").glob("*.safetensors"))
         self.places: dict[int, tuple[Path, int]] = {}
         self._opened: tuple[Path | None, Any] = None, None
         for path in files:

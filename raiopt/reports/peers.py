@@ -14,6 +14,8 @@ from raiopt.results.terminal import percent
 
 APART = 0.02
 """In robust accuracy: attacks of equal strength on the same samples differ by less; by more, models change ranks."""
+FAR_APART = 0.1
+"""In robust accuracy: what another attack disproves by so much cannot be believed."""
 ERRORS = 2
 """A smaller ball that breaks more is red from so many standard errors on: chance explains less than one in twenty."""
 GREY = 0.5
@@ -178,7 +180,8 @@ def _stronger_attack(run: Run, group: Group) -> Sign:
         f"{strong.run.folder.name} leaves {percent(strong.robust)} robust at {strong.epsilon:g}, this one "
         f"{percent(weak.robust)} at {weak.epsilon:g}."
     )
-    return Sign(name, Level.AMBER, found, meaning)
+    level = Level.RED if weak.robust - strong.robust >= FAR_APART else Level.AMBER
+    return Sign(name, level, found, meaning)
 
 
 def _seeds(run: Run, group: Group) -> Sign:

@@ -77,7 +77,7 @@ class Run:
             ValueError: If they cannot be read; the message names the file.
         """
         path = self.folder / "exhibits.safetensors"
-        if not path.exists():
+        if not path.is_file():  # a pipe would be waited for without end
             return {}
         try:
             return load_file(path)
@@ -87,8 +87,8 @@ class Run:
 
 def _scanned(files: list[Path]) -> pl.LazyFrame:
     for file in files:
-        if not file.exists():
-            raise ValueError(f"{file} is not there.")
+        if not file.is_file():  # a pipe would be waited for without end
+            raise ValueError(f"{file} is {'no ordinary file' if file.exists() else 'not there'}.")
         try:
             pl.read_parquet_schema(file)
         except (OSError, pl.exceptions.PolarsError) as error:

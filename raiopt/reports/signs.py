@@ -54,6 +54,8 @@ SATURATED = 0.05
 """Of all samples: their losses round to 0, and gradients may be lost to rounding though they exist."""
 RISING, MOSTLY_RISING = 0.1, 0.5
 """Of survivors: a sign step of constant length rattles at the end, in a few samples; with half, the search was cut."""
+STUCK, MOSTLY_STUCK = 0.1, 0.5
+"""Of survivors: a random start may be the best point by luck; with half, there was no search."""
 SHORT, MOSTLY_SHORT = 0.1, 0.5
 """Of survivors: the best point of a ball nearly always lies on its border; few are stuck in a maximum inside."""
 RESTARTS = 0.1
@@ -171,6 +173,17 @@ RULES = (
         "A loss on probabilities rounds to 0 there, and its gradient may as well.",
         ("criterion=margin",),
         moot=True,
+    ),
+    Rule(
+        "progress",
+        "not_climbed",
+        "survivors",
+        STUCK,
+        MOSTLY_STUCK,
+        "The loss of {not_climbed:,} of {survivors:,} survivors never rose above that at the start.",
+        "No step helped: the step size is 0 or far too large, or the gradients point the wrong way.",
+        ("criterion=margin",),
+        alone=True,
     ),
     Rule(
         "convergence",

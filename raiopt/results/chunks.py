@@ -153,5 +153,5 @@ def load_perturbations(folder: Path | str) -> Iterator[dict[str, Tensor]]:
     """Yields the stored perturbations of a run's folder, file by file: `ids`, `delta`, and what else is in them."""
     path = Path(folder)
     single = path / "perturbations.safetensors"
-    for file in [single] if single.exists() else sorted((path / "perturbations").glob("*.safetensors")):
+    for file in [single] if single.is_file() else sorted((path / "perturbations").glob("*.safetensors")):
         yield load_file(file)

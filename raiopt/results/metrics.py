@@ -84,6 +84,7 @@ def signs(samples: pl.LazyFrame, norm: str | None, epsilon: float | None) -> dic
         zero_gradient_share=pl.col("zero_gradients").sum() / pl.col("steps").sum(),
         not_finite=((pl.col("stopped") == "not_finite") | pl.col("not_finite_step").is_not_null()).sum(),
         still_rising=(survived & rises).sum(),
+        not_climbed=(survived & (pl.col("steps") > 0) & (pl.col("rise") <= 0)).sum(),
         fooled_not_kept=(pl.col("first_fooled_step").is_not_null() & ~claimed).sum(),
         restarts_differ=pl.when(pl.col("restart_spread").count() > 0).then(
             (survived & (pl.col("restart_spread") > pl.col("rise"))).sum()

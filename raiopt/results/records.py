@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from raiopt import checks
 from raiopt.results.folder import SCHEMA
 
 VOLATILE = ("name", "outputs", "device", "threads", "note", "progress", "tracker", "force", "retry", "yes", "hydra")
@@ -108,9 +109,7 @@ def _without_controls(value: Any) -> Any:
         return {_without_controls(key): _without_controls(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [_without_controls(entry) for entry in value]
-    if not isinstance(value, str) or value.isprintable():
-        return value
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in value)
+    return checks.printable(value) if isinstance(value, str) else value
 
 
 def _first_line(text: str) -> str | None:

@@ -124,7 +124,7 @@ def _print(entries: Sequence[Entry], folder: Path) -> None:
     if len(bad) > TOLD:
         console.print(f"! and {len(bad) - TOLD:,} more", style="red", highlight=False)
     console.print(
-        f"{len(entries):,} in {escape(str(folder))}; one of them: raiopt show {escape(str(folder / 'FOLDER'))}",
+        f"{len(entries):,} in {escape(str(folder))}; one of them: raiopt show FOLDER",
         soft_wrap=True,
         highlight=False,
     )

@@ -29,7 +29,7 @@ def main(words: list[str]) -> int:
     place = "where the page goes; else report.html in the folder, or here if several are given"
     parser.add_argument("--out", type=Path, metavar="FILE", help=place)
     parser.add_argument("--force", action="store_true", help="replace a page that is there")
-    check = "exit with 1 if the verdict on a run is RED, and say which and why; failed jobs are no reason"
+    check = "exit with 1 if the best job of a question is RED, a table cannot be read, or no job has a result"
     parser.add_argument("--check", action="store_true", help=check)
     parser.add_argument("--no-figures", action="store_true", help="write the page alone")
     asked = parser.parse_args(words)
@@ -44,7 +44,9 @@ def main(words: list[str]) -> int:
         report.save(file, replace=asked.force)
     _tell(report, runs, every=asked.check)
     print(f"report in {file}" + f", figures in {file.parent / 'figures'}" * drawn)
-    return int(asked.check and any(verdict.level is Level.RED for verdict in report.verdicts))
+    best = [finding.best for finding in report.findings]
+    red = [run for run, verdict in zip(runs, report.verdicts, strict=True) if verdict.level is Level.RED]
+    return int(asked.check and (not best or bool(report.problems) or any(run in best for run in red)))
 
 
 @contextmanager

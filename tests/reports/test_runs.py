@@ -1,6 +1,7 @@
 """Runs as they are found in folders: of a job, of a sweep, of a day, and what is damaged in them."""
 
 import json
+import os
 
 import numpy as np
 import polars as pl
@@ -66,6 +67,17 @@ def test_a_damaged_table_is_named(tmp_path, table):
     (run.folder / f"{table}.parquet").write_bytes(b"PAR1 this is none PAR1")
     with pytest.raises(ValueError, match=f"{table}.parquet cannot be read"):
         getattr(run, table)()
+
+
+@pytest.mark.parametrize("name", ["samples.parquet", "trace.parquet", "exhibits.safetensors"])
+def test_a_pipe_in_place_of_a_table_is_not_waited_for(tmp_path, name):
+    run = load_run(make(tmp_path, "a", 0.5))
+    os.mkfifo(run.folder / name)
+    if name == "exhibits.safetensors":
+        assert run.exhibits() == {}
+    else:
+        with pytest.raises(ValueError, match="no ordinary file"):
+            getattr(run, name.partition(".")[0])()
 
 
 def test_exhibits_and_classes_are_read_where_they_are(tmp_path):

@@ -162,13 +162,13 @@ FAILED = {
         RED,
         {"net": Brightness(look=rounded)},
         "40 of 40 samples never had a gradient.",
-        {"zero gradients", "reach"},
+        {"zero gradients", "progress", "reach"},
     ),
     "zero gradients": (
         RED,
         {"net": Brightness(told=lambda logits: 9 * torch.sigmoid(1000 * logits))},
         "The gradient was exactly zero in 100.0 % of the steps.",
-        {"no gradient", "reach"},
+        {"no gradient", "progress", "reach"},
     ),
     "not finite": (
         RED,
@@ -181,6 +181,12 @@ FAILED = {
         {"net": Brightness(slope=30.0)},
         "17 of 40 clean predictions have a probability of exactly 1 in float32",
         set(),
+    ),
+    "progress": (
+        RED,
+        {"lr": 0.0, "epsilon": 0.2, "init": RANDOM},
+        "The loss of 40 of 40 survivors never rose above that at the start.",
+        {"reach"},
     ),
     "convergence": (
         RED,
@@ -248,7 +254,8 @@ def test_where_nothing_survives_nothing_was_missed(tmp_path):
 def test_what_acts_together_is_not_judged_sample_by_sample(tmp_path):
     run = attacked(tmp_path / "run", perturbation=attacks.universal)
     told = levels(judge(run))
-    assert [name for name, level in told.items() if level is UNKNOWN][:3] == ["kept iterate", "convergence", "restarts"]
+    unknown = ["kept iterate", "progress", "convergence", "restarts"]
+    assert [name for name, level in told.items() if level is UNKNOWN][:4] == unknown
     assert told["huge epsilon"] is UNKNOWN
 
 
@@ -336,8 +343,10 @@ def test_what_cannot_make_every_image_equal_has_no_huge_radius(tmp_path, other):
 def test_a_stronger_attack_beside_it_is_seen(tmp_path):
     strong, weak = (steps(tmp_path / name, 0.2, lr=lr) for name, lr in (("strong", 0.05), ("weak", 0.012)))
     told = sign(judge(weak, [strong]), "stronger attack")
-    assert told.level is AMBER
+    assert told.level is RED
     assert told.found == "strong leaves 62.5 % robust at 0.2, this one 82.5 % at 0.2."
+    nearly = steps(tmp_path / "nearly", 0.2, lr=0.018)
+    assert sign(judge(nearly, [strong]), "stronger attack").level is AMBER
     assert sign(judge(strong, [weak]), "stronger attack").level is GREEN
     assert sign(judge(weak, [replace(weak, folder=weak.folder / ".." / "weak")]), "stronger attack").level is UNKNOWN
     larger = steps(tmp_path / "larger", 0.4, lr=0.1)

@@ -34,10 +34,11 @@ def test_page_and_figures_lie_in_the_folder(sweep, capsys):
     assert report(sweep) == 0
     assert (sweep / "report.html").stat().st_size > 4_000_000
     assert {path.suffix for path in (sweep / "figures").iterdir()} == {".png", ".pdf"}
-    found, verdict, lost, where = capsys.readouterr().out.splitlines()
+    found, verdict, lost, weak, where = capsys.readouterr().out.splitlines()
     assert found.startswith("digits_robust on 40 images of digits, Linf 0.1: 50.0 % robust (35.2 to 64.8 %); best of 3")
     assert verdict.startswith("GREEN: ")
     assert lost == "1 of 4 jobs has no result"
+    assert weak == "2 of 4 runs are RED: --check tells why"  # the third breaks far more
     assert where == f"report in {sweep / 'report.html'}, figures in {sweep / 'figures'}"
     html = (sweep / "report.html").read_text(encoding="utf-8")
     assert "Against the default settings (lr=0.025)" in html
@@ -66,16 +67,23 @@ def test_several_folders_make_one_page_here_or_where_it_is_asked_for(sweep, tmp_
     assert not (tmp_path / "new" / "figures").exists()
 
 
-def test_check_fails_on_red_and_says_which_and_why(sweep, capsys):
-    assert report(sweep, "--check", "--no-figures") == 0  # a failed job is none
-    spoil(sweep / "job0")
+def test_check_fails_where_the_best_job_is_red_and_says_which_and_why(sweep, capsys):
+    assert report(sweep, "--check", "--no-figures") == 0  # a failed job is no reason, nor is a weak one
+    assert f"{sweep / 'job0'}: RED: " in capsys.readouterr().out
+    spoil(sweep / "job2")
     assert report(sweep, "--force", "--no-figures") == 0
-    assert "1 of 4 runs are RED: --check tells why" in capsys.readouterr().out
     assert report(sweep, "--check", "--force", "--no-figures") == 1
     told = capsys.readouterr().out
-    assert f"{sweep / 'job0'}: RED: " in told
-    assert "The search claims to have broken 5 samples" in told
+    assert f"{sweep / 'job2'}: RED: " in told
+    assert "The search claims to have broken 25 samples" in told
     assert (sweep / "report.html").exists()
+
+
+def test_check_fails_where_a_table_cannot_be_read_or_nothing_has_a_result(sweep, capsys):
+    (sweep / "job1" / "samples.parquet").write_bytes(b"PAR1")
+    assert report(sweep, "--check", "--no-figures") == 1
+    assert "samples.parquet cannot be read" in capsys.readouterr().out
+    assert report(sweep / "job9", "--check", "--no-figures") == 1
 
 
 def test_a_sweep_without_a_result_has_a_page_and_no_figures(tmp_path, capsys):

@@ -241,9 +241,10 @@ function drawMap(figure, x, y, cells) {
   const ticks = (option) => ({ tickvals: option.values.map((_, at) => at), ticktext: option.values.map(plain), showgrid: false, zeroline: false, type: "linear", range: [-0.5, option.values.length - 0.5] });
   const small = x.values.length * y.values.length <= 150;
   const rows = ticks(y);
+  const robust = cells.flat().filter((cell) => cell !== null).map((cell) => cell.robust);
   draw(figure, [{
     type: "heatmap", z: cells.map((row) => row.map((cell) => cell && cell.robust)), x: ticks(x).tickvals, y: rows.tickvals, xgap: 2, ygap: 2,
-    colorscale: CIVIDIS.map((tone, at) => [at / (CIVIDIS.length - 1), tone]), colorbar: { tickformat: ".0%", thickness: 14, outlinewidth: 0, title: { text: "robust", side: "right" } },
+    zmin: Math.max(0, Math.min(...robust) - 0.005), zmax: Math.min(1, Math.max(...robust) + 0.005), colorscale: CIVIDIS.map((tone, at) => [at / (CIVIDIS.length - 1), tone]), colorbar: { tickformat: ".0%", thickness: 14, outlinewidth: 0, title: { text: "robust", side: "right" } },
     text: cells.map((row) => row.map((cell) => (cell ? (100 * cell.robust).toFixed(1) : ""))), texttemplate: small ? "%{text}" : "",
     hovertext: cells.map((row) => row.map((cell) => (cell ? `${percent(cell.robust)}<br>${plain(cell.name)}` : "no job"))), hoverinfo: "text", hoverongaps: false,
   }], { xaxis: axis(x.name, ticks(x)), yaxis: axis(y.name, { ...rows, range: [y.values.length - 0.5, -0.5] }), height: Math.min(640, Math.max(260, 130 + 52 * y.values.length)) });
