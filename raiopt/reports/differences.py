@@ -98,7 +98,8 @@ class Comparison:
             return f"Not repeated: {_count(self.flips)} another verdict: {'; '.join([*told, *more])}."
         if any(name in self.figures for name in FIGURES):
             return f"Not repeated: the verdicts are the same, but run.json has another {_names(self.figures)}."
-        return "Not repeated: the verdicts are the same, but not all bits, and nothing that is recorded says why. Code of one's own (model.factory, ...) is not."
+        unknown = "Nothing that is recorded says why; code of one's own is not recorded."
+        return f"Not repeated: the verdicts are the same, but not all bits. {unknown}"
 
     def rows(self) -> list[tuple[str, str]]:
         """Returns what was compared, and how it came out, as lines of a table."""

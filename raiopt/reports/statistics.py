@@ -100,8 +100,8 @@ class Comparison:
         """Returns what came out, for people, in a few sentences.
 
         >>> print(of_counts(300, 25, 7, 168).words("A", "B"))
-        On 500 shared samples A leaves 35.0 % robust and B 38.6 %. A leaves 3.6 points less (95 % interval 1.4 to 5.8,
-        p = 0.0021): 25 samples broke under A alone, 7 under B alone.
+        On 500 shared samples A leaves 35.0 % robust and B 38.6 %. That is 3.6 points less (95 % interval 1.4 to
+        5.8, p = 0.0021): 25 samples broke under A alone, 7 under B alone.
         """
         a, b = ((self.neither + kept) / self.shared for kept in (self.only_b_broke, self.only_a_broke))
         found = (
@@ -126,7 +126,7 @@ class Comparison:
         less = self.difference < 0
         ends = (-high, -low) if less else (low, high)
         return (
-            f"{name_a} leaves {100 * abs(self.difference):.1f} points {'less' if less else 'more'} "
+            f"That is {100 * abs(self.difference):.1f} points {'less' if less else 'more'} "
             f"(95 % interval {ends[0]:.1f} to {ends[1]:.1f}, {p}): {alone}."
         )
 

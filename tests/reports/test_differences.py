@@ -137,7 +137,7 @@ def test_the_largest_difference_of_perturbations_is_told(before, folder, noise):
 def test_other_bits_are_a_repetition_only_if_something_says_why(before, folder):
     found = compare(before, run(folder, delta=DELTA + np.float32(1e-3)))
     assert found.repeated is None
-    assert "nothing that is recorded says why" in found.conclusion
+    assert "Nothing that is recorded says why" in found.conclusion
     assert dict(found.rows())["perturbations"] == "0 of 2 the same bit for bit, largest difference 0.001"
     newer = edited(RECORD, versions__torch="2.14.0", device__threads=1)
     found = compare(before, run(folder, newer, delta=DELTA + np.float32(1e-3)))

@@ -202,13 +202,13 @@ def test_a_difference_is_told_with_its_noise(tmp_path):
     assert same == "On 100 shared samples A leaves 80.0 % robust and B 80.0 %. Both break the same samples."
     assert "The difference of 2.0 points is within noise (95 % interval" in noise
     assert "p = 0.5): 0 samples broke under A alone, 2 under B alone." in noise
-    assert "A leaves 20.0 points more (95 % interval" in clear
+    assert "That is 20.0 points more (95 % interval" in clear
     assert "p < 0.0001" in clear
     assert clear.endswith(
         "The hashes of their data differ: the images or their order are not the same. "
         "The balls differ: Linf 0.1 and L2 1."
     )
-    assert "B leaves 20.0 points less (95 % interval" in compare(runs[2], runs[0]).words("B", "A")
+    assert "That is 20.0 points less (95 % interval" in compare(runs[2], runs[0]).words("B", "A")
 
 
 def test_the_band_is_that_of_a_plain_bootstrap():

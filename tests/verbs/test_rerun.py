@@ -174,7 +174,7 @@ def perturb(folder: Path) -> None:
 def test_another_version_is_compared_by_verdict(folder, capsys):
     perturb(folder)
     assert told(again(folder, status=1))["repeated"] is None
-    assert "nothing that is recorded says why" in capsys.readouterr().out
+    assert "Nothing that is recorded says why" in capsys.readouterr().out
     edit(folder, lambda record: record["versions"].update(torch="2.12.0"))
     found = told(again(folder))
     assert found["repeated"] == "verdicts"
