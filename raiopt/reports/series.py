@@ -17,7 +17,8 @@ import polars as pl
 
 from raiopt import checks
 from raiopt.reports.runs import Run, labels
-from raiopt.reports.statistics import ROBUST, curve_band, question, wilson
+from raiopt.reports.statistics import curve_band, question, wilson
+from raiopt.results.metrics import BROKEN, DECIDED, RIGHT, ROBUST
 
 RADIUS = "optim.epsilon"
 STEPS = 200
@@ -27,9 +28,6 @@ RESAMPLED = 100_000
 Problems = dict[str, str]
 Which = Literal["clean", "adversarial"]
 _BALL = re.compile(r"L(?P<p>\S+) (?:up to )?(?P<epsilon>[\d.e+-]+)(?P<scope>.*)")
-_RIGHT = (pl.col("clean_prediction") == pl.col("label")).fill_null(False)
-_BROKEN = pl.col("verified").fill_null(False)
-_DECIDED = ~pl.col("undecided").fill_null(False) & (pl.col("stopped") != "not_finite").fill_null(True)
 
 
 def epsilon_curves(runs: Sequence[Run], problems: Problems | None = None) -> pl.DataFrame:
@@ -95,8 +93,8 @@ def _points(run: Run) -> Iterator[tuple[Any, ...]]:
 
 def _curve(run: Run, epsilons: Sequence[float]) -> Iterator[tuple[Any, ...]]:
     """Yields the points of a run of several radii; samples with the same fate at all of them are counted together."""
-    broken_from = pl.when(_BROKEN).then(pl.col("epsilon")).alias("from")
-    fates = _collected(run, run.samples().group_by(_RIGHT.alias("right"), _DECIDED.alias("decided"), broken_from).len())
+    broken_from = pl.when(BROKEN).then(pl.col("epsilon")).alias("from")
+    fates = _collected(run, run.samples().group_by(RIGHT.alias("right"), DECIDED.alias("decided"), broken_from).len())
     right, decided, count = (fates[name].to_numpy() for name in ("right", "decided", "len"))
     robust = [right & decided & ~(fates["from"] <= e).fill_null(False).to_numpy() for e in epsilons]
     matrix, total = np.column_stack([right, *robust]), int(count.sum())
@@ -168,7 +166,7 @@ def class_results(run: Run) -> pl.DataFrame:
     >>> class_results(load_run(folder)).select("name", "samples", "clean_accuracy", "robust_accuracy").rows()
     [('0', 2, 1.0, 0.5), ('1', 2, 0.5, 0.5)]
     """
-    figures = {"clean_accuracy": _RIGHT.mean(), "robust_accuracy": ROBUST.mean(), "count": ROBUST.sum()}
+    figures = {"clean_accuracy": RIGHT.mean(), "robust_accuracy": ROBUST.mean(), "count": ROBUST.sum()}
     by_class = run.samples().group_by(pl.col("label").alias("class"))
     counts = by_class.agg(samples=pl.len().cast(pl.Int64), **figures)
     frame = _collected(run, counts).sort("class")
@@ -199,7 +197,7 @@ def confusion(run: Run, which: Which = "clean") -> pl.DataFrame:
     """
     checks.choice("which", which, ("clean", "adversarial"))
     clean = pl.col("clean_prediction")
-    predicted = clean if which == "clean" else pl.when(_BROKEN).then("adversarial_prediction").otherwise(clean)
+    predicted = clean if which == "clean" else pl.when(BROKEN).then("adversarial_prediction").otherwise(clean)
     counts = run.samples().group_by("label", predicted.alias("prediction")).agg(pl.len().cast(pl.Int64).alias("count"))
     return _collected(run, counts).sort("label", "prediction", nulls_last=True)
 

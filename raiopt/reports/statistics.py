@@ -12,19 +12,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from raiopt.reports.runs import Run
+from raiopt.results.metrics import ROBUST
 from raiopt.results.records import is_volatile
 
 LEVEL = 0.95
 """Of all intervals, where nothing else is said; a difference is within noise if its p value is at least 1 - LEVEL."""
 ROOM = 2**22
 """So many weights of the bootstrap are in memory at once."""
-ROBUST = (
-    (pl.col("clean_prediction") == pl.col("label")).fill_null(False)
-    & ~pl.col("verified").fill_null(False)
-    & ~pl.col("undecided").fill_null(False)
-    & (pl.col("stopped") != "not_finite").fill_null(True)
-)
-"""Whether a row of samples counts as robust, as in `metrics`."""
 Numbers = NDArray[np.float64]
 Many = NDArray[Any] | pl.Series | Sequence[float]
 

@@ -6,6 +6,12 @@ from typing import Any
 
 import polars as pl
 
+RIGHT = (pl.col("clean_prediction") == pl.col("label")).fill_null(False)
+BROKEN = pl.col("verified").fill_null(False)
+DECIDED = ~pl.col("undecided").fill_null(False) & (pl.col("stopped") != "not_finite").fill_null(True)
+ROBUST = RIGHT & ~BROKEN & DECIDED
+"""What counts as robust, of a row of the table of samples: predicted right, and neither broken nor undecided."""
+
 
 def metrics(samples: pl.LazyFrame, epsilons: Sequence[float] | None = None) -> dict[str, Any]:
     """Returns the figures of a job from its table of samples.
@@ -14,23 +20,17 @@ def metrics(samples: pl.LazyFrame, epsilons: Sequence[float] | None = None) -> d
     norms are over the verified perturbations, None where there is none. With several radii, `robust_accuracies` says
     how many are robust at each of `epsilons`.
     """
-    right = (pl.col("clean_prediction") == pl.col("label")).fill_null(False)
-    broken, undecided = (pl.col(name).fill_null(False) for name in ("verified", "undecided"))
-    undecided = undecided | (pl.col("stopped") == "not_finite")
     norms = [pl.col(n).filter(pl.col("verified")) for n in ("l0", "l1", "l2", "linf")]
     row = samples.select(
         samples=pl.len(),
-        clean_accuracy=right.mean(),
-        robust_accuracy=(right & ~broken & ~undecided).mean(),
+        clean_accuracy=RIGHT.mean(),
+        robust_accuracy=ROBUST.mean(),
         robust_accuracies=pl.concat_list(
-            [
-                (right & ~(broken & (pl.col("epsilon") <= e)).fill_null(False) & ~undecided).mean()
-                for e in epsilons or []
-            ]
+            [(RIGHT & ~(BROKEN & (pl.col("epsilon") <= e)).fill_null(False) & DECIDED).mean() for e in epsilons or []]
         )
         if epsilons
         else None,
-        undecided=undecided.sum(),
+        undecided=(~DECIDED).sum(),
         attacked=pl.col("forward_passes").count(),
         claimed=pl.col("claimed").sum(),
         verified=pl.col("verified").sum(),
