@@ -1,7 +1,7 @@
 """Several radii in one attack: for each sample the smallest that breaks it, found by bisection."""
 
-from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,13 +11,33 @@ from raiopt.attacks.rows import take_rows, with_rows
 from raiopt.attacks.trial import Trial
 from raiopt.attacks.verify import TOLERANCE
 
-Try = Callable[[Tensor, Tensor | None, Tensor], Trial]
+
+class Try(Protocol):
+    """What tries samples: see `Trier`."""
+
+    def __call__(self, chosen: Tensor, epsilon: Tensor | None, spent: Tensor) -> Trial: ...
+
+    def can_go_on(self, spent: Tensor) -> Tensor: ...
 
 
 def one_radius(attack: Attack, count: int, device: torch.device, try_samples: Try) -> Trial:
     """Tries all samples once, in the ball of the optimizer."""
     every = torch.arange(count, device=device)
     return try_samples(every, None, torch.zeros_like(every))
+
+
+def by_norm(attack: Attack, count: int, device: torch.device, try_samples: Try) -> Trial:
+    """Tries all samples once, in the largest ball; the smallest of `attack.epsilons` that holds what broke one counts.
+
+    For optimizers that look for the smallest perturbation: one run is the whole curve.
+    """
+    assert attack.epsilons is not None
+    every, radii = torch.arange(count, device=device), torch.tensor(attack.epsilons, dtype=torch.float64, device=device)
+    trial = try_samples(every, radii[-1].float().expand(count), torch.zeros_like(every))
+    least = torch.searchsorted(radii * (1 + TOLERANCE), trial.ball.norms(trial.bounded)).clamp(max=len(radii) - 1)
+    least = torch.where(trial.verdict.broken, least, len(radii) - 1)
+    broken_at = trial.verdict.broken[:, None] & (torch.arange(len(radii), device=device) >= least[:, None])
+    return replace(trial, epsilon=radii[least], broken_at=broken_at)
 
 
 def smallest_radius(attack: Attack, count: int, device: torch.device, try_samples: Try) -> Trial:
@@ -35,7 +55,7 @@ def smallest_radius(attack: Attack, count: int, device: torch.device, try_sample
     for turn in range(len(radii)):
         position = (low + high) // 2 if bisect else torch.full_like(low, turn)
         spent = passes.sum(0)
-        chosen = (((low < high) | (not bisect)) & attack.can_go_on(spent)).nonzero().flatten()
+        chosen = (((low < high) | (not bisect)) & try_samples.can_go_on(spent)).nonzero().flatten()
         if not len(chosen):
             break
         at = position[chosen]

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from raiopt import checks
+from raiopt.attacks.targets import RULES, ordered
 from raiopt.perturbations.models import PerturbationModel
-
-TARGET_RULES = ("next", "least_likely")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,17 +27,23 @@ class Attack:
             takes that; writes the start into rows of shape (1, ...): a sample's share of the parameter, or the shared
             one.
         criterion: Called as `criterion(logits, goals, labels=labels, clean=clean_logits)`; returns the loss of each
-            sample, which the attack makes large, or small if targeted. `goals` are the targets; the very tensor
-            `labels` if there are none.
+            sample, which the attack makes large, or small if there is a target. `goals` are the targets; the very
+            tensor `labels` if there are none.
+        schedule: Called with the optimizer and the number of steps, returns a scheduler of torch that is stepped after
+            each step. None: the learning rate stays.
         steps: At least 0; each image passes the model once more than that.
-        stop: "fooled": a sample is done once it is fooled; "never": all steps run, for the strongest loss.
+        stop: "fooled": a sample is done once it is fooled, unless the optimizer looks for the smallest perturbation;
+            "never": all steps run, for the strongest loss.
         restarts: So many random starts of each sample run side by side; they end when one of them succeeds.
         max_passes: Of one sample, forward and backward, in all that the attack tries on it. None: no limit.
         use_best: Keep each sample's best iterate (fooled before not fooled, then as `best_by` says), else the last.
         best_by: "loss", or "norm": of iterates that fool, the one with the smallest norm (that of the ball, else L2).
-        targeted: Move towards the class that `target` names instead of away from the label.
-        target: A class, "next" (the label plus 1) or "least_likely" (smallest clean logit); a list of them is tried
-            side by side.
+            None: the norm if the optimizer looks for the smallest perturbation, else the loss.
+        targeted: Only the class that `target` names counts as fooled, instead of any that is not the label.
+        target: Move towards a class instead of away from the label: a number, "next" (those after the label),
+            "least_likely" (smallest clean logits), "likely" (largest) or "malt" (nearest boundaries, see
+            `raiopt.attacks.targets`); a list of them is tried side by side.
+        num_targets: So many classes of the order that `target` gives are tried side by side.
         epsilons: Increasing radii, in place of the optimizer's: each sample's record is that of the smallest that
             breaks it.
         curve: How they are tried: "bisect", for an example for one epsilon is one for every larger one; or "all".
@@ -54,14 +60,16 @@ class Attack:
     perturbation: Callable[[Tensor, Sequence[Generator]], PerturbationModel]
     init: Callable[..., Any]
     criterion: Callable[..., Tensor]
+    schedule: Callable[..., LRScheduler] | None = None
     steps: int
     stop: str = "fooled"
     restarts: int = 1
     max_passes: int | None = None
     use_best: bool = True
-    best_by: str = "loss"
+    best_by: str | None = None
     targeted: bool = False
     target: int | str | Sequence[int | str] | None = None
+    num_targets: int = 1
     epsilons: Sequence[float] | None = None
     curve: str = "bisect"
     attack_misclassified: bool = False
@@ -74,7 +82,8 @@ class Attack:
         checks.number("solver.restarts", self.restarts, low=1, integer=True)
         checks.number("seed", self.seed, low=0, integer=True)
         checks.choice("solver.stop", self.stop, ["fooled", "never"])
-        checks.choice("solver.best_by", self.best_by, ["loss", "norm"])
+        if self.best_by is not None:
+            checks.choice("solver.best_by", self.best_by, ["loss", "norm"])
         checks.choice("solver.curve", self.curve, ["bisect", "all"])
         if self.best_by == "norm" and not self.use_best:
             raise ValueError("solver.best_by=norm has no effect with solver.use_best=false, which keeps the last.")
@@ -90,19 +99,22 @@ class Attack:
             self._check_passes(self.max_passes)
 
     def _check_target(self) -> None:
-        if self.targeted and not self.targets:
-            raise ValueError(
-                "solver.targeted=true needs solver.target: a class, next, least_likely or a list of these."
-            )
-        if not self.targeted and self.target is not None:
-            raise ValueError(f"solver.target={self.target} has no effect without solver.targeted=true.")
-        if len(set(self.targets)) < len(self.targets):
-            raise ValueError(f"solver.target={self.targets} names a target twice: each is tried once.")
-        for target in self.targets:
-            if isinstance(target, str):
-                checks.choice("solver.target", target, [*TARGET_RULES, "the number of a class"])
+        rules = self.rules
+        if not rules and (self.targeted or self.target is not None):
+            raise ValueError(f"solver.targeted=true needs solver.target: a class, {', '.join(RULES)} or a list of these.")
+        if len(set(rules)) < len(rules):
+            raise ValueError(f"solver.target={rules} names a target twice: each is tried once.")
+        for rule in rules:
+            if isinstance(rule, str):
+                checks.choice("solver.target", rule, [*RULES, "the number of a class"])
             else:
-                checks.number("solver.target", target, low=0, integer=True)
+                checks.number("solver.target", rule, low=0, integer=True)
+        checks.number("solver.num_targets", self.num_targets, low=1, integer=True)
+        if self.num_targets > 1 and not (len(rules) == 1 and isinstance(rules[0], str)):
+            raise ValueError(
+                f"solver.num_targets={self.num_targets} needs one rule that orders the classes: solver.target="
+                f"{', '.join(RULES[:-1])} or {RULES[-1]}."
+            )
 
     def _check_epsilons(self, epsilons: Any) -> None:
         if isinstance(epsilons, str) or not isinstance(epsilons, Sequence) or not epsilons:
@@ -123,16 +135,40 @@ class Attack:
             )
 
     @property
-    def targets(self) -> list[int | str]:
-        """The rules of the targets."""
+    def rules(self) -> list[int | str]:
+        """The rules that name the targets."""
         if self.target is None:
             return []
         return list(self.target) if not isinstance(self.target, int | str) else [self.target]
 
     @property
+    def towards(self) -> bool:
+        """Whether the loss refers to targets, and is made small."""
+        return self.target is not None
+
+    @property
+    def targets(self) -> int:
+        """How many classes the losses of a sample refer to."""
+        return max(self.num_targets, len(self.rules))
+
+    @property
     def rows(self) -> int:
         """How many rows of a batch one sample takes: restarts times targets."""
-        return self.restarts * max(1, len(self.targets))
+        return self.restarts * self.targets
+
+    @property
+    def stride(self) -> int:
+        """Every so many steps losses are noted, so that an attack of many steps leaves no endless trace."""
+        return 1 + self.steps // 1000
+
+    @property
+    def most_steps(self) -> int:
+        """How many steps a sample can take at most."""
+        return int(self.steps_after(torch.zeros(1, dtype=torch.int64)))
+
+    def by_norm(self, *, smallest: bool) -> bool:
+        """Says whether the iterate with the smallest norm is kept; `smallest`: the optimizer looks for that."""
+        return (self.best_by or ("norm" if smallest else "loss")) == "norm"
 
     def steps_after(self, spent: Tensor) -> Tensor:
         """Returns how many steps samples may take that spent so many passes; -1: not even an evaluation.
@@ -151,18 +187,13 @@ class Attack:
         return self.steps_after(spent) >= min(1, self.steps)
 
     def goals(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Returns the classes (N, targets) that a sample's losses refer to: its targets, or its label alone."""
-        if not self.targeted:
-            return labels[:, None]
-        return torch.stack([self._goal(target, logits, labels) for target in self.targets], dim=1)
+        """Returns the classes (N, targets) that a sample's losses refer to: its targets, or its label alone.
 
-    def _goal(self, target: int | str, logits: Tensor, labels: Tensor) -> Tensor:
-        if target == "next":
-            return (labels + 1) % logits.shape[1]
-        if target == "least_likely":
-            return logits.argmin(1)
-        checks.number("solver.target", target, high=logits.shape[1] - 1)
-        return torch.full_like(labels, int(target))
+        Those of "malt" are the likely ones here: see `raiopt.attacks.targets.nearest`.
+        """
+        if not self.towards:
+            return labels[:, None]
+        return torch.cat([ordered(rule, self.num_targets, logits, labels) for rule in self.rules], dim=1)
 
 
 @contextmanager

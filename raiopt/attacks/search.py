@@ -33,17 +33,17 @@ def search(
     last = int(rows.steps.max())
     spare = SPARE if attack.max_passes is None else 0.0
     for step in range(last + 1):
-        with torch.set_grad_enabled(step < last):
-            perturbed, kept = start.perturbed(rows.images)
-            criterion = partial(attack.criterion, labels=rows.labels, clean=rows.clean)
-            logits, losses = evaluate(model, perturbed, rows.goals, criterion)
+        with torch.set_grad_enabled(step < last and not start.gradient_free):
+            kept, logits, losses = _evaluated(model, attack, rows, start)
         watch.evaluated(rows, kept, logits.detach(), losses.detach())
         on_step()
         if step == last or not watch.open.any():
             break
-        differentiate(losses.sum(), start.optimizer, targeted=attack.targeted)
-        del perturbed, logits, losses  # their graph holds on to the number of rows
-        watch.differentiated(start.parameter)
+        if not start.gradient_free:
+            differentiate(losses.sum(), start.optimizer, targeted=attack.towards)
+            watch.differentiated(start.parameter)
+        watch.stepped()
+        del logits, losses  # their graph holds on to the number of rows
         stay = watch.open.nonzero().flatten()
         if not len(stay):
             break
@@ -51,9 +51,30 @@ def search(
             rows = rows.take(stay)
             start.keep(stay)
             watch.keep(stay)
-        start.optimizer.step()
+        start.move(watch.losses, watch.fooled, partial(_gradient, model, attack, rows, start, watch))
     start.optimizer.zero_grad(set_to_none=True)
     return *watch.result(), start
+
+
+def _evaluated(
+    model: Callable[[Tensor], Tensor], attack: Attack, rows: Rows, start: Start
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the parameter as it is kept, the logits and the losses."""
+    perturbed, kept = start.perturbed(rows.images)
+    criterion = partial(attack.criterion, labels=rows.labels, clean=rows.clean)
+    return kept, *evaluate(model, perturbed, rows.goals, criterion)
+
+
+def _gradient(
+    model: Callable[[Tensor], Tensor], attack: Attack, rows: Rows, start: Start, watch: Watch
+) -> Tensor:
+    """Returns the gradient, of what the optimizer makes small, at the parameter's value of this moment."""
+    with torch.enable_grad():
+        losses = _evaluated(model, attack, rows, start)[2]
+        total = losses.sum() if attack.towards else -losses.sum()
+        gradient = torch.autograd.grad(total, start.parameter)[0]
+    watch.passed(forward=1, backward=1)
+    return gradient
 
 
 def best_rows(found: Search, rows: Rows) -> Tensor:

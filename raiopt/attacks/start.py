@@ -2,14 +2,15 @@
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from raiopt.attacks.grid import to_8bit
 from raiopt.attacks.question import Attack, told_as
@@ -18,6 +19,7 @@ from raiopt.attacks.verify import Ball, Claim
 from raiopt.batching import as_batch
 from raiopt.optim import ParamTransformingOptimizer
 from raiopt.perturbations.models import AdditivePerturbation, PerturbationModel
+from raiopt.perturbations.solver import published
 from raiopt.sampling import keyed_generator
 
 
@@ -29,6 +31,7 @@ class Start:
         parameter: The only one of `perturbation`.
         shared: All samples share it; else it has n rows.
         bounds: What it may be, shaped like it at the start; None: perturbed images are clamped to [0, 1].
+        generators: Of each row.
         ball: Holds the parameter, as it was at the start.
         quantize: Evaluate, and keep, images on the 8-bit grid.
     """
@@ -38,6 +41,8 @@ class Start:
     optimizer: Optimizer
     shared: bool
     bounds: tuple[Tensor, Tensor] | None
+    generators: Sequence[Generator]
+    schedule: LRScheduler | None = None
     quantize: bool = False
     ball: Ball = field(init=False)
     whole: PerturbationModel = field(init=False)  # with all rows, whatever leaves
@@ -73,6 +78,16 @@ class Start:
         known = is_elementwise(self.optimizer) and hasattr(self.perturbation, "select")
         return known and not self.coupled
 
+    @property
+    def smallest(self) -> bool:
+        """Whether the optimizer looks for the smallest perturbation."""
+        return getattr(self.optimizer, "smallest", False)
+
+    @property
+    def gradient_free(self) -> bool:
+        """Whether the optimizer moves by the losses alone."""
+        return getattr(self.optimizer, "gradient_free", False)
+
     def perturbed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the perturbed images, and the parameter that is kept of them, without a graph."""
         made, kept = self.perturbation(images), self.parameter.detach()
@@ -88,6 +103,15 @@ class Start:
         """Lets all rows but those with these numbers leave."""
         self.perturbation.select(index)  # pyright: ignore[reportAttributeAccessIssue]
         select_rows(self.optimizer, self.parameter, index)
+        self.generators = [self.generators[row] for row in index.tolist()]
+
+    def move(self, losses: Tensor, fooled: Tensor, gradient: Callable[[], Tensor]) -> None:
+        """Takes a step, for which the optimizer is told what `published` names."""
+        told = {"losses": losses, "fooled": fooled, "gradient": gradient, "generators": self.generators}
+        with published(self.optimizer, **told):
+            self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
 
     @torch.no_grad()
     def claim(self, parameter: Tensor, index: Tensor | None = None) -> Claim:
@@ -138,7 +162,9 @@ def prepare(attack: Attack, rows: Rows) -> Start:
             group["lower"], group["upper"] = bounds
         if rows.epsilon is not None and not shared:
             group["epsilon"] = rows.epsilon.view(-1, *[1] * (parameter.ndim - 1))
-    start = Start(perturbation, parameter, optimizer, shared, bounds, attack.quantize)
+    with told_as("schedule"):
+        schedule = None if attack.schedule is None else attack.schedule(optimizer, attack.most_steps)
+    start = Start(perturbation, parameter, optimizer, shared, bounds, generators, schedule, attack.quantize)
     _check_together(attack, start)
     started = [parameter[None]] if shared else parameter.split(1)
     _fill(attack, started, generators, None if rows.epsilon is None else rows.epsilon.tolist())
@@ -164,7 +190,7 @@ def _check_together(attack: Attack, start: Start) -> None:
     """Raises if the attack asks for what its perturbation or optimizer makes impossible."""
     asked = {
         f"solver.restarts={attack.restarts}": attack.restarts > 1,
-        f"solver.target={attack.target}, several targets,": len(attack.targets) > 1,
+        f"solver.target={attack.target}, several targets,": attack.targets > 1,
         f"solver.epsilons={attack.epsilons}": attack.epsilons is not None,
     }
     for setting in (name for name, is_asked in asked.items() if is_asked):
@@ -191,7 +217,7 @@ def tried(attack: Attack, shape: Sequence[int], classes: int) -> Start:
     logits, labels, images = torch.zeros(2, classes), torch.zeros(2, dtype=torch.int64), torch.zeros(2, *shape)
     goals = attack.goals(logits, labels)
     with told_as("criterion"):
-        losses = attack.criterion(logits, goals[:, 0] if attack.targeted else labels, labels=labels, clean=logits)
+        losses = attack.criterion(logits, goals[:, 0] if attack.towards else labels, labels=labels, clean=logits)
         if not isinstance(losses, Tensor) or losses.shape != labels.shape:
             raise ValueError(
                 f"it must return one loss a sample, of shape (2,) for two, got {_described(losses)}. Use "
@@ -202,7 +228,7 @@ def tried(attack: Attack, shape: Sequence[int], classes: int) -> Start:
     of_one = torch.zeros_like(numbers)  # two restarts of one sample, if there are two
     ids, restarts = (of_one, numbers) if attack.restarts > 1 else (numbers, of_one)
     start = prepare(attack, Rows(numbers, ids, images, labels, labels, logits, restarts, of_one, epsilon))
-    if attack.restarts > 1 and attack.epsilons is None and _begin_alike(start):
+    if attack.restarts > 1 and attack.epsilons is None and not start.gradient_free and _begin_alike(start):
         raise ValueError(
             f"solver.restarts={attack.restarts} has no effect: every restart begins alike. Give a random start, as in "
             "init=uniform_linf."

@@ -1,7 +1,7 @@
 """One trial: a search for each of some samples, and the check of what it claims."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from raiopt.attacks.grid import to_8bit
 from raiopt.attacks.question import Attack
-from raiopt.attacks.rows import Rows, with_rows
+from raiopt.attacks.rows import Rows, take_rows, with_rows
 from raiopt.attacks.search import best_rows, of_samples, search
+from raiopt.attacks.targets import nearest
 from raiopt.attacks.verify import Ball, Claim, Verdict, verify
 from raiopt.attacks.watch import Search
 
@@ -30,6 +31,32 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Past:
+    """What one of several stages did to n samples: tensors of n rows.
+
+    Args:
+        tried: Whether it tried the sample, at any radius; likewise `broke`, and the passes in all.
+        steps: Of its last search, as `gains` and `fooled_at`, which are like those of `Search`.
+    """
+
+    tried: Tensor
+    broke: Tensor
+    forward_passes: Tensor
+    backward_passes: Tensor
+    steps: Tensor
+    gains: Tensor
+    fooled_at: Tensor
+
+    @classmethod
+    def nothing(cls, count: int, like: Tensor) -> "Past":
+        """Returns that of a stage that has tried none of `count` samples; its traces are as long as `like`."""
+        numbers = torch.zeros(count, dtype=torch.int64, device=like.device)
+        gains = like.new_full((count, like.shape[1]), float("nan"))
+        flags = numbers.bool()
+        return cls(flags, flags, numbers, numbers, numbers, gains, torch.zeros_like(gains, dtype=torch.bool))
+
+
+@dataclass(frozen=True)
 class Trial:
     """What a trial came to: tensors of n rows, one for each sample, where nothing else is said.
 
@@ -43,6 +70,9 @@ class Trial:
         coupled: Samples act together, so that one iterate was kept for all.
         whole: No sample could leave the batch.
         broken_at: (n, radii): the radii at which a search broke it, where several are tried.
+        stride: `search` notes the losses of every so many steps.
+        stage: Of several, the number of that which broke it, else of the last that tried it.
+        past: What each of several stages did; None if it tried no sample.
     """
 
     search: Search
@@ -55,7 +85,10 @@ class Trial:
     shared: bool
     coupled: bool
     whole: bool
+    stride: Tensor
     broken_at: Tensor | None = None
+    stage: Tensor | None = None
+    past: Sequence[Past | None] = ()
 
     @property
     def bounded(self) -> Tensor:
@@ -72,9 +105,42 @@ class Trier:
     attack: Attack
     samples: Samples
     on_step: Callable[[], None]
+    p: float | None = None  # the order of the ball's norm
+
+    @property
+    def has_goal(self) -> Tensor:
+        """Which of the n samples have a class to move towards, or from."""
+        goals, labels = self.samples.goals, self.samples.labels
+        return (goals != labels[:, None]).any(1) if self.attack.towards else torch.ones_like(labels, dtype=torch.bool)
+
+    def take(self, index: Tensor) -> "Trier":
+        """Returns what tries these of the samples."""
+        return replace(self, samples=take_rows(self.samples, index))
+
+    def can_go_on(self, spent: Tensor) -> Tensor:
+        """Says which of the n samples, which spent so many passes, may be tried."""
+        return self.attack.can_go_on(spent) & self.has_goal
 
     def __call__(self, chosen: Tensor, epsilon: Tensor | None, spent: Tensor) -> Trial:
         """Tries the chosen samples, each with its own radius (None: the optimizer's), after so many passes of each."""
+        if "malt" in self.attack.rules:
+            return self._aimed(chosen, epsilon, spent)
+        return self._tried(chosen, epsilon, spent)
+
+    def _aimed(self, chosen: Tensor, epsilon: Tensor | None, spent: Tensor) -> Trial:
+        """Tries the chosen samples towards the classes whose boundaries are nearest."""
+        count, goals = self.attack.num_targets, self.samples.goals.clone()
+        first = self.attack.rules.index("malt") * count
+        images, labels = self.samples.images[chosen], self.samples.labels[chosen]
+        near, backward = nearest(self.fast, images, labels, count, self.p)
+        goals[chosen, first : first + count] = near
+        trier = replace(self, samples=replace(self.samples, goals=goals))
+        trial = trier._tried(chosen, epsilon, spent + 1 + backward)
+        found = trial.search
+        forward, backward = found.forward_passes + 1, found.backward_passes + backward
+        return replace(trial, search=replace(found, forward_passes=forward, backward_passes=backward))
+
+    def _tried(self, chosen: Tensor, epsilon: Tensor | None, spent: Tensor) -> Trial:
         trial = self._try(self.fast, chosen, epsilon, self.attack.steps_after(spent))
         found, verdict = trial.search, trial.verdict
         spent = spent + found.forward_passes + found.backward_passes
@@ -112,6 +178,7 @@ class Trier:
             shared=start.shared,
             coupled=start.coupled,
             whole=not start.independent,
+            stride=torch.full_like(chosen, self.attack.stride),
         )
 
     def _broken_8bit(self, claim: Claim, images: Tensor, labels: Tensor, broken: Tensor) -> Tensor:
@@ -130,7 +197,7 @@ def rows_of(samples: Samples, attack: Attack, chosen: Tensor, epsilon: Tensor | 
     number = torch.arange(attack.rows, device=chosen.device).repeat(len(chosen))
     targets = samples.goals.shape[1]
     labels = samples.labels[chosen][position]
-    goals = samples.goals[chosen][position, number % targets] if attack.targeted else labels
+    goals = samples.goals[chosen][position, number % targets] if attack.towards else labels
     rows = Rows(
         samples=position,
         ids=samples.ids[chosen][position],
@@ -143,4 +210,4 @@ def rows_of(samples: Samples, attack: Attack, chosen: Tensor, epsilon: Tensor | 
         epsilon=None if epsilon is None else epsilon[position],
     )
     sensible = goals != labels
-    return rows.take(sensible.nonzero().flatten()) if attack.targeted and not sensible.all() else rows
+    return rows.take(sensible.nonzero().flatten()) if attack.towards and not sensible.all() else rows

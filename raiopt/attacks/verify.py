@@ -79,6 +79,11 @@ class Ball:
         radius = self.epsilon.reshape(-1).to(norms) if isinstance(self.epsilon, Tensor) else self.epsilon
         return norms <= radius * (1 + TOLERANCE)
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether it bounds anything."""
+        return self.p is not None and not (isinstance(self.epsilon, float) and math.isinf(self.epsilon))
+
     def take(self, index: Tensor) -> "Ball":
         """Returns the ball of these rows, where each has a radius of its own."""
         return replace(self, epsilon=self.epsilon[index]) if isinstance(self.epsilon, Tensor) else self
@@ -87,6 +92,8 @@ class Ball:
         if self.p is None:
             return "unbounded"
         norm = "inf" if math.isinf(self.p) else f"{self.p:g}"
+        if not self.is_finite:
+            return f"L{norm} of any size"
         radius = f"up to {self.epsilon.max():g}" if isinstance(self.epsilon, Tensor) else f"{self.epsilon:g}"
         return " ".join([f"L{norm} {radius}", *["pixels"] * self.pixels, *[self.scope] * bool(self.scope)])
 

@@ -27,8 +27,8 @@ class Search:
     first_fooled: Tensor  # -1: never
     not_finite: Tensor  # the step of the first output or gradient that was not finite; -1: none
     score: Tensor  # by which the iterate was best
-    gains: Tensor  # (n, steps + 1): the loss, negative if targeted; rows that left keep their last
-    fooled_at: Tensor  # (n, steps + 1); likewise
+    gains: Tensor  # (n, steps + 1): the loss, negative towards a target; rows that left keep their last
+    fooled_at: Tensor  # (n, steps + 1); likewise; of many steps, every `Attack.stride`-th
     zero_gradients: Tensor  # the number of steps whose gradient was exactly zero
     zero_at_start: Tensor  # whether the first one was
     stopped: Tensor  # positions in STOPPED, which stand in the order in which they count for a sample of several rows
@@ -44,15 +44,21 @@ class Watch:
     """Observes a search: keeps the best iterate of each row, its losses, why it ended, and how many passes it took.
 
     `found` and `parameter` concern the rows that are still in the batch, `open` says which of them are not decided yet;
-    what was found for those that left stands in `left`.
+    what was found for those that left stands in `left`. `losses`, which the optimizer makes small, and `fooled` are
+    those of the last iterate.
     """
+
+    losses: Tensor
+    fooled: Tensor
 
     def __init__(self, attack: Attack, rows: Rows, start: Start) -> None:
         self.attack, self.start, self.coupled = attack, start, start.coupled
         self.index = torch.arange(len(rows), device=rows.labels.device)
         self.open = torch.ones_like(self.index, dtype=torch.bool)
         self.parameter = start.parameter.detach().clone()
-        self.found = _nothing_yet(rows, attack.steps)
+        self.found = _nothing_yet(rows, attack.steps // attack.stride)
+        self.until_fooled = attack.stop == "fooled" and not start.smallest
+        self.by_norm = attack.by_norm(smallest=start.smallest)
         self.left: list[tuple[Tensor, Tensor, Search]] = []
         self.step = -1
 
@@ -64,10 +70,12 @@ class Watch:
         prediction = logits.argmax(1)
         left_label = finite & (prediction != rows.labels)
         fooled = finite & (prediction == rows.goals) if self.attack.targeted else left_label
-        gains = -losses if self.attack.targeted else losses
+        gains = -losses if self.attack.towards else losses
+        self.losses, self.fooled = -gains, fooled
         found.forward_passes.add_(1)
-        found.gains[:, self.step] = gains
-        found.fooled_at[:, self.step] = fooled
+        if self.step % self.attack.stride == 0:
+            found.gains[:, self.step // self.attack.stride] = gains
+            found.fooled_at[:, self.step // self.attack.stride] = fooled
         if not self.coupled:
             self._first(found.not_finite, ~finite)
             self._decide(~finite, NOT_FINITE)
@@ -81,7 +89,7 @@ class Watch:
             (found.best_step, self.step),
         ):
             _write(store, better, value)
-        if self.attack.stop == "fooled":
+        if self.until_fooled:
             self._decide(fooled.all().expand_as(fooled) if self.coupled else self._with_siblings(rows, fooled), FOOLED)
         self._decide(rows.steps <= self.step, torch.where(rows.steps < self.attack.steps, PASSES, STEPS))
 
@@ -90,7 +98,7 @@ class Watch:
 
     def _better(self, kept: Tensor, gains: Tensor, fooled: Tensor) -> Tensor:
         """Says for each row in the batch whether this iterate is better than those before, and keeps its parameter."""
-        if self.attack.best_by == "norm":
+        if self.by_norm:
             norms = self.start.ball.norms(kept).float()
             gains = torch.where(fooled, -(norms.amax() if self.start.shared else norms), gains)
         score = gains.nan_to_num(nan=float("-inf"))
@@ -132,7 +140,15 @@ class Watch:
             gradient.copy_(torch.where(finite.view(finite.shape + (1,) * (gradient.ndim - finite.ndim)), gradient, 0))
         else:
             self._decide(~finite, NOT_FINITE)
-        found.steps.add_(self.open)
+
+    def stepped(self) -> None:
+        """Takes note of a step of the rows that are not decided."""
+        self.found.steps.add_(self.open)
+
+    def passed(self, *, forward: int, backward: int) -> None:
+        """Takes note of further passes of all rows in the batch."""
+        self.found.forward_passes.add_(forward)
+        self.found.backward_passes.add_(backward)
 
     def keep(self, stay: Tensor) -> None:
         """Goes on with these rows of the batch alone."""
@@ -140,6 +156,7 @@ class Watch:
         self.left.append((self.index[leaves], self.parameter[leaves], take_rows(self.found, leaves)))
         self.found, self.parameter = take_rows(self.found, stay), self.parameter[stay]
         self.index, self.open = self.index[stay], self.open[stay]
+        self.losses, self.fooled = self.losses[stay], self.fooled[stay]
 
     def _decide(self, ends: Tensor, why: int | Tensor) -> None:
         """Closes the rows that end, and says why."""
@@ -157,12 +174,13 @@ class Watch:
             order = torch.cat([part[0] for part in parts]).argsort()
             parameter = torch.cat([part[1] for part in parts])[order]
             found = take_rows(joined([part[2] for part in parts]), order)
-        until = torch.minimum(torch.arange(found.gains.shape[1], device=parameter.device), found.steps[:, None])
+        noted = torch.arange(found.gains.shape[1], device=parameter.device)
+        until = torch.minimum(noted, found.steps[:, None] // self.attack.stride)
         return replace(found, gains=found.gains.gather(1, until), fooled_at=found.fooled_at.gather(1, until)), parameter
 
 
-def _nothing_yet(rows: Rows, steps: int) -> Search:
-    count, shape = torch.zeros_like(rows.labels), (len(rows), steps + 1)
+def _nothing_yet(rows: Rows, noted: int) -> Search:
+    count, shape = torch.zeros_like(rows.labels), (len(rows), noted + 1)
     flag, number = torch.zeros_like(count, dtype=torch.bool), torch.zeros_like(count, dtype=torch.float32)
     return Search(
         prediction=rows.labels.clone(),

@@ -1,5 +1,6 @@
-"""perturbation, init, criterion and solver: what an attack asks for beside its optimizer."""
+"""perturbation, init, criterion, schedule and solver: what an attack asks for beside its optimizer."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -157,12 +158,12 @@ def dlr(logits: Any, target: Any, *, labels: Any, clean: Any) -> Any:
 
 
 def targeted_dlr(logits: Any, target: Any, *, labels: Any, clean: Any) -> Any:
-    """The targeted difference of logits ratio: how far the target is below the label; needs solver.targeted=true."""
+    """The targeted difference of logits ratio: how far the target is below the label; needs solver.target."""
     from raiopt.perturbations import losses
 
     if target is labels:
         raise ValueError(
-            "targeted_dlr needs a target: solver.targeted=true and solver.target=..., or take criterion=dlr."
+            "targeted_dlr needs a target: solver.target=likely, malt, next, ..., or take criterion=dlr."
         )
     return losses.targeted_dlr(logits, target, labels)
 
@@ -173,9 +174,58 @@ def kl(logits: Any, target: Any, *, labels: Any, clean: Any) -> Any:
 
     if target is not labels:
         raise ValueError(
-            "kl has no target to move towards: leave solver.targeted out, or take criterion=cross_entropy."
+            "kl has no target to move towards: leave solver.target out, or take criterion=cross_entropy."
         )
     return losses.kl_divergence(logits, clean)
+
+
+# schedule: called with the optimizer and the number of steps; returns what multiplies the learning rate, step by step
+
+
+def constant(optimizer: Any, steps: int) -> Any:
+    """The step size stays."""
+    from torch.optim.lr_scheduler import LambdaLR
+
+    return LambdaLR(optimizer, lambda step: 1.0)
+
+
+def linear(optimizer: Any, steps: int, *, final: float = 0.0) -> Any:
+    """The step size falls along a line to the share `final` of it."""
+    from torch.optim.lr_scheduler import LambdaLR
+
+    checks.number("final", final, low=0)
+    return LambdaLR(optimizer, lambda step: 1 + (final - 1) * min(1.0, step / max(1, steps)))
+
+
+def cosine(optimizer: Any, steps: int, *, final: float = 0.0) -> Any:
+    """The step size falls along half a cosine to the share `final` of it."""
+    from torch.optim.lr_scheduler import LambdaLR
+
+    checks.number("final", final, low=0)
+
+    def share(step: int) -> float:
+        return final + (1 - final) * (1 + math.cos(math.pi * min(1.0, step / max(1, steps)))) / 2
+
+    return LambdaLR(optimizer, share)
+
+
+def exponential(optimizer: Any, steps: int, *, final: float = 0.01) -> Any:
+    """The step size falls by the same factor in each step, to the share `final` of it."""
+    from torch.optim.lr_scheduler import LambdaLR
+
+    checks.number("final", final, low=1e-12)
+    return LambdaLR(optimizer, lambda step: final ** min(1.0, step / max(1, steps)))
+
+
+def listed(optimizer: Any, steps: int, *, shares: Any) -> Any:
+    """The step size is multiplied by a list of shares, one a step; the last one stays."""
+    from torch.optim.lr_scheduler import LambdaLR
+
+    if isinstance(shares, str) or not isinstance(shares, Sequence) or not shares:
+        raise ValueError(f"shares={shares} must be a list of numbers, as in [1,0.5,0.25].")
+    for share in shares:
+        checks.number("shares", share, low=0)
+    return LambdaLR(optimizer, lambda step: shares[min(step, len(shares) - 1)])
 
 
 # solver
@@ -188,9 +238,10 @@ def gradient_ascent(
     restarts: int = 1,
     max_passes: int | None = None,
     use_best: bool = True,
-    best_by: str = "loss",
+    best_by: str | None = None,
     targeted: bool = False,
     target: Any = None,
+    num_targets: int = 1,
     epsilons: Any = None,
     curve: str = "bisect",
     attack_misclassified: bool = False,

@@ -104,6 +104,12 @@ class ParamTransformingOptimizer(Optimizer):
     ball: float | None = None
     #: Whether an L0 ball counts pixels, with all their channels, instead of entries.
     pixels: bool = False
+    #: Whether it looks for the smallest perturbation that fools, and so goes on with what is fooled already.
+    smallest: bool = False
+    #: Whether it moves by the losses alone, so that nobody needs to compute a gradient for it.
+    gradient_free: bool = False
+    #: Whether it takes a gradient of its own in place of that which it is given, and so stands first in a chain.
+    replaces_gradient: bool = False
     #: How many members of the same class stand before this one in its chain.
     _twins = 0
 
@@ -170,13 +176,59 @@ class ParamTransformingOptimizer(Optimizer):
         `name.<number of the parameter>`: so it is saved, loaded and copied with the inner optimizer's own state.
         Members of one chain need names of their own.
         """
-        index = optim_group["index"]
-        owner = next(islice(self._each_parameter(), index, None))[1]
-        state: Any = self.state
-        key = ".".join([name, str(index), *[str(self._twins)] * bool(self._twins)])
+        owner = next(islice(self._each_parameter(), optim_group["index"], None))[1]
+        state, key = self._kept(name, optim_group)
         kept = state[key] if key in state else torch.zeros_like(owner)
         state[key] = kept.to(owner.device, owner.dtype)  # torch casts only what a checkpoint holds under a parameter
         return as_batch(state[key], optim_group["param_ndim"])
+
+    def _row_memory(self, name: str, optim_group: dict[str, Any], rows: Tensor, fill: float = 0.0) -> Tensor:
+        """Returns a number for each datum that outlives the step, of shape (N, 1, ...); `fill` at first.
+
+        Args:
+            name: As in `_memory`.
+            rows: The parameter as the transform sees it. The numbers have its type, float32 at least.
+        """
+        state, key = self._kept(name, optim_group)
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        if key not in state:
+            state[key] = torch.full((len(rows), *[1] * (rows.ndim - 1)), fill, dtype=dtype, device=rows.device)
+        state[key] = state[key].to(rows.device, dtype)
+        return state[key]
+
+    def _turn(self, name: str, optim_group: dict[str, Any]) -> int:
+        """Returns how often it was called with this name before, for the parameter whose transform is running."""
+        state, key = self._kept(name, optim_group)
+        state[key] = state.get(key, -1) + 1
+        return state[key]
+
+    def _kept(self, name: str, optim_group: dict[str, Any]) -> tuple[Any, str]:
+        """Returns the state, and the key in it of what is kept under a name."""
+        return self.state, ".".join([name, str(optim_group["index"]), *[str(self._twins)] * bool(self._twins)])
+
+    def _published(self, name: str, optim_group: dict[str, Any], rows: Tensor) -> Tensor:
+        """Returns what the solver tells of each datum for the time of a step, of shape (N, 1, ...).
+
+        Args:
+            name: "losses", which the step is to make smaller (the gradient is that of their sum), or "fooled".
+            rows: The parameter as the transform sees it. Where a datum spans several samples, their losses are added,
+                and it is fooled if all of them are; where a sample has several data, they have its values.
+
+        Raises:
+            ValueError: If nobody put it into the group.
+        """
+        if name not in optim_group:
+            raise ValueError(
+                f"{type(self).__name__} reads {name!r} (one value a sample) from its group: run it with raiopt.attack "
+                f"or gradient_ascent, or set optimizer.param_groups[0][{name!r}] before each step."
+            )
+        values: Tensor = optim_group[name]
+        if len(values) > len(rows):
+            parts = values.view(len(rows), -1)
+            values = parts.all(1) if values.dtype == torch.bool else parts.sum(1)
+        elif len(values) < len(rows):
+            values = values.repeat_interleave(len(rows) // len(values))
+        return values.view(-1, *[1] * (rows.ndim - 1))
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raises unless the group's hyperparameters are valid; subclasses add checks of their own.

@@ -2,7 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -66,6 +67,25 @@ def differentiate(loss: Tensor, optimizer: Optimizer, *, targeted: bool = False)
     """Puts into the parameters the gradient that an optimizer, which descends, needs to raise the loss, or lower it."""
     optimizer.zero_grad(set_to_none=True)
     (loss if targeted else -loss).backward()
+
+
+@contextmanager
+def published(optimizer: Optimizer, **values: Any) -> Iterator[None]:
+    """Lets optimizers read values from their groups while the context lasts.
+
+    - `losses` (N,): of each sample, what the step is to make smaller; the gradient is that of their sum.
+    - `fooled` (N,): whether each sample is.
+    - `gradient`: called without arguments, returns the gradient at the parameter's value of that moment.
+    - `generators`: one for each sample, on the CPU.
+    """
+    for group in optimizer.param_groups:
+        group.update(values)
+    try:
+        yield
+    finally:
+        for group in optimizer.param_groups:
+            for name in values:
+                group.pop(name, None)
 
 
 def gradient_ascent(

@@ -1,0 +1,62 @@
+"""Towards which classes a loss moves: the rules by which targets are ordered for each sample."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from raiopt import checks
+from raiopt.transforms import norms
+
+RULES = ("next", "least_likely", "likely", "malt")
+CANDIDATES = 100
+"""So many likely classes MALT weighs: each costs a backward pass."""
+
+
+def ordered(rule: int | str, count: int, logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns the first `count` targets (N, count) of each sample by a rule that the clean logits (N, C) decide.
+
+    Args:
+        rule: A class; "next": the classes after the label; "least_likely" and "likely": those of the smallest, and of
+            the largest other logits, in this order. Of "malt", which needs gradients, the likely ones.
+
+    >>> ordered("likely", 2, torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
+    tensor([[2, 1]])
+    """
+    classes = logits.shape[1]
+    if not isinstance(rule, str):
+        checks.number("solver.target", rule, high=classes - 1)
+        return torch.full_like(labels, int(rule))[:, None]
+    if count >= classes:
+        raise ValueError(f"solver.num_targets={count} must be below the number of classes, which is {classes}.")
+    if rule == "next":
+        return (labels[:, None] + 1 + torch.arange(count, device=labels.device)) % classes
+    if rule == "least_likely":
+        return logits.argsort(dim=1, stable=True)[:, :count]
+    others = logits.scatter(1, labels[:, None], float("-inf"))
+    return others.argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
+def nearest(
+    model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, count: int, p: float | None
+) -> tuple[Tensor, int]:
+    """Returns the `count` classes (N, count) whose boundaries are nearest if the model is linear, and backward passes.
+
+    The distance of the boundary between the label y and class c is (z_y - z_c) / |grad (z_y - z_c)|, in the norm that
+    is dual to that of the ball: MALT, Melamed et al., 2024 (https://arxiv.org/abs/2407.02240). Only the most likely
+    classes are candidates.
+
+    Args:
+        p: The order of the ball's norm; 0 is taken for 1, None (no ball) for 2.
+    """
+    images = images.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(images)
+        taken = min(CANDIDATES, logits.shape[1] - 1)
+        candidates = ordered("likely", taken, logits.detach(), labels)
+        gaps = logits.gather(1, labels[:, None]) - logits.gather(1, candidates)
+        slopes = [torch.autograd.grad(gaps[:, k].sum(), images, retain_graph=k + 1 < taken)[0] for k in range(taken)]
+    dual = {None: 2.0, 2.0: 2.0, float("inf"): 1.0}.get(p, float("inf"))
+    sizes = torch.stack([norms(slope.flatten(1), dual)[:, 0] for slope in slopes], dim=1)
+    distances = gaps.detach().float() / sizes.clamp_(min=torch.finfo(sizes.dtype).tiny)
+    return candidates.gather(1, distances.argsort(dim=1, stable=True)[:, :count]), taken
