@@ -43,6 +43,14 @@ class Bounded:
 
 
 @dataclass
+class GradientFree:
+    """What is left of `Bounded` for an option of optim that moves by no gradient: no size of a step."""
+
+    epsilon: float = 0.1
+    param_ndim: int | None = -1
+
+
+@dataclass
 class Optim(Bounded):
     """An option of optim with an inner optimizer."""
 
@@ -119,6 +127,7 @@ _group(
     l2_frank_wolfe=_optim(o.l2_frank_wolfe, Bounded, lr=2.0, epsilon=1.5),
     l1_frank_wolfe=_optim(o.l1_frank_wolfe, Bounded, lr=2.0, epsilon=12.0),
     l1q_frank_wolfe=_optim(o.l1q_frank_wolfe, Bounded, lr=2.0, epsilon=12.0, **SEED),
+    square=_optim(o.square, GradientFree, steps="${solver.steps}"),
 )
 _group(
     "optim/InnerOpt",

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -135,3 +136,26 @@ def keyed_generator(seed: int, sample_id: int, restart: int = 0) -> Generator:
     ]
     digest = hashlib.blake2b(",".join(map(str, key)).encode(), digest_size=8).digest()
     return Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+def uniform_rows(rows: Tensor, shape: Sequence[int], generators: Sequence[Generator] | None = None) -> Tensor:
+    """Returns numbers drawn uniformly from [0, 1), of shape (N, *shape), for the N rows of a batch.
+
+    They are drawn on the CPU, so that they are the same on every device; their type is that of the rows, float32 at
+    least.
+
+    Args:
+        rows: The batch, of shape (N, ...).
+        shape: Of the numbers of a row.
+        generators: One for each sample: all draw the same amount. Where a sample has several rows, they share one;
+            where a row spans several samples, it takes that of the first. None: the global generator.
+
+    >>> generators = [keyed_generator(0, sample_id) for sample_id in (3, 17)]
+    >>> uniform_rows(torch.zeros(2, 5), (4,), generators)[1] == torch.rand(4, generator=keyed_generator(0, 17))
+    tensor([True, True, True, True])
+    """
+    drawn = torch.empty(len(rows), *shape)
+    sources = [None] if generators is None else generators[: max(1, len(rows))]
+    for part, source in zip(drawn.chunk(len(sources)), sources, strict=True):
+        part.uniform_(generator=source)
+    return drawn.to(rows.device, torch.promote_types(rows.dtype, torch.float32))

@@ -15,7 +15,7 @@ from torch import optim as torch_optim
 from raiopt import configs, optim, zoo
 from raiopt.attacks import Attack, Inference
 from raiopt.builders import optimizers
-from raiopt.configs import Bounded, store
+from raiopt.configs import Bounded, GradientFree, store
 from raiopt.sweep.grid import GridSweeper
 from raiopt.sweep.job_key import register_resolvers
 from raiopt.sweep.local_engine import LocalLauncher
@@ -33,8 +33,11 @@ PROJECTED = {
     "l1_frank_wolfe": "L1FrankWolfe",
     "l1q_frank_wolfe": "L1qFrankWolfe",
     "chain": "ChainedParamTransformingOptimizer",
+    "square": "SquareOptim",
 }
 CLASSES = {**optimizers.TRANSFORMS, **PROJECTED}
+MEMBERS = {"momentum", "lookahead", "variance_tuned"}
+"""Of use only in a chain."""
 OURS = {"params", "InnerOpt", "shared", "ball", "seed", "members"}
 """Arguments of builders that their classes need not have: `seed` makes the generator."""
 
@@ -63,18 +66,23 @@ def names(function):
     return set(inspect.signature(function).parameters)
 
 
+def _base(name):
+    """Returns what the option lists beside the settings of its builder."""
+    return GradientFree if name == "square" else Bounded
+
+
 def test_every_option_of_optim_is_compared_with_its_class():
-    assert set(nodes("optim")) == set(CLASSES) - {"momentum"}  # of use only in a chain
+    assert set(nodes("optim")) == set(CLASSES) - MEMBERS
     assert set(nodes("optim/InnerOpt")) == set(INNER)
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_settings_of_optim_are_arguments_of_the_class(name):
     builder, made = names(getattr(optimizers, name)), names(getattr(optim, CLASSES[name]))
-    shared = {field.name for field in fields(Bounded)} - {"lr", "epsilon"}
+    shared = {field.name for field in fields(_base(name))} - {"lr", "epsilon"}
     assert (builder - OURS) | shared <= made
     assert ("seed" in builder) == ("generator" in made or name == "chain")
-    assert ("ball" in builder) == (name not in PROJECTED or name == "chain")
+    assert ("ball" in builder) == (name not in PROJECTED or name in ("chain", "square"))
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -86,15 +94,16 @@ def test_own_arguments_of_the_class_are_settings_of_optim(name):
         "generator",
         "div_by_zero_eps",
         "transforming_optimizers",
+        *(["p"] if name == "square" else []),  # that of the ball
     }
     assert own <= given
 
 
-@pytest.mark.parametrize("name", sorted(CLASSES.keys() - {"momentum"}))
+@pytest.mark.parametrize("name", sorted(CLASSES.keys() - MEMBERS))
 def test_an_option_has_an_inner_optimizer_if_its_builder_takes_one(name):
     node = OmegaConf.structured(nodes("optim")[name])
     assert ("InnerOpt" in set(node)) == ("InnerOpt" in names(getattr(optimizers, name)))
-    assert {field.name for field in fields(Bounded)} <= set(node)
+    assert {field.name for field in fields(_base(name))} <= set(node)
     with pytest.raises(ValidationError):
         node.epsilon = "much"
 

@@ -27,6 +27,8 @@ TRANSFORMS = {
     "l1q": "L1qNormedGradientOptim",
     "clamped": "ClampedGradientOptimizer",
     "momentum": "MomentumGradientOptim",
+    "lookahead": "LookaheadGradientOptim",
+    "variance_tuned": "VarianceTunedGradientOptim",
 }
 """The class behind each."""
 
@@ -112,6 +114,24 @@ def momentum(params: Any, InnerOpt: Any, *, mu: float = 1.0, ball: str | None = 
     return _bounded([("momentum", {"mu": mu})], params, InnerOpt, ball, **shared)
 
 
+def lookahead(params: Any, InnerOpt: Any, *, mu: float = 1.0, ball: str | None = "linf", **shared: Any) -> Any:
+    """The gradient where the last move, taken mu times more, would lead; then a projection."""
+    return _bounded([("lookahead", {"mu": mu})], params, InnerOpt, ball, **shared)
+
+
+def variance_tuned(
+    params: Any,
+    InnerOpt: Any,
+    *,
+    beta: float = 1.5,
+    neighbors: int = 5,
+    ball: str | None = "linf",
+    **shared: Any,
+) -> Any:
+    """The gradient, plus how much those of random neighbours differed from it a step ago; then a projection."""
+    return _bounded([("variance_tuned", {"beta": beta, "neighbors": neighbors})], params, InnerOpt, ball, **shared)
+
+
 def chain(params: Any, InnerOpt: Any, *, members: Any, seed: int = 0, ball: str | None = "linf", **shared: Any) -> Any:
     """Several transforms of the gradient in a row, then a projection."""
     return _bounded(list(_members(members)), params, InnerOpt, ball, seed=seed, **shared)
@@ -131,7 +151,8 @@ def _bounded(
 
     checks.number("optim.epsilon", epsilon, low=0)
     made = [
-        partial(getattr(optim, TRANSFORMS[name]), **options, **_drawing(options, seed)) for name, options in members
+        partial(getattr(optim, TRANSFORMS[name]), **options, **_drawing(options, seed), **_around(options, epsilon))
+        for name, options in members
     ]
     if ball is not None:
         p = BALLS[checks.choice("ball", ball, [*BALLS, "null"])]
@@ -144,6 +165,11 @@ def _drawing(options: Mapping[str, Any], seed: int) -> dict[str, Any]:
     import torch
 
     return {"generator": torch.Generator().manual_seed(seed)} if "dq" in options else {}
+
+
+def _around(options: Mapping[str, Any], epsilon: float) -> dict[str, Any]:
+    """Returns the radius that an optimizer measures its neighbours by."""
+    return {"epsilon": epsilon} if "beta" in options else {}
 
 
 def _members(given: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -239,6 +265,25 @@ def l1q_frank_wolfe(
 
     options = {"q": q, "dq": dq, "use_default_lr_schedule": use_default_lr_schedule}
     return L1qFrankWolfe(params, **options, **_drawing(options, seed), **shared)
+
+
+# Random search: no gradient, and so no inner optimizer.
+
+
+def square(
+    params: Any,
+    *,
+    ball: str = "linf",
+    epsilon: float,
+    steps: int,
+    p_init: float = 0.8,
+    param_ndim: int | None = -1,
+) -> Any:
+    """Square Attack: changes random squares and keeps what lowers the loss; no gradient, no inner optimizer."""
+    from raiopt.optim import SquareOptim
+
+    p = BALLS[checks.choice("ball", ball, ["linf", "l2", "l1"])]
+    return SquareOptim(params, p=p, epsilon=epsilon, steps=steps, p_init=p_init, param_ndim=param_ndim)
 
 
 # optim/InnerOpt: the learning rate is optim.lr.

@@ -9,10 +9,10 @@ from raiopt.optim.gradients import (
     L2NormedGradientOptim,
     LinfNormedGradientOptim,
     LpNormedGradientOptim,
-    MomentumGradientOptim,
     SignedGradientOptim,
     SteepestGradientOptim,
 )
+from raiopt.optim.momentum import LookaheadGradientOptim, MomentumGradientOptim, VarianceTunedGradientOptim
 from raiopt.optim.projections import (
     ClampedParameterOptimizer,
     L0ProjectedOptim,
@@ -22,6 +22,7 @@ from raiopt.optim.projections import (
     ProjectedParameterOptimizer,
 )
 from raiopt.optim.sparse import L1qNormedGradientOptim, TopQGradientOptimizer
+from raiopt.optim.square import SquareOptim
 
 __all__ = [
     "ChainedParamTransformingOptimizer",
@@ -40,11 +41,14 @@ __all__ = [
     "LinfFrankWolfe",
     "LinfNormedGradientOptim",
     "LinfProjectedOptim",
+    "LookaheadGradientOptim",
     "LpNormedGradientOptim",
     "MomentumGradientOptim",
     "ParamTransformingOptimizer",
     "ProjectedParameterOptimizer",
     "SignedGradientOptim",
+    "SquareOptim",
     "SteepestGradientOptim",
     "TopQGradientOptimizer",
+    "VarianceTunedGradientOptim",
 ]

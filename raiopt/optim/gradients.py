@@ -1,4 +1,4 @@
-"""Optimizers that change the gradient alone: its sign, its norm, its bounds, its memory of earlier steps."""
+"""Optimizers that change the gradient alone: its sign, its norm, its bounds."""
 
 import math
 from typing import Any
@@ -158,43 +158,6 @@ class SteepestGradientOptim(ParamTransformingOptimizer):
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         if param.grad is not None:
             transforms.steepest_(param.grad, self.p)
-
-
-class MomentumGradientOptim(ParamTransformingOptimizer):
-    """Replaces the gradient by the sum of all so far, each step's predecessors multiplied by `mu`.
-
-    In a chain it sums what the members before it made of the gradient, and those after it see the sum: with
-    L1-normed before it and the sign after it, this is MI-FGSM (Dong et al. 2018, https://arxiv.org/abs/1710.06081).
-    The sum is part of the state that checkpoints hold, as `momentum.<number of the parameter>`.
-
-    Args:
-        mu: At least 0; 1 in the paper.
-
-    >>> import torch
-    >>> x = torch.zeros(1, 2, requires_grad=True)
-    >>> optimizer = MomentumGradientOptim([x], mu=0.5, lr=1.0)
-    >>> for gradient in ([[2.0, 0.0]], [[0.0, 2.0]]):
-    ...     x.grad = torch.tensor(gradient)
-    ...     optimizer.step()
-    >>> x.grad
-    tensor([[1., 2.]])
-    """
-
-    def __init__(
-        self, params: ParamsT | None, InnerOpt: InnerOptimizer = SGD, *, mu: float = 1.0, **shared: Any
-    ) -> None:
-        super().__init__(params, InnerOpt, **with_defaults(shared, mu=mu))
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        checks.number("mu", group["mu"], low=0)
-
-    def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
-        if param.grad is None:
-            return
-        total = self._memory("momentum", optim_group)
-        param.grad.add_(total, alpha=optim_group["mu"])
-        total.copy_(param.grad)
 
 
 class ClampingOptimizer(ParamTransformingOptimizer):

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from raiopt.builders import optimizers
+from raiopt.perturbations.solver import published
+from raiopt.sampling import keyed_generator
 
 SETTINGS = {"lp_normed": {"p": 1.5}, "steepest": {"p": 1.5}, "clamped": {"clamp_min": -1.0, "clamp_max": 2.0}}
 GRADIENTS = torch.randn(4, 3, 10, generator=torch.Generator().manual_seed(0))
@@ -18,7 +20,8 @@ def moved(make, gradients=GRADIENTS, lr=100.0, **options):
     optimizer = make([x], optimizers.sgd, lr=lr, **options)
     for gradient in gradients:
         x.grad = gradient.clone()
-        optimizer.step()
+        with published(optimizer, gradient=gradient.clone, generators=[keyed_generator(0, row) for row in range(3)]):
+            optimizer.step()
     return x.detach(), optimizer
 
 
@@ -66,6 +69,24 @@ def test_a_chain_of_one_member_is_that_member(name):
     alone, _ = moved(getattr(optimizers, name), lr=0.1, epsilon=0.3, **options)
     for member in [{name: options}] + [name] * (not options):
         assert torch.equal(moved(optimizers.chain, lr=0.1, epsilon=0.3, members=[member])[0], alone)
+
+
+def test_a_chain_of_lookahead_and_momentum_is_nesterovs_method():
+    members = [{"lookahead": {"mu": 0.5}}, {"momentum": {"mu": 0.5}}]
+    x, _ = moved(optimizers.chain, members=members, lr=0.1, epsilon=100.0)
+    expected, _ = moved(optimizers.plain, lr=0.1, epsilon=100.0, momentum=0.5)
+    torch.testing.assert_close(x, expected)  # for gradients that are the same everywhere
+
+
+@pytest.mark.parametrize(("ball", "p"), [("linf", float("inf")), ("l2", 2), ("l1", 1)])
+def test_square_searches_its_ball(ball, p):
+    x = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    made = optimizers.square([x], ball=ball, epsilon=0.5, steps=10, p_init=0.5)
+    made.step()
+    assert made.ball == p
+    torch.testing.assert_close(torch.linalg.vector_norm(x.flatten(1), p, dim=1), torch.tensor([0.5, 0.5]))
+    with pytest.raises(ValueError, match="ball='l0' must be one of 'linf', 'l2', 'l1'"):
+        optimizers.square([x], ball="l0", epsilon=0.5, steps=10)
 
 
 def test_members_draw_from_the_seed_of_the_chain():

@@ -1,29 +1,18 @@
 import inspect
-from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from hydra_zen import builds, instantiate, to_yaml
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor
 from torch.optim import SGD, Adam
 
 from raiopt.optim import (
-    ChainedParamTransformingOptimizer,
     ClampedGradientOptimizer,
     L1NormedGradientOptim,
     L2NormedGradientOptim,
     LpNormedGradientOptim,
-    MomentumGradientOptim,
-    ProjectedParameterOptimizer,
-    SignedGradientOptim,
     SteepestGradientOptim,
 )
 from tests.optim.table import FRANK_WOLFE, WITH_INNER, Row
-from tests.reference import array
-from tests.strategies import tensors
 
 CLASSES = [row for row in WITH_INNER if isinstance(row.make, type)]
 
@@ -91,87 +80,8 @@ def test_hydra_zen_builds_frank_wolfe(row: Row) -> None:
     assert type(instantiate(config, **row.required, lr=0.5)([torch.zeros(1, 2, requires_grad=True)])) is row.make
 
 
-@given(gradients=tensors((4, 2, 3)), mu=st.sampled_from([0.0, 0.5, 1.0]))
-def test_momentum_is_that_of_torchs_sgd(gradients: Tensor, mu: float) -> None:
-    x, y = (torch.zeros(2, 3, requires_grad=True) for _ in range(2))
-    ours, torchs = MomentumGradientOptim([x], mu=mu, lr=0.1), SGD([y], lr=0.1, momentum=mu)
-    for gradient in gradients:
-        x.grad, y.grad = gradient.clone(), gradient.clone()
-        ours.step()
-        torchs.step()
-    torch.testing.assert_close(x, y)
-
-
-@pytest.mark.parametrize("param_ndim", [-1, 0, 1, None])
-def test_momentum_is_kept_beside_the_inner_state_in_the_shape_of_the_parameter(param_ndim: int | None) -> None:
-    params = [torch.zeros(2, 3, 4, requires_grad=True), torch.zeros(5, 2, requires_grad=True)]
-    optimizer = ChainedParamTransformingOptimizer(
-        MomentumGradientOptim,
-        SignedGradientOptim,
-        params=[{"params": params[:1]}, {"params": params[1:]}],
-        InnerOpt=Adam,
-        lr=0.1,
-        param_ndim=param_ndim,
-    )
-    for _ in range(2):
-        for param in params:
-            param.grad = torch.ones_like(param)
-        optimizer.step()
-    state = optimizer.inner_opt.state_dict()["state"]
-    assert {key: tuple(value.shape) for key, value in state.items() if isinstance(key, str)} == {
-        "momentum.0": (2, 3, 4),
-        "momentum.1": (5, 2),
-    }
-    assert (state["momentum.1"] == 2).all()
-    assert "index" not in optimizer.param_groups[0]
-
-
-def test_mi_fgsm_is_a_chain() -> None:
-    generator = torch.Generator().manual_seed(0)
-    gradients = torch.randn(5, 2, 6, generator=generator)
-    x = torch.zeros(2, 6, requires_grad=True)
-    optimizer = ChainedParamTransformingOptimizer(
-        L1NormedGradientOptim,
-        MomentumGradientOptim,
-        SignedGradientOptim,
-        partial(ProjectedParameterOptimizer, p=float("inf"), epsilon=0.03),
-        params=[x],
-        lr=0.01,
-    )
-    momentum, expected = np.zeros((2, 6)), np.zeros((2, 6))
-    for gradient in gradients:
-        x.grad = gradient.clone()
-        optimizer.step()
-        momentum += array(gradient) / np.abs(array(gradient)).sum(1, keepdims=True)
-        expected = np.clip(expected - 0.01 * np.sign(momentum), -0.03, 0.03)
-    np.testing.assert_allclose(array(x), expected, atol=1e-7)
-
-
-@pytest.mark.parametrize("mu", [-0.5, float("nan")])
-def test_mu_is_at_least_0(mu: float) -> None:
-    with pytest.raises(ValueError, match=f"mu={mu} must be a finite number, at least 0"):
-        MomentumGradientOptim([torch.zeros(1, requires_grad=True)], mu=mu, lr=1.0)
-
-
 @pytest.mark.parametrize("Optim", [LpNormedGradientOptim, SteepestGradientOptim])
 def test_orders_of_norms_are_at_least_1(Optim: type[LpNormedGradientOptim]) -> None:
     with pytest.raises(ValueError, match=r"p=0.5 must be a finite number, at least 1\. Infinity is allowed too"):
         Optim([torch.zeros(1, requires_grad=True)], p=0.5, lr=1.0)
     assert Optim([torch.zeros(1, requires_grad=True)], p=float("inf"), lr=1.0).p == float("inf")
-
-
-def test_momentum_of_another_type_or_device_is_taken_over() -> None:
-    x, y = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True), torch.zeros(2, 3, requires_grad=True)
-    before, after = MomentumGradientOptim([x], lr=1.0), MomentumGradientOptim([y], lr=1.0)
-    x.grad, y.grad = torch.ones_like(x), torch.ones_like(y)
-    before.step()
-    after.load_state_dict(before.state_dict())
-    after.step()
-    assert after.state["momentum.0"].dtype == torch.float32
-    assert (y.grad == 2).all()
-    meta = torch.zeros(2, 3, device="meta", requires_grad=True)
-    moved = MomentumGradientOptim([meta], lr=1.0)
-    moved.load_state_dict(before.state_dict())
-    meta.grad = torch.zeros_like(meta)
-    moved.step()
-    assert moved.state["momentum.0"].device.type == "meta"
