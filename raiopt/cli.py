@@ -18,6 +18,7 @@ from raiopt.explain import check_words, explain, typed
 from raiopt.jobs import carry_out, plain
 from raiopt.listing import print_help
 from raiopt.results.folder import RunFolder
+from raiopt.stages import quoted
 from raiopt.sweep import tracking
 from raiopt.sweep.job_key import job_key, register_resolvers
 from raiopt.sweep.recorder import SweepRecorder
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         if words == ["--version"]:
             print(f"raiopt {__version__}")
             return 0
+        words = [quoted(word) for word in words]
         check_words(words)
         with tracking.ended():
             return _run(words)

@@ -112,6 +112,8 @@ _group(
     l2_projected=_optim(o.l2_projected, epsilon=1.5, lr=0.3),
     l1_projected=_optim(o.l1_projected, epsilon=12.0, lr=12.0, **SEED),
     l0_projected=_optim(o.l0_projected, epsilon=30.0, lr=3.0),
+    apgd=_optim(o.apgd, lr=1.0, steps="${solver.steps}"),
+    steepest_projected=_optim(o.steepest_projected, lr=0.5),
     signed=_optim(o.signed),
     l1_normed=_optim(o.l1_normed, lr=300.0),
     l2_normed=_optim(o.l2_normed, lr=3.0),
@@ -175,6 +177,14 @@ _group(
     targeted_dlr=partial(attacks.targeted_dlr),
     kl=partial(attacks.kl),
 )
+_group(
+    "schedule",
+    constant=partial(attacks.constant),
+    linear=partial(attacks.linear),
+    cosine=partial(attacks.cosine),
+    exponential=partial(attacks.exponential),
+    listed=partial(attacks.listed, shares=MISSING),
+)
 _group("solver", gradient_ascent=partial(attacks.gradient_ascent))
 _group("tracker", none=partial(trackers.none), mlflow=partial(trackers.mlflow))
 
@@ -188,6 +198,8 @@ class Job:
         outputs: The folder of all results.
         note: Free text for run.json.
         seed: Key of all random starts.
+        stages: For each stage of the attack, what it changes: a list of words as on the command line. A stage takes on
+            the samples that no earlier one broke. Empty: one attack, as the rest of the config says.
         device: auto, cpu, cuda (cuda:1, ...) or mps.
         threads: Of torch on the CPU; null leaves torch's choice.
         batch_size: Samples attacked together; null: by the size of the images, 256 at most.
@@ -206,6 +218,7 @@ class Job:
             {"perturbation": "additive"},
             {"init": "zero"},
             {"criterion": "cross_entropy"},
+            {"schedule": "constant"},
             {"solver": "gradient_ascent"},
             {"tracker": "none"},
             {"experiment": None},
@@ -215,6 +228,7 @@ class Job:
     outputs: str = "outputs"
     note: str = ""
     seed: int = 0
+    stages: dict[str, list[str]] = field(default_factory=dict)
     device: str = "auto"
     threads: int | None = None
     batch_size: int | None = None
@@ -228,6 +242,7 @@ class Job:
     perturbation: Any = MISSING
     init: Any = MISSING
     criterion: Any = MISSING
+    schedule: Any = MISSING
     solver: Any = MISSING
     tracker: Any = MISSING
 
@@ -282,6 +297,15 @@ _HYDRA = HydraConf(
     callbacks={"raiopt": {"_target_": "raiopt.sweep.recorder.SweepRecorder"}},
     output_subdir=None,
 )
+
+
+def _open_to_stages(job: Any) -> Any:
+    """Returns the config of a job into which `stages={...}` and `stages.NAME=[...]` may write new names."""
+    node = OmegaConf.structured(job)
+    OmegaConf.set_struct(node.stages, False)
+    return node
+
+
 PLUGINS = "hydra_plugins.raiopt"
 
 
@@ -350,5 +374,5 @@ class Optuna:
 
 _group("hydra/launcher", local=Local, slurm=Slurm, ray=Ray)
 _group("hydra/sweeper", grid=Grid, optuna=Optuna)
-store(Job, name="raiopt", to_config=lambda node: node)
+store(Job, name="raiopt", to_config=_open_to_stages)
 store(_HYDRA, group="hydra", name="config", provider="raiopt")

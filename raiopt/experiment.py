@@ -4,7 +4,7 @@ import itertools
 import logging
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 
 from raiopt import checks
-from raiopt.attacks import Attack, Engine, Inference, ModelView, Start, default_batch_size, told_as
+from raiopt.attacks import Attack, Engine, Inference, ModelView, Stage, Start, default_batch_size, told_as
 from raiopt.memory import Memory, ReadData
 from raiopt.results.chunks import Chunks
 from raiopt.results.exhibits import Exhibits, candidates_of
@@ -22,6 +22,7 @@ from raiopt.results.folder import RunFolder, replace_file, write_json
 from raiopt.results.gallery import draw_gallery, exhibits_of
 from raiopt.results.metrics import metrics, signs_of
 from raiopt.results.samples import trace_frame
+from raiopt.results.stages import counted, with_counts
 from raiopt.results.terminal import Advance, coupling, doubts, headline, progress
 from raiopt.zoo import Batch, Classifier, ImageData, Shard
 from raiopt.zoo.data import check_labels
@@ -39,7 +40,8 @@ class Job:
     Args:
         model: Loads the model.
         data: Called with the model; opens the data.
-        attack: The question.
+        attack: The question, where there are no stages.
+        stages: Attacks that run one after another, each on the samples that no earlier one broke.
         device: auto, cpu, cuda, cuda:N or mps.
         threads: Of torch on the CPU; None leaves them.
         batch_size: None: so many images that they have the pixels of 64 at 224 by 224, between 16 and 256.
@@ -52,6 +54,7 @@ class Job:
     model: Callable[[], Classifier]
     data: Callable[[Classifier], ImageData]
     attack: Attack
+    stages: Sequence[Stage] = ()
     device: str = "auto"
     threads: int | None = None
     batch_size: int | None = None
@@ -65,6 +68,18 @@ class Job:
         for name, most in (("batch_size", None), ("threads", MOST_THREADS)):
             if getattr(self, name) is not None:
                 checks.number(name, getattr(self, name), low=1, high=most, integer=True)
+        if len({stage.name for stage in self.stages}) < len(self.stages):
+            raise ValueError(f"stages={[stage.name for stage in self.stages]} must have different names.")
+
+    @property
+    def attacks(self) -> list[Attack]:
+        """The questions that are put to the model, one after another."""
+        return [stage.attack for stage in self.stages] or [self.attack]
+
+    @property
+    def rows(self) -> int:
+        """How many rows of a batch a sample takes at most."""
+        return max(attack.rows for attack in self.attacks)
 
 
 def run(
@@ -92,17 +107,18 @@ def run(
         if job.threads is not None:
             torch.set_num_threads(job.threads)
         torch.set_flush_denormal(True)  # weights that decayed into denormals cost a factor of eight
-        try_optimizer(job.attack)
+        try_optimizers(job)
         model, data, classes = load(job, device, memory)
         plain = ModelView(model, job.inference)
-        engine = Engine(plain, job.attack, shape=data.shape, classes=classes, batch_size=batch_size(job, data))
+        size = batch_size(job, data)
+        engine = Engine(plain, job.attack, stages=job.stages, shape=data.shape, classes=classes, batch_size=size)
         _describe(folder, job, engine, model, data, memory)
         chunks = Chunks(folder.path, job.save)
         before = _continued(chunks, folder)
         log.info("Pixels are in [0, 1]; the model normalises them itself: %s.", model.preset)
         view = partial(memory.view, model, job.inference, known=before.get("inference"))
         noted, shown = _attack_all(engine, view, memory.data(data), device, chunks, folder, anew=not before)
-        _finish(job, folder, chunks, noted, shown, model.classes or data.classes)
+        _finish(engine, folder, chunks, noted, shown, model.classes or data.classes)
     chunks.discard()  # not before the record says finished
     return folder.record
 
@@ -118,9 +134,13 @@ def _describe(folder: RunFolder, job: Job, engine: Engine, model: Classifier, da
         hashes={"weights": memory.weights_hash(model)},
         batch_size=engine.batch_size,
         attack=job.words,
+        stages=[
+            {"name": stage.name, "words": list(stage.words), "gradient_free": each.gradient_free}
+            for stage, each in zip(job.stages, engine.examples if job.stages else [], strict=True)
+        ],
         ball=str(start.ball),
         norm=None if start.ball.p is None else f"l{start.ball.p:g}",
-        epsilon=start.ball.epsilon if isinstance(start.ball.epsilon, int | float) else None,
+        epsilon=start.ball.epsilon if isinstance(start.ball.epsilon, int | float) and start.ball.is_finite else None,
         scope=start.ball.scope,
         perturbation={
             "name": type(start.perturbation).__name__,
@@ -185,10 +205,12 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def try_optimizer(attack: Attack) -> None:
-    """Builds the optimizer for a parameter of many dimensions: wrong settings are told before anything loads."""
-    with told_as("optim"):
-        attack.optimizer([torch.zeros([1] * 8)])
+def try_optimizers(job: Job) -> None:
+    """Builds each optimizer for a parameter of many dimensions: wrong settings are told before anything loads."""
+    names = [f"stages.{stage.name}: optim" for stage in job.stages] or ["optim"]
+    for name, attack in zip(names, job.attacks, strict=True):
+        with told_as(name):
+            attack.optimizer([torch.zeros([1] * 8)])
 
 
 def load(job: Job, device: torch.device, memory: Memory | None = None) -> tuple[Classifier, ImageData, int]:
@@ -200,7 +222,7 @@ def load(job: Job, device: torch.device, memory: Memory | None = None) -> tuple[
     model = job.model().to(device)
     data = job.data(model)
     if job.shard is not None:
-        data = job.shard.select(data, max(1, batch_size(job, data) // job.attack.rows))  # as the engine cuts batches
+        data = job.shard.select(data, max(1, batch_size(job, data) // job.rows))  # as the engine cuts batches
     classes = (memory or Memory(room=0)).classes(model, data)
     check_labels(data, classes)
     return model, data, classes
@@ -256,7 +278,7 @@ def _attack_all(
                     chunks.begin(folder.record)
             about = None if anew else chunks.finished(number)
             if about is None:
-                engine.on_step = _ticking(advance, done, len(batch.ids), engine.attack.steps + 1)
+                engine.on_step = _ticking(advance, done, len(batch.ids), engine.evaluations)
                 about = _attack_batch(engine, batch, device, chunks, number, found, shown)
             elif about["data"] != found:
                 raise _other_data(folder)
@@ -296,27 +318,28 @@ def _attack_batch(
         "samples": len(batch.ids),
         "passes": passes,
         "seconds": time.perf_counter() - began,
+        "stages": counted(outcomes),
     }
-    by_norm = engine.attack.best_by == "norm"
+    by_norm = engine.by_norm
     candidates = [rows for outcome in outcomes if shown.offer(rows := candidates_of(outcome, by_norm=by_norm))]
     chunks.write(number, outcomes, candidates, about)
     return about
 
 
 def _finish(
-    job: Job, folder: RunFolder, chunks: Chunks, noted: list[dict[str, Any]], shown: Exhibits, classes: Any
+    engine: Engine, folder: RunFolder, chunks: Chunks, noted: list[dict[str, Any]], shown: Exhibits, classes: Any
 ) -> None:
     """Joins the chunks into the tables, the figures and the picture of the run."""
     chunks.merge_samples(folder / "samples.parquet")
-    attack, record = job.attack, folder.record
-    trace = trace_frame(chunks.tables("steps"), attack.steps, targeted=attack.targeted, rows=attack.rows)
-    trace.write_parquet(folder / "trace.parquet")
+    record = folder.record
+    _trace(engine, chunks).write_parquet(folder / "trace.parquet")
     chunks.merge_perturbations()
     samples = pl.scan_parquet(folder / "samples.parquet")
-    figures = metrics(samples, attack.epsilons)
+    figures = metrics(samples, engine.attack.epsilons)
+    stages = with_counts(record["stages"], [entry.get("stages", []) for entry in noted], figures["samples"])
     troubles = signs_of(samples, record)
     seconds = round(sum(entry["seconds"] for entry in noted), 3)
-    folder.save(metrics={**figures, "attack_seconds": seconds}, signs=troubles)
+    folder.save(metrics={**figures, "attack_seconds": seconds}, signs=troubles, stages=stages)
     kept = [entry for entry in noted if "continued" in entry]
     if kept:
         told = {"samples": sum(entry["samples"] for entry in kept), "passes": sum(entry["passes"] for entry in kept)}
@@ -332,6 +355,15 @@ def _finish(
         log.warning(doubt)
     if figures["undecided"]:
         _report_undecided(folder)
+
+
+def _trace(engine: Engine, chunks: Chunks) -> pl.DataFrame:
+    """Returns the table of steps, that of one stage after another."""
+    kinds = [(f"steps{number}", stage.name) for number, stage in enumerate(engine.stages)] or [("steps", None)]
+    return pl.concat(
+        trace_frame(chunks.tables(kind), attack, gradient_free=start.gradient_free, stage=name)
+        for (kind, name), attack, start in zip(kinds, engine.attacks, engine.examples, strict=True)
+    )
 
 
 def _report_undecided(folder: RunFolder) -> None:

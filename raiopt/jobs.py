@@ -23,9 +23,11 @@ from raiopt import checks
 from raiopt.configs import Inference as ModelOptions
 from raiopt.configs import Job, Sharding
 from raiopt.results.folder import RunFolder
+from raiopt.stages import staged, words_of
 
 if TYPE_CHECKING:
     from raiopt import experiment
+    from raiopt.attacks import Attack
     from raiopt.memory import Memory
 
 log = logging.getLogger("raiopt")
@@ -175,8 +177,9 @@ def build(config: DictConfig, choices: dict[str, str]) -> Any:
     from hydra_zen import instantiate
 
     from raiopt import experiment
-    from raiopt.attacks import Attack
     from raiopt.attacks.inference import Inference
+    from raiopt.attacks.question import told_as
+    from raiopt.attacks.stages import Stage
     from raiopt.zoo import Shard
 
     known = [field.name for field in fields(Job) if field.name != "defaults"]
@@ -188,16 +191,15 @@ def build(config: DictConfig, choices: dict[str, str]) -> Any:
             raise ValueError(f"~{key} takes away what every job needs.")
     for key in sorted(OmegaConf.missing_keys(config)):
         raise ValueError(f"{key} must be given: {key}=...  See raiopt list {key.partition('.')[0]}.")
-    parts = ("optim", "perturbation", "init", "criterion")
-    attack = Attack(
-        **{"optimizer" if part == "optim" else part: instantiate(config[part]) for part in parts},
-        **instantiate(config.solver)(),
-        seed=config.seed,
-    )
+    attack, words, stages = _attack(config), words_of(config), []
+    for name, changed in staged(config).items():
+        with told_as(f"stages.{name}"):
+            stages.append(Stage(name, _attack(changed), words[name]))
     names = [choices[group] for group in ("optim", "optim/InnerOpt") if group in choices]
     if OmegaConf.is_list(members := config.optim.get("members")):
         told = [next(iter(entry), "") if OmegaConf.is_dict(entry) else entry for entry in members]
         names[0] = f"{names[0]} of {', '.join(map(str, told))}"
+    how = f"{' with '.join(names)}, {attack.steps} steps" if not stages else ", then ".join(words)
     kind = [choices["perturbation"]] if choices["perturbation"] != "additive" else []
     model, inference = _split(instantiate(config.model), ModelOptions)
     data, part = _split(instantiate(config.data), Sharding)
@@ -208,8 +210,23 @@ def build(config: DictConfig, choices: dict[str, str]) -> Any:
         data=data,
         shard=Shard(**sharding) if checks.shard(**sharding) else None,
         attack=attack,
+        stages=stages,
         **{key: config[key] for key in ("device", "threads", "batch_size", "save")},
-        words=", ".join([*kind, " with ".join(names), f"{attack.steps} steps"]),
+        words=", ".join([*kind, how]),
+    )
+
+
+def _attack(config: DictConfig) -> "Attack":
+    """Returns the attack that a config describes, whatever it says of stages."""
+    from hydra_zen import instantiate
+
+    from raiopt.attacks import Attack
+
+    parts = ("optim", "perturbation", "init", "criterion", "schedule")
+    return Attack(
+        **{"optimizer" if part == "optim" else part: instantiate(config[part]) for part in parts},
+        **instantiate(config.solver)(),
+        seed=config.seed,
     )
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from raiopt import checks
-from raiopt.attacks import Attack, Engine, Inference, ModelView, Outcome, default_batch_size
+from raiopt.attacks import Attack, Engine, Inference, ModelView, Outcome, Stage, default_batch_size, told_as
 from raiopt.optim.signatures import completed
 from raiopt.perturbations import AdditivePerturbation, cross_entropy
 from raiopt.perturbations.freezing import evaluating, frozen
@@ -30,6 +30,7 @@ def attack(
     criterion: Callable[..., Tensor] = cross_entropy,
     init: Callable[..., Any] | None = None,
     steps: int = 40,
+    stages: Mapping[str, Mapping[str, Any]] | None = None,
     batch_size: int | None = None,
     inference: Inference | None = None,
     return_images: bool = False,
@@ -50,6 +51,8 @@ def attack(
             the loss of each sample.
         init: Fills the parameter of one sample, called with it and `generator=`. None: zeros.
         steps: At least 0.
+        stages: For each stage of the attack, which of the other arguments it replaces, as in {"first": {"steps": 10},
+            "rest": {"restarts": 5}}. A stage takes on the samples that no earlier one broke. None: one attack.
         batch_size: So many rows pass the model together at most. None: by the size of the images, 256 at most.
         inference: How the search may speed the model up. None: batch norm is folded, channels_last where faster.
         return_images: Return the images as well: a tensor on the CPU of the perturbed ones, as they were kept.
@@ -69,18 +72,15 @@ def attack(
     """
     if batch_size is not None:
         checks.number("batch_size", batch_size, low=1, integer=True)
-    question = Attack(
-        optimizer=optimizer,
-        perturbation=_with_generators(perturbation),
-        init=init or _zero,
-        criterion=_with_clean(criterion),
-        steps=steps,
-        **settings,
-    )
+    asked = {"optimizer": optimizer, "criterion": criterion, "init": init, "steps": steps, **settings}
+    question, plan = _question(perturbation, asked), list[Stage]()
+    for name, changes in (stages or {}).items():
+        with told_as(f"stages.{name}"):
+            plan.append(Stage(name, _question(perturbation, {**asked, **changes})))
     modules = [model] if isinstance(model, nn.Module) else []
     frames, images = [], []
     with frozen(*modules), evaluating(*modules):
-        for outcome in _outcomes(ModelView(model, inference or Inference()), question, data, batch_size):
+        for outcome in _outcomes(ModelView(model, inference or Inference()), question, plan, data, batch_size):
             frames.append(samples_frame(outcome).drop("name"))
             if return_images:
                 images.append(_perturbed(outcome))
@@ -100,7 +100,16 @@ def attack(
 attack.__signature__ = completed(inspect.signature(attack), inspect.signature(Attack))  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def _outcomes(view: ModelView, attack: Attack, data: Batches, batch_size: int | None) -> Iterator[Outcome]:
+def _question(perturbation: Callable[..., Any], asked: dict[str, Any]) -> Attack:
+    if "perturbation" in asked:
+        raise ValueError("perturbation is the same for all stages: give it beside them.")
+    wrapped = {"init": asked["init"] or _zero, "criterion": _with_clean(asked["criterion"])}
+    return Attack(**{**asked, **wrapped, "perturbation": _with_generators(perturbation)})
+
+
+def _outcomes(
+    view: ModelView, attack: Attack, stages: Sequence[Stage], data: Batches, batch_size: int | None
+) -> Iterator[Outcome]:
     engine, done = None, 0
     tensors = [*view.plain.parameters(), *view.plain.buffers()] if isinstance(view.plain, nn.Module) else []
     device = tensors[0].device if tensors else None
@@ -114,7 +123,8 @@ def _outcomes(view: ModelView, attack: Attack, data: Batches, batch_size: int | 
             view.prepare(images[:batch_size])
             with torch.no_grad():
                 classes = view.plain(images[:1]).shape[1]
-            engine = Engine(view, attack, shape=images.shape[1:], classes=classes, batch_size=batch_size)
+            shape = images.shape[1:]
+            engine = Engine(view, attack, stages=stages, shape=shape, classes=classes, batch_size=batch_size)
         if not 0 <= int(labels.min()) <= int(labels.max()) < engine.classes:
             found = f"from {int(labels.min())} to {int(labels.max())}"
             raise ValueError(f"data has labels {found}; they must lie between 0 and {engine.classes - 1}, the outputs.")

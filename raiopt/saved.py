@@ -13,6 +13,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from raiopt.configs import INNER, Job, store
 from raiopt.jobs import build
+from raiopt.stages import staged
 
 if TYPE_CHECKING:
     from raiopt import experiment
@@ -140,6 +141,7 @@ class _Saved:
         for key in sorted(OmegaConf.missing_keys(merged)):
             raise self._refused(key, "its value is missing")
         self._check_allowed(merged, allowed)
+        self._check_stages(merged)
         return merged
 
     def _text(self) -> str:
@@ -224,6 +226,14 @@ class _Saved:
             if "download" in settings and settings["download"] and f"{place}.download" not in allowed:
                 why = f"it would write into {_shown(settings['root'])}. If you want that: --allow {place}.download"
                 raise self._refused(f"{place}.download", why)
+
+    def _check_stages(self, config: DictConfig) -> None:
+        """Lets through stages that change settings of raiopt's own options alone; none of these names a function."""
+        try:
+            staged(config)
+        except ValueError as error:
+            key, _, why = str(error).partition(": ")
+            raise self._refused(key, why.rstrip(".")) from None
 
     def _refused(self, key: str, why: str) -> UnsafeConfig:
         known = key

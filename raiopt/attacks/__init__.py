@@ -3,6 +3,7 @@
 from raiopt.attacks.engine import Engine, Outcome, default_batch_size
 from raiopt.attacks.inference import Inference, ModelView
 from raiopt.attacks.question import Attack, told_as
+from raiopt.attacks.stages import Stage
 from raiopt.attacks.start import Start, tried
 from raiopt.attacks.trial import Trial
 from raiopt.attacks.verify import Ball, Claim, Verdict, verify
@@ -18,6 +19,7 @@ __all__ = [
     "ModelView",
     "Outcome",
     "Search",
+    "Stage",
     "Start",
     "Trial",
     "Verdict",

@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from raiopt.attacks.curve import one_radius, smallest_radius
+from raiopt.attacks.curve import by_norm, one_radius, smallest_radius
 from raiopt.attacks.inference import ModelView
-from raiopt.attacks.question import Attack
+from raiopt.attacks.question import Attack, told_as
+from raiopt.attacks.stages import Stage, Stages, check_together
 from raiopt.attacks.start import tried
 from raiopt.attacks.trial import Samples, Trial, Trier
 from raiopt.attacks.verify import confidence
@@ -36,13 +38,16 @@ class Outcome:
     finite: Tensor  # whether the clean output was
     attacked: Tensor
     trial: Trial | None
+    stages: Sequence[str] = ()  # the names that the numbers of `Trial.stage` stand for
 
 
 class Engine:
-    """Attacks batches of samples with one model and one question.
+    """Attacks batches of samples with one model and one question, or with the stages of one.
 
     Args:
         view: The model as it is, and as the search may see it.
+        attack: The question, where there are no stages.
+        stages: Attacks that run one after another, each on the samples that no earlier one broke.
         shape: Of an image, (C, H, W).
         classes: How many the model knows.
         batch_size: So many rows pass the model together at most. It is halved when memory runs out, unless samples act
@@ -58,19 +63,43 @@ class Engine:
         view: ModelView,
         attack: Attack,
         *,
+        stages: Sequence[Stage] = (),
         shape: Sequence[int],
         classes: int,
         batch_size: int,
         on_step: Callable[[], None] = lambda: None,
     ) -> None:
-        self.view, self.attack, self.batch_size, self.on_step = view, attack, batch_size, on_step
-        self.classes = classes
-        self.example = tried(attack, shape, classes)
+        self.view, self.batch_size, self.on_step = view, batch_size, on_step
+        self.classes, self.stages = classes, stages
+        self.attacks = [stage.attack for stage in stages] or [attack]
+        self.examples = []
+        for name, each in zip([f"stages.{stage.name}" for stage in stages] or [""], self.attacks, strict=True):
+            with told_as(name) if name else nullcontext():
+                self.examples.append(tried(each, shape, classes))
+        if stages:
+            check_together(stages, self.examples)
+        self.attack, self.example = self.attacks[0], self.examples[0]
+
+    @property
+    def by_norm(self) -> bool:
+        """Whether of iterates that fool the one with the smallest norm is kept."""
+        pairs = zip(self.attacks, self.examples, strict=True)
+        return all(attack.by_norm(smallest=start.smallest) for attack, start in pairs)
+
+    @property
+    def rows(self) -> int:
+        """How many rows of a batch a sample takes at most."""
+        return max(attack.rows for attack in self.attacks)
+
+    @property
+    def evaluations(self) -> int:
+        """How many times a batch passes the model forward at most, but for what its optimizers add."""
+        return sum(attack.steps + 1 for attack in self.attacks)
 
     @property
     def samples_at_once(self) -> int:
         """How many samples pass the model together: each takes a row for every restart and target."""
-        return max(1, self.batch_size // self.attack.rows)
+        return max(1, self.batch_size // self.rows)
 
     def run(self, ids: Sequence[int], names: Sequence[str], images: Tensor, labels: Tensor | None) -> Iterator[Outcome]:
         """Attacks samples (N, C, H, W) in [0, 1]; yields what is known of them, in parts that fit into memory.
@@ -101,29 +130,38 @@ class Engine:
     def _halve(self, size: int) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.batch_size = size // 2 * self.attack.rows
+        self.batch_size = size // 2 * self.rows
         log.warning("Out of memory with %d samples in a batch: going on with %d.", size, size // 2)
 
     def _attacked(self, ids: Sequence[int], names: Sequence[str], images: Tensor, labels: Tensor | None) -> Outcome:
-        attack, device = self.attack, images.device
+        attack = self.attack
         with torch.no_grad():
             logits = self.view.plain(images).float()
             prediction = logits.argmax(1)
             labels = prediction if labels is None else labels
-            goals = attack.goals(logits, labels)
-            clean_goals = goals[:, 0] if attack.targeted else labels
+            triers = self._triers(ids, images, labels, logits)
+            clean_goals = triers[0].samples.goals[:, 0] if attack.towards else labels
             clean_loss = attack.criterion(logits, clean_goals, labels=labels, clean=logits)
         finite = logits.isfinite().all(1)
-        attacked = finite & (goals != labels[:, None]).any(1) if attack.targeted else finite
+        attacked = finite & torch.stack([trier.has_goal for trier in triers]).any(0)
         if not attack.attack_misclassified:
             attacked = attacked & (prediction == labels)
-        chosen = attacked.nonzero().flatten()
-        trial = None
-        if len(chosen):
-            keys = torch.tensor(ids, dtype=torch.int64, device=device)
-            samples = Samples(*(values[chosen] for values in (keys, images, labels, goals, logits)))
-            trier = Trier(self.view.fast, self.view.plain, attack, samples, self.on_step)
-            radii = one_radius if attack.epsilons is None else smallest_radius
-            trial = radii(attack, len(chosen), device, trier)
-        sure = confidence(logits, prediction)
-        return Outcome(ids, names, images, labels, prediction, clean_loss, sure, finite, attacked, trial)
+        trial = self._tried([trier.take(attacked.nonzero().flatten()) for trier in triers]) if attacked.any() else None
+        sure, stages = confidence(logits, prediction), [stage.name for stage in self.stages]
+        return Outcome(ids, names, images, labels, prediction, clean_loss, sure, finite, attacked, trial, stages)
+
+    def _triers(self, ids: Sequence[int], images: Tensor, labels: Tensor, logits: Tensor) -> list[Trier]:
+        """Returns what tries the samples, one for each attack."""
+        keys = torch.tensor(ids, dtype=torch.int64, device=images.device)
+        made = []
+        for attack, start in zip(self.attacks, self.examples, strict=True):
+            samples = Samples(keys, images, labels, attack.goals(logits, labels), logits)
+            made.append(Trier(self.view.fast, self.view.plain, attack, samples, self.on_step, start.ball.p))
+        return made
+
+    def _tried(self, triers: Sequence[Trier]) -> Trial:
+        samples, several = triers[0].samples, by_norm if all(s.smallest for s in self.examples) else smallest_radius
+        radii = one_radius if self.attack.epsilons is None else several
+        tries = Stages(triers) if self.stages else triers[0]
+        trial = radii(self.attack, len(samples.ids), samples.ids.device, tries)
+        return replace(trial, past=tries.past) if isinstance(tries, Stages) else trial

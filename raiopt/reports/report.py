@@ -25,7 +25,7 @@ from raiopt.reports.thumbnails import KINDS
 from raiopt.reports.trust import Verdict, verdicts
 from raiopt.results.folder import replace_file
 from raiopt.results.tables import jobs_frame
-from raiopt.results.terminal import percent
+from raiopt.results.terminal import percent, stage_rows
 
 CURVES = 12
 """So many runs are drawn step by step, and looked at more closely; so many curves go over the radius."""
@@ -153,6 +153,7 @@ def _page(data: dict[str, Any], **content: Any) -> str:
         scripts=[Markup(script) for script in scripts],
         shares=sections.shares,
         kinds=KINDS,
+        stage_rows=stage_rows,
         rank=WORST_FIRST.index,
         quoted=lambda folder: shlex.quote(str(folder)),
     )

@@ -108,6 +108,8 @@ def _curve(run: Run, epsilons: Sequence[float]) -> Iterator[tuple[Any, ...]]:
 def step_curves(runs: Sequence[Run], problems: Problems | None = None) -> pl.DataFrame:
     """Returns how the attacked samples fared step by step, at most `STEPS` rows a run, the last step among them.
 
+    A run in stages has a curve for each, of the samples that it tried; the label names the stage.
+
     Returns:
         Columns label, peers, run, step, passes (forward and backward, of a sample up to there; null in older runs),
         loss (the median over samples), loss_low and loss_high (their quartiles), fooled_so_far (share of the attacked).
@@ -117,15 +119,22 @@ def step_curves(runs: Sequence[Run], problems: Problems | None = None) -> pl.Dat
     drawn = [pl.DataFrame(schema=schema)]
     for label, run in _labelled(runs, problems):
         with leaving_out(run, problems):
-            trace = run.trace()
-            at = np.linspace(0, len(trace) - 1, min(len(trace), STEPS)).round().astype(int)
-            about = {"label": label, "peers": _peers(run), "run": str(run.folder)}
-            told = [pl.lit(text).alias(name) for name, text in about.items()]
-            passes = pl.col("passes") if "passes" in trace.columns else pl.lit(None, pl.Float64).alias("passes")
-            of_loss = {"loss": "loss_median", "loss_low": "loss_q25", "loss_high": "loss_q75"}
-            losses = [pl.col(column).fill_nan(None).alias(name) for name, column in of_loss.items()]
-            drawn.append(trace[at].select(*told, "step", passes, *losses, "fooled_so_far"))
+            whole = run.trace()
+            staged = "stage" in whole.columns and whole["stage"].count() > 0
+            for trace in whole.partition_by("stage", maintain_order=True) if staged else [whole]:
+                name = f"{label}, {trace['stage'][0]}" if staged else label
+                about = {"label": name, "peers": _peers(run), "run": str(run.folder)}
+                drawn.append(_step_curve(trace, about))
     return pl.concat(drawn)
+
+
+def _step_curve(trace: pl.DataFrame, about: dict[str, str]) -> pl.DataFrame:
+    at = np.linspace(0, len(trace) - 1, min(len(trace), STEPS)).round().astype(int)
+    told = [pl.lit(text).alias(name) for name, text in about.items()]
+    passes = pl.col("passes") if "passes" in trace.columns else pl.lit(None, pl.Float64).alias("passes")
+    of_loss = {"loss": "loss_median", "loss_low": "loss_q25", "loss_high": "loss_q75"}
+    losses = [pl.col(column).fill_nan(None).alias(name) for name, column in of_loss.items()]
+    return trace[at].select(*told, "step", passes, *losses, "fooled_so_far")
 
 
 def job_points(runs: Sequence[Run], problems: Problems | None = None) -> pl.DataFrame:

@@ -1,7 +1,8 @@
 """Signs, in the record of one run, that its attack failed: then robust accuracy is too high."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -58,6 +59,8 @@ STUCK, MOSTLY_STUCK = 0.1, 0.5
 """Of survivors: a random start may be the best point by luck; with half, there was no search."""
 SHORT, MOSTLY_SHORT = 0.1, 0.5
 """Of survivors: the best point of a ball nearly always lies on its border; few are stuck in a maximum inside."""
+MASKED = math.nextafter(0.002, 1)
+"""Of all samples: AutoAttack warns where its last stage breaks more than 0.2 points (Croce and Hein, 2020)."""
 RESTARTS = 0.1
 """Of survivors: where the start decides more than the search, more starts find more."""
 
@@ -218,6 +221,17 @@ RULES = (
         alone=True,
         missing="Each sample had one start.",
     ),
+    Rule(
+        "gradient free",
+        "without_gradients",
+        "samples",
+        ANY,
+        MASKED,
+        "A stage without gradients broke {without_gradients:,} of {samples:,} samples that held against gradients.",
+        "The network masks its gradients: what follows them misses examples that are there.",
+        missing="No stage without gradients ran behind one with them.",
+        moot=True,
+    ),
 )
 NOT_SATURATING = ("margin", "dlr", "targeted_dlr")
 """Losses of logits, which do not round to 0 where the model is sure."""
@@ -241,6 +255,8 @@ def facts_of(run: Run) -> dict[str, Any]:
         facts["nondeterministic"] = told.get("nondeterministic", 0.0)
         facts["probabilities"] = float(told.get("probabilities", False))
         facts["answer"] = "probabilities" if facts["probabilities"] else "logits"
+    if (broken := _without_gradients(record.get("stages") or [])) is not None:
+        facts["without_gradients"] = broken
     facts["zero_steps"] = percent(facts.get("zero_gradient_share"))
     facts["criterion"] = choices.get("criterion", "not known")
     steps = re.search(r"(\d+) steps", record.get("attack") or "")
@@ -254,6 +270,14 @@ def facts_of(run: Run) -> dict[str, Any]:
         "more_restarts": 4 * restarts if isinstance(restarts, int) and restarts > 1 else 5,
         "start": "" if random else f"init={STARTS.get(record.get('norm') or '', 'gaussian')}",
     }
+
+
+def _without_gradients(stages: Sequence[Mapping[str, Any]]) -> int | None:
+    """Returns how many samples broke in stages without gradients behind one with them; None if none tried any."""
+    free = [bool(stage.get("gradient_free")) for stage in stages]
+    behind = stages[free.index(False) :] if False in free else []
+    broken = [stage["broken"] for stage in behind if stage.get("gradient_free") and stage.get("attacked")]
+    return sum(broken) if broken else None
 
 
 def _judged(rule: Rule, facts: dict[str, Any]) -> Sign:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raiopt.attacks import Outcome, Trial
 from raiopt.results.folder import read_record, replace_file
-from raiopt.results.samples import samples_frame, steps_frame
+from raiopt.results.samples import samples_frame, steps_frames
 
 MERGED = 64 * 2**20
 """Perturbations of up to so many bytes end in one file, larger ones stay in a file a chunk."""
@@ -57,9 +57,8 @@ class Chunks:
         replace_file(
             self._part(number, "samples.parquet"), pl.concat([samples_frame(o) for o in outcomes]).write_parquet
         )
-        steps = steps_frame(outcomes)
-        if steps.width:
-            replace_file(self._part(number, "steps.parquet"), steps.write_parquet)
+        for kind, steps in steps_frames(outcomes).items():
+            replace_file(self._part(number, f"{kind}.parquet"), steps.write_parquet)
         if exhibits:
             shown = save(_joined(exhibits))
             replace_file(self._part(number, "exhibits.safetensors"), lambda path: path.write_bytes(shown))
@@ -71,7 +70,7 @@ class Chunks:
         replace_file(self._part(number, "json"), lambda path: path.write_text(json.dumps(about), encoding="utf-8"))
 
     def tables(self, kind: str) -> list[Path]:
-        """Returns the Parquet files of one kind, samples or steps, in the order of the chunks."""
+        """Returns the Parquet files of one kind, as samples or steps, in the order of the chunks."""
         return sorted(self.parts.glob(f"*.{kind}.parquet"))
 
     def merge_samples(self, path: Path) -> None:

@@ -46,7 +46,7 @@ def metrics(samples: pl.LazyFrame, epsilons: Sequence[float] | None = None) -> d
     )
     figures = row.collect().row(0, named=True)
     reached, targets = figures.pop("reached"), figures.pop("targets")
-    if targets:
+    if targets and targets == figures["attacked"]:  # of several stages, some may have none
         figures["target_reached"] = reached / figures["attacked"] if figures["attacked"] else None
     if epsilons:
         figures["epsilons"] = list(epsilons)

@@ -9,10 +9,11 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from raiopt.attacks import STOPPED, Outcome, Trial
+from raiopt.attacks import STOPPED, Attack, Outcome, Trial
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 _ATTACKED: dict[str, Any] = {
+    "stage": pl.String,
     "target": pl.Int64,
     "adversarial_prediction": pl.Int64,
     "adversarial_loss": pl.Float32,
@@ -69,7 +70,7 @@ def samples_frame(outcome: Outcome) -> pl.DataFrame:
             **dict.fromkeys(("clean_loss", "clean_confidence"), pl.Float32),
         },
     )
-    columns = {} if trial is None else _attacked_columns(trial, outcome.labels[outcome.attacked])
+    columns = {} if trial is None else _attacked_columns(trial, outcome.labels[outcome.attacked], outcome.stages)
     stopped = pl.Series("_stopped", _spread(columns.pop("stopped", None), attacked.tolist()), pl.String)
     rows = [pl.Series(n, _spread(columns.get(n), attacked.tolist()), kind) for n, kind in _ATTACKED.items()]
     return (
@@ -79,12 +80,13 @@ def samples_frame(outcome: Outcome) -> pl.DataFrame:
     )
 
 
-def _attacked_columns(trial: Trial, labels: Tensor) -> dict[str, list[Any] | None]:
+def _attacked_columns(trial: Trial, labels: Tensor, stages: Sequence[str]) -> dict[str, list[Any] | None]:
     found, verdict, n = trial.search, trial.verdict, len(labels)
     undecided = (found.not_finite >= 0) & ~verdict.broken
-    rise, late_rise = rises(found.gains.cpu(), found.steps.cpu())
+    rise, late_rise = rises(found.gains.cpu(), found.steps.cpu(), trial.stride.cpu())
     reasons = [STOPPED[number] for number in _list(found.stopped)]
     return {
+        "stage": None if trial.stage is None else [stages[number] for number in _list(trial.stage)],
         "stopped": ["not_finite" if lost else reason for lost, reason in zip(_list(undecided), reasons, strict=True)],
         "target": _where(found.goal != labels, found.goal),
         "adversarial_prediction": _list(verdict.prediction),
@@ -113,15 +115,15 @@ def _attacked_columns(trial: Trial, labels: Tensor) -> dict[str, list[Any] | Non
     }
 
 
-def rises(gains: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+def rises(gains: Tensor, steps: Tensor, stride: Tensor | int = 1) -> tuple[Tensor, Tensor]:
     """Returns how far the best loss rose in all of a sample's steps, and in the last tenth of them, each (n,).
 
     Args:
-        gains: (n, steps + 1), the loss at each step, or its negative where the attack makes it small.
+        gains: The loss at every `stride`-th step, or its negative where the attack makes it small; n rows.
         steps: (n,), how many of them were taken.
     """
     best = gains.nan_to_num(nan=float("-inf")).cummax(1).values
-    early, late = (best.gather(1, at[:, None])[:, 0] for at in (steps * 9 // 10, steps))
+    early, late = (best.gather(1, (at // stride)[:, None])[:, 0] for at in (steps * 9 // 10, steps))
     return late - gains[:, 0], late - early
 
 
@@ -152,39 +154,59 @@ def _spread(values: Sequence[Any] | None, mask: Sequence[bool]) -> list[Any]:
     return [next(rest) if marked and values is not None else None for marked in mask]
 
 
-def steps_frame(outcomes: Sequence[Outcome]) -> pl.DataFrame:
-    """Returns one row for each attacked sample: how many steps it took, its loss at each and if it was fooled then."""
+def steps_frames(outcomes: Sequence[Outcome]) -> dict[str, pl.DataFrame]:
+    """Returns one row for each attacked sample: how many steps it took, its loss at each and if it was fooled then.
+
+    It is one table, `steps`, or one for each stage that tried a sample: `steps0`, `steps1`, ...
+    """
     trials = [outcome.trial for outcome in outcomes if outcome.trial is not None]
-    if not trials:
-        return pl.DataFrame()
-    gains, fooled = (torch.cat([getattr(t.search, name).cpu() for t in trials]) for name in ("gains", "fooled_at"))
-    columns = {"steps": torch.cat([t.search.steps.cpu() for t in trials]).numpy()}
-    columns |= {f"gain_{step}": column.numpy() for step, column in enumerate(gains.unbind(1))}
-    return pl.DataFrame(columns | {f"fooled_{step}": column.numpy() for step, column in enumerate(fooled.unbind(1))})
+    parts: dict[str, list[tuple[Tensor, ...]]] = {}
+    for trial in trials:
+        if trial.stage is None:
+            parts.setdefault("steps", []).append(tuple(getattr(trial.search, name) for name in NOTED))
+        for number, past in enumerate(trial.past):
+            if past is not None:
+                tried = tuple(getattr(past, name)[past.tried] for name in NOTED)
+                parts.setdefault(f"steps{number}", []).append(tried)
+    return {
+        kind: _steps_frame(*(torch.cat(tensors).cpu() for tensors in zip(*part, strict=True)))
+        for kind, part in parts.items()
+    }
 
 
-def trace_frame(files: list[Path], steps: int, *, targeted: bool, rows: int = 1) -> pl.DataFrame:
+def _steps_frame(steps: Tensor, gains: Tensor, fooled: Tensor) -> pl.DataFrame:
+    columns = {"steps": steps.numpy()} | {f"gain_{at}": column.numpy() for at, column in enumerate(gains.unbind(1))}
+    return pl.DataFrame(columns | {f"fooled_{at}": column.numpy() for at, column in enumerate(fooled.unbind(1))})
+
+
+def trace_frame(
+    files: list[Path], attack: Attack, *, gradient_free: bool = False, stage: str | None = None
+) -> pl.DataFrame:
     """Returns one row a step over all attacked samples: passes of a sample so far, loss, share fooled then or before.
 
     Args:
-        files: Parquet files of `steps_frame`; of them, one step at a time is read.
-        rows: How many rows of a batch a sample takes.
+        files: Parquet files of `steps_frames`; of them, one step at a time is read.
+        attack: What they are of.
+        stage: Its name, if it is one of several; passes are those that it made itself.
     """
-    table, so_far, sign = [], np.zeros(0, dtype=bool), -1 if targeted else 1
+    table, so_far, sign = [], np.zeros(0, dtype=bool), -1 if attack.towards else 1
     taken = pl.scan_parquet(files).select("steps").collect()["steps"].to_numpy() if files else so_far
-    for step in range(steps + 1) if files else ():
-        columns = pl.scan_parquet(files).select(f"gain_{step}", f"fooled_{step}").collect()
-        losses = sign * columns[f"gain_{step}"].to_numpy().astype(np.float64)
-        fooled = columns[f"fooled_{step}"].to_numpy()
-        so_far = fooled | so_far if step else fooled
+    for at in range(1 + attack.steps // attack.stride) if files else ():
+        step = at * attack.stride
+        columns = pl.scan_parquet(files).select(f"gain_{at}", f"fooled_{at}").collect()
+        losses = sign * columns[f"gain_{at}"].to_numpy().astype(np.float64)
+        fooled = columns[f"fooled_{at}"].to_numpy()
+        so_far = fooled | so_far if at else fooled
         losses = losses[np.isfinite(losses)]
         of_losses = [losses.mean(), *np.quantile(losses, list(QUANTILES.values()))] if len(losses) else [np.nan] * 6
-        passes = rows * (1 + 2 * np.minimum(taken, step).mean())
-        table.append([step, len(fooled), passes, *of_losses, fooled.mean(), so_far.mean()])
+        passes = attack.rows * (1 + (1 if gradient_free else 2) * np.minimum(taken, step).mean())
+        table.append([stage, step, len(fooled), passes, *of_losses, fooled.mean(), so_far.mean()])
     return pl.DataFrame(table, schema=_TRACE, orient="row")
 
 
+NOTED = ("steps", "gains", "fooled_at")
 _TRACE = {
+    "stage": pl.String,
     "step": pl.Int64,
     "samples": pl.Int64,
     "passes": pl.Float64,

@@ -10,6 +10,7 @@ import polars as pl
 
 from raiopt.results.metrics import metrics, signs_of
 from raiopt.results.records import JobRecord, is_volatile, read_job, read_jobs
+from raiopt.results.stages import merged_stages
 
 SHARD, COUNT = "data.shard", "data.num_shards"
 LISTED = 10
@@ -92,7 +93,9 @@ def merged(folder: Path, group: Sequence[JobRecord]) -> JobRecord:
         try:
             samples = _samples(folder, group)
             figures = metrics(samples, first.metrics.get("epsilons"))
-            told = {"signs": signs_of(samples, first.record)} if "signs" in first.record else {}
+            told: dict[str, Any] = {"signs": signs_of(samples, first.record)} if "signs" in first.record else {}
+            if first.record.get("stages"):
+                told["stages"] = merged_stages([job.record for job in group])
         except (OSError, pl.exceptions.PolarsError) as error:
             wrong = f"a samples.parquet cannot be read: {str(error).splitlines()[0]}"
         else:

@@ -1,6 +1,6 @@
 """What a person sees on the terminal: progress, the summary of a job, the table of a sweep."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def print_summary(record: dict[str, Any], folder: Path) -> None:
     """Prints the figures of a finished job and where its folder lies."""
     figures = record["metrics"]
     table = Table(show_header=False, box=None, padding=(0, 2))
-    for name, value in summary_rows(figures):
+    for name, value in [*summary_rows(figures), *stage_rows(record.get("stages") or [])]:
         table.add_row(name, value)
     console = Console()
     console.print(escape(headline(record)), style="bold", highlight=False, soft_wrap=True)
@@ -130,6 +130,21 @@ def summary_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("passes", f"{forward:,} forward, {backward:,} backward"))
     rows.append(("passes a sample", f"{forward / each:.1f} forward, {backward / each:.1f} backward"))
     rows.append(("attack", f"{figures['attack_seconds']:.1f} s"))
+    return rows
+
+
+def stage_rows(stages: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Returns name and text of each stage for a summary.
+
+    >>> counts = {"attacked": 9, "broken": 4, "robust_accuracy": 0.5, "forward_passes": 90, "backward_passes": 81}
+    >>> stage_rows([{"name": "ce", **counts}])
+    [('stage ce', 'broke 4 of 9, leaves 50.0 % robust, 171 passes')]
+    """
+    rows = []
+    for stage in stages:
+        robust, passes = percent(stage["robust_accuracy"]), stage["forward_passes"] + stage["backward_passes"]
+        did = f"broke {stage['broken']:,} of {stage['attacked']:,}, leaves {robust} robust, {passes:,} passes"
+        rows.append((f"stage {stage['name']}", did if stage["attacked"] else "tried no sample"))
     return rows
 
 

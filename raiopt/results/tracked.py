@@ -111,11 +111,13 @@ def _curves(file: Path) -> list[tuple[str, float, int]]:
     if not file.exists():
         return []
     table = pl.read_parquet(file)
+    stages = table["stage"] if "stage" in table.columns else [None] * len(table)
+    prefixes = ["step" if stage is None else f"step/{stage}" for stage in stages]
     return [
-        (f"step/{name}", float(value), step)
+        (f"{prefix}/{name}", float(value), step)
         for name in table.columns
-        if name != "step"
-        for step, value in zip(table["step"], table[name], strict=True)
+        if name not in ("stage", "step")
+        for prefix, step, value in zip(prefixes, table["step"], table[name], strict=True)
         if value is not None
     ]
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from raiopt.jobs import plain
+from raiopt.stages import staged
 from raiopt.sweep.job_key import key_of
 from raiopt.sweep.task import Task
 
@@ -41,6 +42,7 @@ class Composer:
 
         Raises:
             HydraException: If an override fits no config.
+        ValueError: If one does not fit a stage.
         """
         for number, overrides in enumerate(jobs):
             yield self.task(list(overrides), number)
@@ -86,6 +88,7 @@ class Composer:
             if made is not None:
                 return *made, choice.choices
         config, choices = self._by_hydra(overrides)
+        staged(config)
         return _container(config, resolve=False), _container(config, resolve=True), choices
 
     def _by_hydra(self, overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
@@ -107,7 +110,7 @@ class _Choice:
 
     def __init__(self, config: DictConfig, choices: dict[str, str]) -> None:
         self.choices = choices
-        self._fresh = config
+        self._fresh, self._known = config, set[str]()  # stages that were seen to fit this choice
         self._asked, self._resolved = _container(config, resolve=False), _container(config, resolve=True)
         self._references = list(_references(self._asked))
         self._begin()
@@ -137,6 +140,9 @@ class _Choice:
         except (OmegaConfBaseException, KeyError, TypeError):
             self._begin()
             return None
+        if (stages := str(self._config.get("stages"))) not in self._known:
+            staged(self._config)  # raises
+            self._known.add(stages)
         return asked, resolved
 
     def _value(self, key: str) -> Any:

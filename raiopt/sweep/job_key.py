@@ -24,6 +24,7 @@ def job_key(config: DictConfig) -> str:
 def key_of(resolved: Mapping[str, Any]) -> str:
     """Returns the key of a resolved config; the number of the folders' layout is a part of it."""
     asked = {key: value for key, value in resolved.items() if key not in VOLATILE}
+    asked["stages"] = list((resolved.get("stages") or {}).items())  # their order is a part of the question
     return hashlib.sha256(json.dumps([SCHEMA, asked], sort_keys=True).encode()).hexdigest()[:10]
 
 

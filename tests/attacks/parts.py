@@ -77,14 +77,15 @@ def random_start(rows, generator):
     return rows.copy_((uniform_like_linf_n_ball_(rows, 1 / 16, generator=generator) * 64).round() / 64)
 
 
-def run(x, labels=None, attack=None, model=None, *, fast=None, ids=None, batch_size=100):
-    """Returns the outcomes of an attack; `fast` is the model of the search."""
+def run(x, labels=None, attack=None, model=None, *, fast=None, ids=None, batch_size=100, stages=()):
+    """Returns the outcomes of an attack, or of its stages; `fast` is the model of the search."""
     model, ids = model or Linear(), list(range(len(x))) if ids is None else ids
     view = ModelView(model)
     view.fast = fast or model
     with torch.no_grad():
         classes = model(x[:1]).shape[1]
-    engine = Engine(view, attack or question(), shape=x.shape[1:], classes=classes, batch_size=batch_size)
+    shape = x.shape[1:]
+    engine = Engine(view, attack or question(), stages=stages, shape=shape, classes=classes, batch_size=batch_size)
     return list(engine.run(ids, [""] * len(ids), x, labels))
 
 

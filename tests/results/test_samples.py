@@ -13,7 +13,8 @@ from torch.testing import assert_close
 
 from raiopt.attacks import STOPPED, Ball, Outcome, Search, Trial, Verdict
 from raiopt.results.metrics import metrics, signs
-from raiopt.results.samples import rises, samples_frame, steps_frame, trace_frame
+from raiopt.results.samples import rises, samples_frame, steps_frames, trace_frame
+from tests.attacks.parts import question
 
 NAN = math.nan
 GAINS = torch.tensor([[1.0, 2.0, 3.0], [2.0, 1.0, 0.0], [3.0, NAN, NAN], [4.0, 5.0, 6.0]])
@@ -65,6 +66,7 @@ def trial(**changes):
         "shared": False,
         "coupled": False,
         "whole": False,
+        "stride": torch.ones(4, dtype=torch.int64),
     }
     return Trial(**{**usual, **changes})
 
@@ -272,8 +274,8 @@ def trace(tmp_path, *outcomes, targeted=False, steps=2):
     files = []
     for number, made in enumerate(outcomes):
         files.append(tmp_path / f"{number}.parquet")
-        steps_frame([made]).write_parquet(files[-1])
-    return trace_frame(files, steps, targeted=targeted)
+        steps_frames([made])["steps"].write_parquet(files[-1])
+    return trace_frame(files, question(steps=steps, target=1 if targeted else None))
 
 
 @pytest.mark.parametrize("targeted", [False, True])
@@ -293,7 +295,7 @@ def test_trace_agrees_with_numpy_and_leaves_out_what_is_not_finite(tmp_path, tar
 
 
 def test_trace_of_nothing_has_its_columns_and_a_step_without_losses_is_nan(tmp_path):
-    assert steps_frame([nothing()]).width == 0
-    assert trace_frame([], 2, targeted=False).schema == trace(tmp_path, outcome()).schema
+    assert steps_frames([nothing()]) == {}
+    assert trace_frame([], question(steps=2)).schema == trace(tmp_path, outcome()).schema
     blind = trace(tmp_path, outcome(trial(search=search(gains=torch.full_like(GAINS, NAN)))))
     assert blind["loss_mean"].is_nan().all()
