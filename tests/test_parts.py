@@ -59,7 +59,8 @@ CRITERIA = [entry["name"] for entry in store if entry["group"] == "criterion"]
         ["perturbation=patch", "perturbation.shared=false", "optim=l2_projected"],
         ["perturbation=affine", "perturbation.rotation=90", "optim=l2_frank_wolfe", "optim.lr=2"],
         ["perturbation=affine", "optim=l1_projected", "optim.q=0.5", "init=uniform_l1"],
-        ["experiment=mi_fgsm"],
+        *([f"experiment={name}"] for name in ("mi_fgsm", "ni_fgsm", "vmi_fgsm")),
+        *(["optim=square", f"optim.ball={ball}", "optim.epsilon=3"] for ball in ("l2", "l1")),
     ],
     ids=" ".join,
 )
