@@ -149,10 +149,10 @@ class AdaptiveStepOptim(SteepestProjectedOptim):
         if param.grad is None:
             return
         turn = self._turn("judged", optim_group)
-        losses = self._published("losses", optim_group, param).float()
         best, slope = (self._memory(name, optim_group) for name in ("best", "best_gradient"))
         lowest, last = (self._row_memory(name, optim_group, param, math.inf) for name in ("lowest", "last"))
         progress = self._row_memory("progress", optim_group, param)
+        losses = self._published("losses", optim_group, param).to(lowest.dtype)
         progress.add_((losses < last) & (last < math.inf))
         last.copy_(losses)
         better = losses < lowest
