@@ -18,6 +18,7 @@ from raiopt.attacks.search import best_rows, of_samples, search
 from raiopt.attacks.watch import STOPPED, Search
 from raiopt.builders import attacks
 from raiopt.optim import (
+    AdaptiveStepOptim,
     ChainedParamTransformingOptimizer,
     L1NormedGradientOptim,
     L1ProjectedOptim,
@@ -28,6 +29,7 @@ from raiopt.optim import (
     MomentumGradientOptim,
     ProjectedParameterOptimizer,
     SignedGradientOptim,
+    SteepestProjectedOptim,
 )
 from raiopt.perturbations import AdditivePerturbation
 from tests.attacks.parts import Classes, Counting, Linear, images, net, question, random_start, rows
@@ -70,6 +72,11 @@ CASES = {
     "restarts": {"optimizer": L2, "restarts": 3},
     "targets": {"optimizer": L2, "targeted": True, "target": ["next", "least_likely", 0]},
     "norm": {"optimizer": L2, "best_by": "norm"},
+    "towards": {"optimizer": L2, "target": "likely", "num_targets": 2},
+    "apgd": {"optimizer": partial(AdaptiveStepOptim, p=2, epsilon=0.7, steps=15, lr=0.1)},
+    "apgd for l1": {"optimizer": partial(AdaptiveStepOptim, p=1, epsilon=3.0, steps=15, lr=0.1)},
+    "steepest": {"optimizer": partial(SteepestProjectedOptim, p=2, epsilon=0.7, lr=0.1)},
+    "schedule": {"optimizer": L2, "schedule": attacks.cosine},
     "last": {"optimizer": L2, "use_best": False},
 }
 
