@@ -37,7 +37,7 @@ def words_of(config: DictConfig) -> dict[str, list[str]]:
     if not isinstance(found, dict):
         raise ValueError(f"stages={found!r} must be a mapping of names to lists, as in {{first: [solver.steps=10]}}.")
     for name, words in found.items():
-        if not re.fullmatch(r"[A-Za-z][\w-]*", str(name)):
+        if not re.fullmatch(r"[A-Za-z][\w-]*", str(name), re.ASCII):
             raise ValueError(f"stages: {name!r} must be letters, digits, '-' or '_', the first a letter.")
         if not isinstance(words, list) or any(not isinstance(word, str) for word in words):
             raise ValueError(f"stages.{name} must be a list of words as one types them, as in [solver.steps=10].")

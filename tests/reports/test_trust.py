@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from raiopt import LinfProjectedOptim
-from raiopt.attacks import Attack, Inference
+from raiopt.attacks import Attack, Inference, Stage
 from raiopt.builders import attacks
 from raiopt.experiment import Job
 from raiopt.experiment import run as run_job
 from raiopt.reports.peers import huge_radius
 from raiopt.reports.runs import Run, load_run
-from raiopt.reports.signs import RULES, Level, Sign
+from raiopt.reports.signs import MASKED, RULES, Level, Sign
 from raiopt.reports.trust import judge, verdict_of, verdicts
 from raiopt.results.folder import RunFolder
 from raiopt.results.records import JobRecord
@@ -82,6 +82,24 @@ def in_a_band(x):
     return 0.51 - (x - 0.5).abs()
 
 
+def behind_a_wall(x):
+    """As bright as it is, but the gradient says the opposite."""
+    return 2 * x.detach() - x
+
+
+class Bright(LinfProjectedOptim):
+    """Adds what it may to all pixels, whatever the gradient is."""
+
+    gradient_free = True
+
+    def step(self, closure=None):
+        with torch.no_grad():
+            for group in self.param_groups:
+                for param in group["params"]:
+                    param.fill_(group["epsilon"])
+        self.project()
+
+
 def data(_=None, brightness=BRIGHTNESS, label=0):
     images = brightness.view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
     ids = list(range(len(images)))
@@ -89,7 +107,9 @@ def data(_=None, brightness=BRIGHTNESS, label=0):
     return ImageData("grey", ids, [f"{i}" for i in ids], labels, lambda i: images[i], num_classes=2)
 
 
-def attacked(folder, net=None, *, inference=None, read=data, about=None, epsilon=None, lr=0.05, **question) -> Run:
+def attacked(
+    folder, net=None, *, inference=None, read=data, about=None, epsilon=None, lr=0.05, plan=(), **question
+) -> Run:
     """Runs the honest attack, changed by `question`, and returns what it left."""
     folder.mkdir(parents=True)
     if epsilon is not None:
@@ -99,6 +119,7 @@ def attacked(folder, net=None, *, inference=None, read=data, about=None, epsilon
         model=lambda: Classifier(net or Brightness(), name="net").frozen(),
         data=read,
         attack=attack,
+        stages=[Stage(f"stage {number}", each) for number, each in enumerate(plan)],
         inference=inference or Inference(channels_last=False),
         words=f"attack, {attack.steps} steps",
     )
@@ -126,7 +147,8 @@ def test_an_honest_attack_is_green_in_every_sign(tmp_path):
         for epsilon, seed in itertools.product((0.1, 0.2, 0.6), (0, 1))
     ]
     for verdict in verdicts(runs):
-        assert levels(verdict) == dict.fromkeys(levels(verdict), GREEN)
+        found = {name: level for name, level in levels(verdict).items() if name != "gradient free"}
+        assert found == dict.fromkeys(found, GREEN)
         assert verdict.level is GREEN
         assert not any(sign.remedy for sign in verdict.signs)
     assert [0 < run.metrics["robust_accuracy"] < 1 for run in runs] == [True] * 4 + [False] * 2
@@ -206,6 +228,15 @@ FAILED = {
         "For 40 of 40 survivors the restarts end further apart than the search climbed.",
         {"reach", "convergence"},
     ),
+    "gradient free": (
+        RED,
+        {
+            "net": Brightness(look=behind_a_wall),
+            "plan": (HONEST, replace(HONEST, optimizer=partial(Bright, epsilon=0.2))),
+        },
+        "A stage without gradients broke 15 of 40 samples that held against gradients.",
+        set(),
+    ),
 }
 
 
@@ -226,6 +257,26 @@ def test_an_attack_that_fails_shows_it(tmp_path, name):
         in verdict.words()
     )
     composed(told.remedy)
+
+
+@pytest.mark.parametrize(
+    ("free", "broken", "level"),
+    [
+        ([False, True], [5, 0], GREEN),
+        ([False, True], [5, 1], AMBER),
+        ([False, True], [5, 2], AMBER),
+        ([False, True], [5, 3], RED),
+        ([False, True, False, True], [0, 1, 9, 2], RED),
+        ([True, False], [5, 5], UNKNOWN),
+        ([True, False, True], [5, 5, 0], GREEN),
+        ([False], [5], UNKNOWN),
+    ],
+)
+def test_what_breaks_without_gradients_shows_that_they_are_masked(tmp_path, free, broken, level):
+    """Of 1,000 samples, two are 0.2 points."""
+    stages = [{"gradient_free": is_free, "broken": n, "attacked": 9} for is_free, n in zip(free, broken, strict=True)]
+    run = load_run(make(tmp_path, "run", metrics={"samples": 1000, "robust_accuracy": 0.5}, stages=stages))
+    assert sign(judge(run), "gradient free").level is level
 
 
 def test_a_remedy_makes_the_attack_honest(tmp_path):
@@ -448,6 +499,7 @@ def test_the_page_tells_every_sign_with_its_thresholds():
     ]
     for rule in RULES:
         thresholds = [
-            "-" if x is None else "any" if x == 0 else f"{100 * x:g} % or more" for x in (rule.amber, rule.red)
+            {None: "-", 0: "any", MASKED: "more than 0.2 %"}.get(x, f"{100 * (x or 0):g} % or more")
+            for x in (rule.amber, rule.red)
         ]
         assert told[rule.name][2:4] == thresholds, rule.name
