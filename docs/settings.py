@@ -121,7 +121,7 @@ def _node(group: str, name: str) -> Any:
 def reference() -> str:
     """Returns the Markdown of all tables."""
     stored = {entry["group"] for entry in store}
-    lines = ["```text", USAGE.rstrip(), "```", "", "## For every job", "", *_table(Job, arguments(Job))]
+    lines = ["```text", USAGE.rstrip(), "```", "", "## For every job", "", *_table(Job(), arguments(Job))]
     for group, names in sorted(options().items(), key=lambda item: item[0].startswith("hydra/")):
         lines += ["", f"## `{group}`", "", *(_group(group, names) if group in stored else _files(group, names))]
     for verb in VERBS:

@@ -223,3 +223,31 @@ def test_a_model_without_classes_of_torch_is_attacked_as_it_is():
     plain = Linear()
     assert attack(lambda z: plain(z), (x, labels)).equals(attack(plain, (x, labels)))
     assert x.shape[1:] == SHAPE
+
+
+def test_stages_replace_arguments_of_the_call():
+    x, labels = samples()
+    losses = partial(F.cross_entropy, reduction="none")
+    plan = {"short": {"steps": 1}, "long": {"criterion": losses, "restarts": 2, "init": uniform_like_linf_n_ball_}}
+    records, kept = attack(Linear(), (x, labels), stages=plan, return_images=True)
+    first = attack(Linear(), (x, labels), steps=1)
+    left = records["stage"] == "long"
+    assert records.filter(~left)["verified"].equals(first.filter(~left)["verified"])
+    assert left.sum() == (~first["verified"]).sum()
+    assert (records["verified"] | left).drop_nulls().all()
+    broken = records.filter("verified")["id"].to_list()
+    assert (Linear()(kept)[broken].argmax(1) != labels[broken]).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"perturbation": PatchPerturbation}, "stages.b: perturbation is the same for all stages"),
+        ({"steps": -1}, "stages.b: solver.steps=-1 must be"),
+        ({"stop": "late"}, "stages.b: solver.stop='late' must be one of"),
+        ({"optimizer": partial(LinfProjectedOptim, epsilon=0.5)}, "stages.b looks in Linf 0.5"),
+    ],
+)
+def test_stages_that_do_not_fit_are_told(changes, message):
+    with pytest.raises(ValueError, match=message):
+        attack(Linear(), samples(), stages={"a": {}, "b": changes})

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from raiopt.configs import store
 from raiopt.explain import VERBS
+from raiopt.stages import quoted
 from raiopt.sweep.job_key import register_resolvers
 
 TEXT = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -22,7 +23,7 @@ def composed(words):
     register_resolvers()
     store.add_to_hydra_store(overwrite_ok=True)
     with initialize_config_module("raiopt.conf", version_base="1.3"):
-        return compose("raiopt", overrides=[word for word in words if word != "-m"], return_hydra_config=True)
+        return compose("raiopt", overrides=[quoted(word) for word in words if word != "-m"], return_hydra_config=True)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
