@@ -62,8 +62,8 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
             member = self._member(make)
             if self._chain and member.replaces_gradient:
                 raise ValueError(
-                    f"{type(member).__name__} must stand first in a chain: it takes a gradient of its own, so that what "
-                    f"{type(self._chain[-1]).__name__} made of the other one would have no effect."
+                    f"{type(member).__name__} must stand first in a chain: it takes a gradient of its own, so that "
+                    f"what {type(self._chain[-1]).__name__} makes of the other one would have no effect."
                 )
             member._twins = sum(type(other) is type(member) for other in self._chain)
             self._chain += (member,)

@@ -87,7 +87,7 @@ class SquareOptim(ParamTransformingOptimizer):
         else:
             best = self._accepted(param, optim_group).flatten(1, -3)
             candidate = self._candidate(best, turn - 1, optim_group)
-        param.copy_(candidate.view(param.shape))
+        param.copy_(candidate.reshape(param.shape))
 
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         project_(param, optim_group, self.p)
@@ -103,7 +103,7 @@ class SquareOptim(ParamTransformingOptimizer):
         if math.isinf(self.p):
             side = squares.side(share, *best.shape[2:])
             return squares.flipped_corners(best, side, epsilon, self._draws(best, 2 + channels, optim_group))
-        side = squares.side(share, *best.shape[2:], least=3)
+        side = squares.side(share, *best.shape[2:], odd=True)
         return squares.moved_bumps(best, side, self.p, epsilon, self._draws(best, 5 + channels, optim_group))
 
     def _draws(self, rows: Tensor, amount: int, optim_group: dict[str, Any]) -> Tensor:

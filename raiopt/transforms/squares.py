@@ -29,9 +29,19 @@ def share(number: int, steps: int, first: float) -> float:
     return first / 2 ** bisect_left(_HALVED_AFTER, number * 10_000 // steps)
 
 
-def side(share: float, height: int, width: int, least: int = 1) -> int:
-    """Returns the side of the square that covers this share of an image, within the image."""
-    return min(max(round(math.sqrt(share * height * width)), least), height, width)
+def side(share: float, height: int, width: int, *, odd: bool = False) -> int:
+    """Returns the side of the square that covers this share of an image, within the image.
+
+    Args:
+        share: Above 0, at most 1.
+        height: Of the image.
+        width: Of the image.
+        odd: Whether the square must have a middle, and more than that: an odd side, from 3 on where there is room.
+    """
+    found, most = max(1, round(math.sqrt(share * height * width))), min(height, width)
+    if odd:
+        found, most = max(3, found + 1 - found % 2), most - 1 + most % 2
+    return min(found, most)
 
 
 def start_draws(p: float, channels: int, height: int, width: int) -> int:
@@ -90,7 +100,7 @@ def moved_bumps(best: Tensor, side: int, p: float, epsilon: float | Tensor, draw
     Args:
         best: Perturbations in the Lp ball, p being 1 or 2.
         side: Of the windows.
-        epsilon: As in `starts`; the new norm, unless the two windows overlap in parts.
+        epsilon: As in `starts`; the new norm.
         draws: Of shape (N, 5 + C).
     """
     target, source = (_Windows(best, side, draws[:, i : i + 2]) for i in (0, 2))

@@ -292,7 +292,7 @@ def test_bad_hyperparameters_are_refused(Optim: Any, options: dict[str, float], 
 def test_hydra_zen_builds_them_with_their_full_signature(Optim: type[ParamTransformingOptimizer]) -> None:
     config = builds(Optim, zen_partial=True, populate_full_signature=True)
     assert "param_ndim: -1" in to_yaml(config)
-    required = {"epsilon": 0.1} if Optim is VarianceTunedGradientOptim else {}
+    required: dict[str, Any] = {"epsilon": 0.1} if Optim is VarianceTunedGradientOptim else {}
     assert type(instantiate(config, **required)([leaf()], lr=0.1)) is Optim
     parameters = inspect.signature(Optim).parameters
     assert list(parameters)[:2] == ["params", "InnerOpt"]

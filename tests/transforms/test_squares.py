@@ -108,8 +108,11 @@ def test_squares_shrink_on_schedule() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "least", "expected"), [(0.8, 1, 57), (0.0001, 1, 1), (0.0001, 3, 3), (0.5, 1, 45), (1.0, 1, 64)]
+    ("share", "odd", "expected"),
+    [(0.8, False, 57), (0.5, False, 45), (1e-4, False, 1), (1.0, False, 64), (0.75, True, 55), (1e-4, True, 3)],
 )
-def test_the_side_of_a_square(share: float, least: int, expected: int) -> None:
-    assert squares.side(share, 64, 64, least) == expected
-    assert squares.side(share, 2, 64, least) <= 2
+def test_the_side_of_a_square(share: float, odd: bool, expected: int) -> None:
+    assert squares.side(share, 64, 64, odd=odd) == expected
+    assert squares.side(1.0, 64, 64, odd=True) == 63
+    assert squares.side(1.0, 64, 4, odd=odd) == 4 - odd
+    assert squares.side(share, 1, 64, odd=odd) == 1
