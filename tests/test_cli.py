@@ -219,7 +219,7 @@ def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
         (["solverr.steps=1"], "solverr.steps is not an option. Did you mean solver"),
         (["optim=adam", "optim.InnerOpt.betas=[0,0]"], "optim=adam is not an option of optim"),
         (["optim.InnerOpt=adam"], "write it with a slash: optim/InnerOpt=adam"),
-        (["experiment=nosuch"], "experiment=nosuch is not an option of experiment. There are mi_fgsm, quick"),
+        (["experiment=nosuch"], "experiment=nosuch is not an option of experiment. There are fast, mi_fgsm"),
         (["optim.epsilon=-1"], "optim: epsilon=-1.0 must be a finite number, at least 0"),
         (["optim.epsilon=nan"], "optim: epsilon=nan must be a finite number"),
         (["optim.epsilon=much"], "optim.epsilon: Value 'much' of type 'str' could not be converted to Float"),

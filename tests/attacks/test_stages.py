@@ -28,7 +28,7 @@ def stage(name, lr=1 / 256, **changes):
 
 def in_turn(x, labels, plan, model):
     """Returns the table that the stages alone come to, each run on what the earlier ones left."""
-    left, rows, passes = list(range(len(x))), {}, dict.fromkeys(range(len(x)), (0, 0))
+    left, rows, passes, found = list(range(len(x))), {}, dict.fromkeys(range(len(x)), (0, 0)), pl.DataFrame()
     for one in plan:
         found = table(x[left], labels[left], one.attack, model, ids=left).with_columns(stage=pl.lit(one.name))
         for row in found.filter(pl.col("forward_passes").is_not_null()).iter_rows(named=True):
