@@ -108,13 +108,13 @@ def _perturbation(function: Any, **optim: Any) -> None:
 SEED: dict[str, Any] = {"seed": "${seed}"}
 _group(
     "optim",
-    linf_projected=_optim(o.linf_projected),
-    l2_projected=_optim(o.l2_projected, epsilon=1.5, lr=0.3),
+    linf_projected=_optim(o.linf_projected, lr=0.1),
+    l2_projected=_optim(o.l2_projected, epsilon=1.5, lr=1.5),
     l1_projected=_optim(o.l1_projected, epsilon=12.0, lr=12.0, **SEED),
     l0_projected=_optim(o.l0_projected, epsilon=30.0, lr=3.0),
     apgd=_optim(o.apgd, lr=1.0, steps="${solver.steps}"),
     steepest_projected=_optim(o.steepest_projected, lr=0.5),
-    signed=_optim(o.signed),
+    signed=_optim(o.signed, lr=0.1),
     l1_normed=_optim(o.l1_normed, lr=300.0),
     l2_normed=_optim(o.l2_normed, lr=3.0),
     linf_normed=_optim(o.linf_normed, lr=0.3),
@@ -179,6 +179,7 @@ _group(
 )
 _group(
     "schedule",
+    auto=partial(attacks.auto),
     constant=partial(attacks.constant),
     linear=partial(attacks.linear),
     cosine=partial(attacks.cosine),
@@ -218,7 +219,7 @@ class Job:
             {"perturbation": "additive"},
             {"init": "zero"},
             {"criterion": "cross_entropy"},
-            {"schedule": "constant"},
+            {"schedule": "auto"},
             {"solver": "gradient_ascent"},
             {"tracker": "none"},
             {"experiment": None},

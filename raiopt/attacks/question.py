@@ -30,7 +30,7 @@ class Attack:
             sample, which the attack makes large, or small if there is a target. `goals` are the targets; the very
             tensor `labels` if there are none.
         schedule: Called with the optimizer and the number of steps, returns a scheduler of torch that is stepped after
-            each step. None: the learning rate stays.
+            each step. If there is none, or it returns None, the learning rate stays.
         steps: At least 0; each image passes the model once more than that.
         stop: "fooled": a sample is done once it is fooled, unless the optimizer looks for the smallest perturbation;
             "never": all steps run, for the strongest loss.
@@ -60,7 +60,7 @@ class Attack:
     perturbation: Callable[[Tensor, Sequence[Generator]], PerturbationModel]
     init: Callable[..., Any]
     criterion: Callable[..., Tensor]
-    schedule: Callable[..., LRScheduler] | None = None
+    schedule: Callable[..., LRScheduler | None] | None = None
     steps: int
     stop: str = "fooled"
     restarts: int = 1

@@ -1,7 +1,7 @@
 """perturbation, init, criterion, schedule and solver: what an attack asks for beside its optimizer."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raiopt import checks
@@ -182,50 +182,56 @@ def kl(logits: Any, target: Any, *, labels: Any, clean: Any) -> Any:
 # schedule: called with the optimizer and the number of steps; returns what multiplies the learning rate, step by step
 
 
+def auto(optimizer: Any, steps: int) -> Any:
+    """As cosine; constant for an optimizer that has a rule of its own, as apgd."""
+    return (constant if getattr(optimizer, "own_steps", False) else cosine)(optimizer, steps)
+
+
 def constant(optimizer: Any, steps: int) -> Any:
     """The step size stays."""
-    from torch.optim.lr_scheduler import LambdaLR
-
-    return LambdaLR(optimizer, lambda step: 1.0)
+    return None
 
 
 def linear(optimizer: Any, steps: int, *, final: float = 0.0) -> Any:
     """The step size falls along a line to the share `final` of it."""
-    from torch.optim.lr_scheduler import LambdaLR
-
     checks.number("final", final, low=0)
-    return LambdaLR(optimizer, lambda step: 1 + (final - 1) * min(1.0, step / max(1, steps)))
+    return _multiplied(optimizer, lambda step: 1 + (final - 1) * min(1.0, step / max(1, steps)))
 
 
 def cosine(optimizer: Any, steps: int, *, final: float = 0.0) -> Any:
     """The step size falls along half a cosine to the share `final` of it."""
-    from torch.optim.lr_scheduler import LambdaLR
-
     checks.number("final", final, low=0)
 
     def share(step: int) -> float:
         return final + (1 - final) * (1 + math.cos(math.pi * min(1.0, step / max(1, steps)))) / 2
 
-    return LambdaLR(optimizer, share)
+    return _multiplied(optimizer, share)
 
 
 def exponential(optimizer: Any, steps: int, *, final: float = 0.01) -> Any:
     """The step size falls by the same factor in each step, to the share `final` of it."""
-    from torch.optim.lr_scheduler import LambdaLR
-
     checks.number("final", final, low=1e-12)
-    return LambdaLR(optimizer, lambda step: final ** min(1.0, step / max(1, steps)))
+    return _multiplied(optimizer, lambda step: final ** min(1.0, step / max(1, steps)))
 
 
 def listed(optimizer: Any, steps: int, *, shares: Any) -> Any:
     """The step size is multiplied by a list of shares, one a step; the last one stays."""
-    from torch.optim.lr_scheduler import LambdaLR
-
     if isinstance(shares, str) or not isinstance(shares, Sequence) or not shares:
         raise ValueError(f"shares={shares} must be a list of numbers, as in [1,0.5,0.25].")
     for share in shares:
         checks.number("shares", share, low=0)
-    return LambdaLR(optimizer, lambda step: shares[min(step, len(shares) - 1)])
+    return _multiplied(optimizer, lambda step: shares[min(step, len(shares) - 1)])
+
+
+def _multiplied(optimizer: Any, share: Callable[[int], float]) -> Any:
+    """Returns the scheduler that multiplies the learning rate by a share in each step."""
+    from torch.optim.lr_scheduler import LambdaLR
+
+    if getattr(optimizer, "own_steps", False):
+        raise ValueError(
+            f"{type(optimizer).__name__} has a rule of its own for the size of its steps: take schedule=auto."
+        )
+    return LambdaLR(optimizer, share)
 
 
 # solver

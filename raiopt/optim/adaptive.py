@@ -129,6 +129,8 @@ class AdaptiveStepOptim(SteepestProjectedOptim):
     tensor([[-0.5000,  0.5000]], requires_grad=True)
     """
 
+    own_steps = True
+
     def __init__(
         self,
         params: ParamsT | None,

@@ -106,6 +106,8 @@ class ParamTransformingOptimizer(Optimizer):
     pixels: bool = False
     #: Whether it looks for the smallest perturbation that fools, and so goes on with what is fooled already.
     smallest: bool = False
+    #: Whether it decides on the size of its steps by itself, so that no schedule should.
+    own_steps: bool = False
     #: Whether it moves by the losses alone, so that nobody needs to compute a gradient for it.
     gradient_free: bool = False
     #: Whether it takes a gradient of its own in place of that which it is given, and so stands first in a chain.

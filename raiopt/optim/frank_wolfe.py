@@ -85,6 +85,7 @@ class _InBall(ParamTransformingOptimizer):
     A datum without a gradient stays where it is.
     """
 
+    own_steps = True
     _vertex: Callable[..., Tensor]
 
     def __init__(
@@ -199,6 +200,7 @@ class L1qFrankWolfe(L1qNormedGradientOptim):
     """
 
     ball = 1
+    own_steps = True
 
     def __init__(
         self,

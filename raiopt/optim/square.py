@@ -50,7 +50,7 @@ class SquareOptim(ParamTransformingOptimizer):
     -16.0
     """
 
-    gradient_free = True
+    gradient_free = own_steps = True
 
     def __init__(
         self,

@@ -75,7 +75,8 @@ def published(optimizer: Optimizer, **values: Any) -> Iterator[None]:
 
     - `losses` (N,): of each sample, what the step is to make smaller; the gradient is that of their sum.
     - `fooled` (N,): whether each sample is.
-    - `gradient`: called without arguments, returns the gradient at the parameter's value of that moment.
+    - `gradient`: called without arguments, returns the gradient at the parameter's value of that moment; of the first
+      parameter, if there are several.
     - `generators`: one for each sample, on the CPU.
     """
     for group in optimizer.param_groups:
@@ -144,20 +145,35 @@ def gradient_ascent(
     modules = [model] if isinstance(model, nn.Module) else []
     best, criterion = Best(), criterion or cross_entropy
     perturbed, losses = data, data.new_zeros(0)
+
+    def gradient() -> Tensor:
+        with torch.enable_grad():
+            loss = reduction_fn(evaluate(model, perturbation(data), target, criterion)[1])
+            return torch.autograd.grad(loss if targeted else -loss, next(iter(perturbation.parameters())))[0]
+
     with frozen(*modules), evaluating(*modules):
         for remaining in range(steps, -1, -1):
             with torch.set_grad_enabled(remaining > 0):
                 perturbed = perturbation(data)
-                _, losses = evaluate(model, perturbed, target, criterion)
+                output, losses = evaluate(model, perturbed, target, criterion)
             if use_best:
                 _check_per_sample(losses, data)
                 gain = -losses.detach() if targeted else losses.detach()
                 best.update([gain], data=perturbed.detach(), losses=losses.detach())
             if remaining:
                 differentiate(reduction_fn(losses), optimizer, targeted=targeted)
-                optimizer.step()
+                with published(optimizer, **_told(output, losses, target, targeted=targeted), gradient=gradient):
+                    optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return (best.values["data"], best.values["losses"]) if use_best else (perturbed.detach(), losses.detach())
+
+
+def _told(output: Any, losses: Tensor, target: Tensor, *, targeted: bool) -> dict[str, Tensor]:
+    """Returns what an optimizer may read of each sample; it is fooled or not where the output are logits of classes."""
+    told = {"losses": (losses if targeted else -losses).detach()}
+    if isinstance(output, Tensor) and output.ndim == 2 and target.shape == output.shape[:1] and not target.is_floating_point():
+        told["fooled"] = (output.detach().argmax(1) == target) == targeted
+    return told
 
 
 def random_restart(solver: Solver, repeats: int) -> Solver:

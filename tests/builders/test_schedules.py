@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
 from raiopt.attacks.search import search
 from raiopt.builders import attacks
+from raiopt.optim import AdaptiveStepOptim
 from tests.attacks.parts import Linear, images, question, rows
 
 
@@ -21,7 +22,8 @@ def rates(schedule, steps, lr=0.5):
     for _ in range(steps):
         found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        scheduler.step()
+        if scheduler is not None:
+            scheduler.step()
     return found
 
 
@@ -66,6 +68,16 @@ def test_a_list_of_shares_goes_on_with_the_last():
 def test_wrong_settings_are_told(name, setting, error, message):
     with pytest.raises(error, match=message):
         rates(lambda o, n: getattr(attacks, name)(o, n, **setting), 3)
+
+
+def test_optimizers_with_a_rule_of_their_own_keep_it():
+    def apgd():
+        return AdaptiveStepOptim([torch.zeros(1, 2, requires_grad=True)], p=2, epsilon=1.0, steps=5)
+
+    assert attacks.auto(apgd(), 5) is None
+    with pytest.raises(ValueError, match="AdaptiveStepOptim has a rule of its own .* take schedule=auto"):
+        attacks.cosine(apgd(), 5)
+    assert rates(attacks.auto, 5) == rates(attacks.cosine, 5)
 
 
 def test_an_attack_follows_its_schedule():

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import SGD
 from torch.testing import assert_close
 
-from raiopt.optim import L2ProjectedOptim, LinfProjectedOptim
+from raiopt.optim import L2ProjectedOptim, LinfProjectedOptim, ParamTransformingOptimizer
 from raiopt.perturbations import (
     AdditivePerturbation,
     Best,
@@ -385,3 +385,30 @@ def test_a_ready_made_optimizer_must_have_the_parameters_of_the_perturbation():
             optimizer=SGD([other], lr=0.1),
             steps=1,
         )
+
+
+def test_an_optimizer_is_told_losses_success_and_gradients() -> None:
+    class Curious(ParamTransformingOptimizer):
+        def _pre_step_transform_(self, param, optim_group):
+            told.append({name: optim_group[name] for name in ("losses", "fooled")})
+            told[-1]["same"] = torch.equal(optim_group["gradient"](), param.grad)
+
+    data, target = torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0])
+    for targeted in (False, True):
+        told: list[Any] = []
+        adding = AdditivePerturbation(data)
+        optimizer = Curious(adding.parameters(), lr=0.1)
+        gradient_ascent(
+            model=lambda x: x,
+            data=data,
+            target=target,
+            optimizer=optimizer,
+            perturbation_model=adding,
+            steps=1,
+            targeted=targeted,
+        )
+        losses = torch.nn.functional.cross_entropy(data, target, reduction="none")
+        assert torch.equal(told[0]["losses"], losses if targeted else -losses)
+        assert told[0]["fooled"].tolist() == [targeted, not targeted]
+        assert told[0]["same"]
+        assert not {"losses", "fooled", "gradient"} & optimizer.param_groups[0].keys()
