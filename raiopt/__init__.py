@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "AdaptiveStepOptim": "raiopt.optim",
     "AdditivePerturbation": "raiopt.perturbations",
     "AffinePerturbation": "raiopt.perturbations",
     "ChainedParamTransformingOptimizer": "raiopt.optim",
@@ -34,6 +35,7 @@ _HOME = {
     "SignedGradientOptim": "raiopt.optim",
     "SquareOptim": "raiopt.optim",
     "SteepestGradientOptim": "raiopt.optim",
+    "SteepestProjectedOptim": "raiopt.optim",
     "TopQGradientOptimizer": "raiopt.optim",
     "VarianceTunedGradientOptim": "raiopt.optim",
     "as_batch": "raiopt.batching",

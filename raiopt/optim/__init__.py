@@ -1,5 +1,6 @@
 """Optimizers that transform gradients and parameters around any torch optimizer."""
 
+from raiopt.optim.adaptive import AdaptiveStepOptim, SteepestProjectedOptim
 from raiopt.optim.base import ParamTransformingOptimizer
 from raiopt.optim.chain import ChainedParamTransformingOptimizer
 from raiopt.optim.frank_wolfe import FrankWolfe, L1FrankWolfe, L1qFrankWolfe, L2FrankWolfe, LinfFrankWolfe
@@ -25,6 +26,7 @@ from raiopt.optim.sparse import L1qNormedGradientOptim, TopQGradientOptimizer
 from raiopt.optim.square import SquareOptim
 
 __all__ = [
+    "AdaptiveStepOptim",
     "ChainedParamTransformingOptimizer",
     "ClampedGradientOptimizer",
     "ClampedParameterOptimizer",
@@ -49,6 +51,7 @@ __all__ = [
     "SignedGradientOptim",
     "SquareOptim",
     "SteepestGradientOptim",
+    "SteepestProjectedOptim",
     "TopQGradientOptimizer",
     "VarianceTunedGradientOptim",
 ]
