@@ -113,7 +113,7 @@ _group(
     l1_projected=_optim(o.l1_projected, epsilon=12.0, lr=12.0, **SEED),
     l0_projected=_optim(o.l0_projected, epsilon=30.0, lr=3.0),
     apgd=_optim(o.apgd, lr=1.0, steps="${solver.steps}"),
-    steepest_projected=_optim(o.steepest_projected, lr=0.5),
+    steepest_projected=_optim(o.steepest_projected, lr=2.0),
     signed=_optim(o.signed, lr=0.1),
     l1_normed=_optim(o.l1_normed, lr=300.0),
     l2_normed=_optim(o.l2_normed, lr=3.0),

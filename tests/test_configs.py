@@ -34,7 +34,11 @@ PROJECTED = {
     "l1q_frank_wolfe": "L1qFrankWolfe",
     "chain": "ChainedParamTransformingOptimizer",
     "square": "SquareOptim",
+    "apgd": "AdaptiveStepOptim",
+    "steepest_projected": "SteepestProjectedOptim",
 }
+OF_A_BALL = ("square", "apgd", "steepest_projected")
+"""Whose `p` is that of `ball`."""
 CLASSES = {**optimizers.TRANSFORMS, **PROJECTED}
 MEMBERS = {"momentum", "lookahead", "variance_tuned"}
 """Of use only in a chain."""
@@ -82,7 +86,7 @@ def test_settings_of_optim_are_arguments_of_the_class(name):
     shared = {field.name for field in fields(_base(name))} - {"lr", "epsilon"}
     assert (builder - OURS) | shared <= made
     assert ("seed" in builder) == ("generator" in made or name == "chain")
-    assert ("ball" in builder) == (name not in PROJECTED or name in ("chain", "square"))
+    assert ("ball" in builder) == (name not in PROJECTED or name in ("chain", *OF_A_BALL))
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -94,7 +98,7 @@ def test_own_arguments_of_the_class_are_settings_of_optim(name):
         "generator",
         "div_by_zero_eps",
         "transforming_optimizers",
-        *(["p"] if name == "square" else []),  # that of the ball
+        *(["p"] if name in OF_A_BALL else []),
     }
     assert own <= given
 
@@ -129,7 +133,7 @@ def defaults(kind):
 
 
 def test_settings_of_the_solver_are_those_of_the_attack_with_its_defaults():
-    parts = {"optimizer", "perturbation", "init", "criterion", "seed"}
+    parts = {"optimizer", "perturbation", "init", "criterion", "schedule", "seed"}
     (target,) = [get_target(node) for node in nodes("solver").values()]
     ours = {name: setting.default for name, setting in inspect.signature(target).parameters.items()}
     theirs = {name: default for name, default in defaults(Attack).items() if name not in parts}

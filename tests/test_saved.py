@@ -26,6 +26,7 @@ NEEDED = {
     "data=python": ["data.factory=canary:make"],
     "perturbation=python": ["perturbation.factory=canary:make", "perturbation.kwargs={}"],
     "perturbation=masked": ["perturbation.region=[0,0,8,8]"],
+    "schedule=listed": ["schedule.shares=[1,0.5]"],
     "criterion=targeted_dlr": ["solver.targeted=true", "solver.target=[next,3]"],
 }
 ALLOWED = ("canary:make", "data.download")
@@ -78,7 +79,7 @@ def folder(tmp_path_factory):
 def test_what_the_command_saves_is_read_as_it_was(option, folder, canary):
     words = [option, *NEEDED.get(option, ())]
     if option.startswith("optim="):
-        words += ["optim.lr=1e-5", "optim.param_ndim=null", "init=uniform_l2"]
+        words += ["optim.lr=1e-5"] * (option != "optim=square") + ["optim.param_ndim=null", "init=uniform_l2"]
     before = asked(*words)
     config = saved_config(folder_with(folder, before), ALLOWED)
     assert without_tracker(OmegaConf.to_container(config)) == without_tracker(before)
@@ -154,7 +155,7 @@ REFUSED = {
     "a group that is nothing": ("criterion:", "criterion: null", "criterion: None is no option"),
     "a target in a value": ("  indices: null", "  indices:\n    _target_: canary.make", "indices._target_: a name"),
     "in a list": ("  indices: null", "  indices:\n  - _target_: canary.make", "data.indices[0]._target_: a name"),
-    "in a number": ("  lr: 0.025", "  lr:\n    _target_: canary.make", "optim.lr._target_: a name"),
+    "in a number": ("  lr: 0.1", "  lr:\n    _target_: canary.make", "optim.lr._target_: a name"),
     "at the top": ("seed: 0", "seed: 0\n_target_: canary.make", "_target_: a name"),
     "a whole group under a dotted name": ("seed: 0", "optim.InnerOpt: {a: canary.make}", "'optim.InnerOpt' is no name"),
     "arguments": ("  fold: true", "  fold: true\n  _args_: [canary]", "model._args_: a name"),
@@ -167,8 +168,8 @@ REFUSED = {
     "a new option": ("seed: 0", "seed: 0\nafter: canary.make", "after: no option of raiopt"),
     "the part of Hydra": ("seed: 0", "hydra: {callbacks: {x: 1}}", "hydra: no option of raiopt"),
     "a list of defaults": ("seed: 0", "defaults: [x]", "defaults"),
-    "a number that is none": ("  lr: 0.025", "  lr: canary.make", "optim.lr: Value 'canary.make'"),
-    "nothing for a number": ("  lr: 0.025", "  lr: null", "optim.lr: "),
+    "a number that is none": ("  lr: 0.1", "  lr: canary.make", "optim.lr: Value 'canary.make'"),
+    "nothing for a number": ("  lr: 0.1", "  lr: null", "optim.lr: "),
     "a truth that is none": ("  fold: true", "  fold: canary", "model.fold: Value 'canary'"),
     "a name with brackets": ("seed: 0", "'data[0]': canary.make", "'data[0]' is no name of a setting"),
     "a name that is empty": ("seed: 0", "'': canary.make", "'' is no name of a setting"),
@@ -185,7 +186,7 @@ REFUSED = {
     "a reference of another type": ("seed: 0", "seed: ${save}", "seed: "),
     "an alias": ("note: ''", "note: &a x\nname: *a", "anchors and aliases"),
     "an anchor": ("note: ''", "note: &a x", "anchors and aliases"),
-    "a merge": ("  lr: 0.025", "  <<: {lr: 3}", "'<<' is no name of a setting"),
+    "a merge": ("  lr: 0.1", "  <<: {lr: 3}", "'<<' is no name of a setting"),
     "a tag that runs": ("note: ''", "note: !!python/object/apply:canary.make []", "tags are no part"),
     "too many entries": ("note: ''", f"note: [{'1,' * 100_000}]", "more than 100,000 entries"),
     "any tag": ("note: ''", "note: !!str x", "tags are no part"),
@@ -253,7 +254,7 @@ def test_links_are_refused(tmp_path, link):
 
 def test_what_must_be_given_is_missing_without_it(folder):
     text = OmegaConf.to_yaml(OmegaConf.create(asked("model=torchvision", "model.name=resnet18")))
-    with pytest.raises(UnsafeConfig, match=r"line 15: model\.name: its value is missing"):
+    with pytest.raises(UnsafeConfig, match=r"line 16: model\.name: its value is missing"):
         read(folder, text.replace("name: resnet18", "name: ???"))
     assert read(folder, text.replace("split: test", "split: ???"))["data"]["split"] == "test"
 

@@ -231,7 +231,7 @@ def l0_projected(params: Any, InnerOpt: Any, *, pixels: bool = False, **shared: 
 
 
 def steepest_projected(
-    params: Any, InnerOpt: Any, *, ball: str = "linf", weight: float = 0.75, q: float = 0.95, **shared: Any
+    params: Any, InnerOpt: Any, *, ball: str = "linf", weight: float = 0.75, q: float = 0.99, **shared: Any
 ) -> Any:
     """Steepest steps of lr times epsilon, projected and mixed with the way gone before."""
     from raiopt.optim import SteepestProjectedOptim
@@ -240,12 +240,21 @@ def steepest_projected(
     return SteepestProjectedOptim(params, InnerOpt, p=p, weight=weight, q=q, **shared)
 
 
-def apgd(params: Any, InnerOpt: Any, *, ball: str = "linf", steps: int, weight: float = 0.75, **shared: Any) -> Any:
+def apgd(
+    params: Any,
+    InnerOpt: Any,
+    *,
+    ball: str = "linf",
+    steps: int,
+    weight: float = 0.75,
+    q: float = 0.8,
+    **shared: Any,
+) -> Any:
     """Auto-PGD: as steepest_projected, but each sample halves its steps where it makes no progress."""
     from raiopt.optim import AdaptiveStepOptim
 
     p = BALLS[checks.choice("ball", ball, ["linf", "l2", "l1"])]
-    return AdaptiveStepOptim(params, InnerOpt, p=p, steps=steps, weight=weight, **shared)
+    return AdaptiveStepOptim(params, InnerOpt, p=p, steps=steps, weight=weight, q=q, **shared)
 
 
 # Frank-Wolfe: steps towards the best corner of the ball, without an inner optimizer.

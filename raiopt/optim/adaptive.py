@@ -44,9 +44,9 @@ class SteepestProjectedOptim(ParamTransformingOptimizer):
         *,
         p: float,
         epsilon: float | Tensor,
-        lr: float = 0.5,
+        lr: float = 2.0,
         weight: float = 0.75,
-        q: float = 0.95,
+        q: float = 0.99,
         **shared: Any,
     ) -> None:
         self.p = self.ball = checks.choice("p", p, (1, 2, math.inf))
@@ -88,7 +88,7 @@ RISES = 0.75
 SHORTER, FEWER = 1.5, 0.95
 """In L1, a step moves so many times fewer entries than the best point has; if these are no fewer than before, its
 length is divided by the same number, down to a tenth."""
-AT_FIRST, SHORTEST = 0.2, 0.1
+SHORTEST = 0.1
 
 
 def checkpoints(steps: int, p: float) -> list[int]:
@@ -119,6 +119,7 @@ class AdaptiveStepOptim(SteepestProjectedOptim):
     Args:
         steps: How many will be taken: it decides where the checkpoints are.
         lr: Multiplies the paper's first length: 2 epsilon, for p=1 epsilon.
+        q: For p=1, as in `SteepestProjectedOptim`, of the steps up to the first checkpoint.
 
     >>> x = torch.zeros(1, 2, requires_grad=True)
     >>> optimizer = AdaptiveStepOptim([x], p=math.inf, epsilon=0.5, steps=10)
@@ -141,11 +142,13 @@ class AdaptiveStepOptim(SteepestProjectedOptim):
         steps: int,
         lr: float = 1.0,
         weight: float = 0.75,
+        q: float = 0.8,
         **shared: Any,
     ) -> None:
         checks.number("steps", steps, low=0, integer=True)
         self.checkpoints = checkpoints(steps, p)
-        super().__init__(params, InnerOpt, p=p, epsilon=epsilon, lr=lr, weight=1.0 if p == 1 else weight, **shared)
+        weight = 1.0 if p == 1 else weight
+        super().__init__(params, InnerOpt, p=p, epsilon=epsilon, lr=lr, weight=weight, q=q, **shared)
 
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         if param.grad is None:
@@ -182,21 +185,22 @@ class AdaptiveStepOptim(SteepestProjectedOptim):
 
     def _sparser(self, param: Tensor, group: dict[str, Any], rising: Tensor) -> Tensor:
         """Lets steps follow the number of entries of the best point; says where that fell, of shape (N, 1, ...)."""
-        entries = math.prod(param.shape[1:])
         best, share = self._memory("best", group), self._row_memory("share", group, param, 1.0)
-        before = self._row_memory("entries", group, param, entries)
-        moved = self._row_memory("moved", group, param, AT_FIRST * entries)
+        before = self._row_memory("entries", group, param, math.prod(param.shape[1:]))
         count = (best != 0).flatten(1).sum(1).view_as(before)
         fell = count < FEWER * before
         share.copy_(torch.where(fell, 1.0, (share / SHORTER).clamp(min=SHORTEST)))
         before.copy_(count)
-        moved.copy_(count / SHORTER)
+        self._moved(param, group).copy_(count / SHORTER)
         return fell
+
+    def _moved(self, param: Tensor, group: dict[str, Any]) -> Tensor:
+        """Returns how many entries a step moves, of shape (N, 1, ...)."""
+        return self._row_memory("moved", group, param, (1 - group["q"]) * math.prod(param.shape[1:]))
 
     def _direct_(self, gradient: Tensor, param: Tensor, group: dict[str, Any]) -> None:
         if self.p != 1:
             return super()._direct_(gradient, param, group)
-        moved = self._row_memory("moved", group, param, AT_FIRST * math.prod(param.shape[1:]))
-        gradient.mul_(transforms.top_mask(gradient.abs(), moved.clamp(min=1)))
+        gradient.mul_(transforms.top_mask(gradient.abs(), self._moved(param, group).clamp(min=1)))
         transforms.normalize_(gradient.sign_(), 1)
         return None

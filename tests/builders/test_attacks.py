@@ -156,7 +156,7 @@ def test_targeted_dlr_compares_target_and_label():
 
 
 def test_criteria_that_do_not_suit_the_goal_are_told():
-    with pytest.raises(ValueError, match=r"targeted_dlr needs a target: solver.targeted=true .* criterion=dlr"):
+    with pytest.raises(ValueError, match=r"targeted_dlr needs a target: solver.target=.* criterion=dlr"):
         attacks.targeted_dlr(LOGITS, LABELS, labels=LABELS, clean=LOGITS)
     with pytest.raises(ValueError, match=r"kl has no target .* criterion=cross_entropy"):
         attacks.kl(LOGITS, LABELS.clone(), labels=LABELS, clean=LOGITS)

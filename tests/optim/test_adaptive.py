@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raiopt.attacks.rows import select_rows
 from raiopt.optim import AdaptiveStepOptim, SteepestProjectedOptim
-from raiopt.optim.adaptive import AT_FIRST, FEWER, RISES, SHORTER, SHORTEST, checkpoints
+from raiopt.optim.adaptive import FEWER, RISES, SHORTER, SHORTEST, checkpoints
 from tests import reference
 from tests.reference import Array, array
 
@@ -61,7 +61,7 @@ class Reference:
     def __init__(self, x: Array, waves: Array, p: float) -> None:
         self.p, self.waves, self.epsilon = p, waves, EPSILON[p]
         self.x, self.length, self.before = x, EPSILON[p] * (1 if p == 1 else 2), None
-        self.losses, self.entries, self.moved = [], x.size, AT_FIRST * x.size
+        self.losses, self.entries, self.moved = [], x.size, (1 - 0.8) * x.size
         self.best, self.lowest, self.lowest_then, self.reduced = x, math.inf, math.inf, True
         self.at, self.last_check = checkpoints(STEPS, p), 0
 
