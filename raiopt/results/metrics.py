@@ -13,8 +13,10 @@ ROBUST = RIGHT & ~BROKEN & DECIDED
 """What counts as robust, of a row of the table of samples: predicted right, and neither broken nor undecided."""
 
 
-def metrics(samples: pl.LazyFrame, epsilons: Sequence[float] | None = None) -> dict[str, Any]:
-    """Returns the figures of a job from its table of samples.
+def metrics(
+    samples: pl.LazyFrame, epsilons: Sequence[float] | None = None, *, targeted: bool = False
+) -> dict[str, Any]:
+    """Returns the figures of a job from its table of samples, of a targeted one how many reached the target.
 
     Shares are of all samples. Robust are those that are predicted right and neither verified as broken nor undecided;
     norms are over the verified perturbations, None where there is none. With several radii, `robust_accuracies` says
@@ -37,7 +39,6 @@ def metrics(samples: pl.LazyFrame, epsilons: Sequence[float] | None = None) -> d
         verified_8bit=pl.when(pl.col("verified_8bit").count() > 0).then(pl.col("verified_8bit").sum()),
         zero_gradients_at_start=pl.col("zero_at_start").sum(),
         never_a_gradient=((pl.col("zero_gradients") >= pl.col("steps")) & (pl.col("steps") > 0)).sum(),
-        targets=pl.col("target").count(),
         reached=(pl.col("verified") & (pl.col("adversarial_prediction") == pl.col("target"))).sum(),
         forward_passes=pl.col("forward_passes").sum(),
         backward_passes=pl.col("backward_passes").sum(),
@@ -45,8 +46,8 @@ def metrics(samples: pl.LazyFrame, epsilons: Sequence[float] | None = None) -> d
         **{f"largest_{n.meta.output_name()}": n.max() for n in norms},
     )
     figures = row.collect().row(0, named=True)
-    reached, targets = figures.pop("reached"), figures.pop("targets")
-    if targets and targets == figures["attacked"]:  # of several stages, some may have none
+    reached = figures.pop("reached")
+    if targeted:
         figures["target_reached"] = reached / figures["attacked"] if figures["attacked"] else None
     if epsilons:
         figures["epsilons"] = list(epsilons)

@@ -92,7 +92,8 @@ def merged(folder: Path, group: Sequence[JobRecord]) -> JobRecord:
     if wrong is None:
         try:
             samples = _samples(folder, group)
-            figures = metrics(samples, first.metrics.get("epsilons"))
+            targeted = "target_reached" in first.metrics
+            figures = metrics(samples, first.metrics.get("epsilons"), targeted=targeted)
             told: dict[str, Any] = {"signs": signs_of(samples, first.record)} if "signs" in first.record else {}
             if first.record.get("stages"):
                 told["stages"] = merged_stages([job.record for job in group])

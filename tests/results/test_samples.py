@@ -237,7 +237,8 @@ def test_metrics_of_a_job_in_which_nothing_was_attacked():
 def test_metrics_of_a_targeted_attack_tell_the_share_that_reached_its_target():
     frame = samples_frame(outcome(trial(search=search(goal=torch.tensor([1, 1, 1, 1])))))
     assert frame["target"].to_list() == [1, 1, 1, 1, None, None]
-    assert metrics(frame.lazy())["target_reached"] == pytest.approx(1 / 4)
+    assert metrics(frame.lazy(), targeted=True)["target_reached"] == pytest.approx(1 / 4)
+    assert "target_reached" not in metrics(frame.lazy())  # moving towards a class is not aiming at it
 
 
 @pytest.mark.parametrize("broken_8bit", [[True, False, False, False], [False] * 4])
