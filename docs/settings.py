@@ -24,7 +24,13 @@ from raiopt.verbs import carry_out
 
 register_plugins()
 DOCUMENTED: dict[str, list[Any]] = {
-    "optim": [Bounded, optim.LpNormedGradientOptim, optim.TopQGradientOptimizer, optim.ProjectedParameterOptimizer],
+    "optim": [
+        Bounded,
+        optim.LpNormedGradientOptim,
+        optim.TopQGradientOptimizer,
+        optim.ProjectedParameterOptimizer,
+        optim.SteepestProjectedOptim,
+    ],
     "model": [Inference, zoo.torchvision_model],
     "data": [zoo.image_folder, zoo.torchvision_data],
     "perturbation": [perturbations.PatchPerturbation, perturbations.AffinePerturbation],
@@ -38,12 +44,17 @@ KWARGS = "Keyword arguments for the factory, as in `{depth: 3}`."
 FACTORY = "`package.module:function`; modules of the current folder are found too."
 MEANING = {
     "optim": {
-        "ball": "The ball that the step projects onto: `linf`, `l2`, `l1`, `l0`, or null for none but the box.",
+        "ball": "The ball that the step projects onto: `linf`, `l2`, `l1`, `l0`, or null for none but the box; some "
+        "know the first three alone.",
         "clamp_max": "Larger entries of the gradient become this; null: no bound.",
         "clamp_min": "Smaller entries of the gradient become this; null: no bound.",
+        "lr": "Size of a step (of the first, with a schedule): the learning rate of the inner optimizer, if there is one. "
+        "Of `apgd` and `steepest_projected` a multiple of epsilon.",
         "members": "The transforms in their order: names, or `{name: {setting: value}}`.",
+        "p_init": "The share of the image that the first squares cover, above 0, at most 1.",
         "q": "The share of the gradient's entries that is zeroed: 0.9 keeps the largest tenth.",
         "seed": "Of the draws of `dq`.",
+        "steps": "How many steps its plan is made for; those of the solver unless it is given.",
         "use_default_lr_schedule": "Step t goes the share lr / (2 + t) of the way, t = 0, 1, ...; false: the share lr.",
     },
     "model": {
@@ -72,6 +83,10 @@ MEANING = {
         "region": "`[top,left,height,width]` in pixels.",
     },
     "init": {"std": "Standard deviation of each entry."},
+    "schedule": {
+        "final": "The share of the step size that it falls to.",
+        "shares": "What multiplies the step size in each step, as in `[1,0.5,0.25]`; the last one stays.",
+    },
 }
 """What the settings are that no docstring tells."""
 TORCH = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop"}
@@ -144,7 +159,9 @@ def _files(group: str, names: list[str]) -> Iterator[str]:
 def _group(group: str, names: list[str]) -> Iterator[str]:
     of = {name: settings(group, name) for name in names}
     keys = dict.fromkeys(key for own in of.values() for key in own)
-    alike = [key for key in keys if all(own.get(key, of) == of[names[0]].get(key) for own in of.values())]
+    first, most = of[names[0]], len(names) / 2
+    having = {key: [own[key] for own in of.values() if key in own] for key in first}
+    alike = [key for key, found in having.items() if len(found) > most and found.count(first[key]) == len(found)]
     if group == "optim/InnerOpt":
         alike, keys = [], {}  # told by torch
     yield from ["| option | what it is | its own defaults |", "|---|---|---|"]
@@ -157,7 +174,7 @@ def _group(group: str, names: list[str]) -> Iterator[str]:
     if keys:
         yield from ["", "| setting | default | what it says |", "|---|---|---|"]
     for key in keys:
-        default = f"`{_shown(of[names[0]][key])}`" if key in alike else ""
+        default = f"`{_shown(first[key])}`" if key in alike else ""
         yield f"| `{group.replace('/', '.')}.{key}` | {_cell(default)} | {_cell(told[key])} |"
 
 

@@ -78,10 +78,11 @@ def test_the_table_tells_the_command():
             assert optimizers.TRANSFORMS[option] == name
             continue
         make = getattr(optimizers, option)
-        x = torch.zeros(1, 2, requires_grad=True)
-        inner = {"InnerOpt": SGD} if "InnerOpt" in inspect.signature(make).parameters else {}
-        members = {"members": ["signed"]} if option == "chain" else {}
-        assert type(make([x], epsilon=1.0, lr=0.1, **inner, **members)).__name__ == name
+        x = torch.zeros(1, 1, 2, 2, requires_grad=True)
+        given = {"epsilon": 1.0, "lr": 0.1, "steps": 10, "InnerOpt": SGD, "members": ["signed"]}
+        parameters = inspect.signature(make).parameters
+        taken = parameters.keys() | ({"epsilon", "lr"} if "shared" in parameters else set())
+        assert type(make([x], **{key: given[key] for key in given.keys() & taken})).__name__ == name
 
 
 def test_the_table_tells_what_param_ndim_does():
