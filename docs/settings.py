@@ -48,8 +48,8 @@ MEANING = {
         "know the first three alone.",
         "clamp_max": "Larger entries of the gradient become this; null: no bound.",
         "clamp_min": "Smaller entries of the gradient become this; null: no bound.",
-        "lr": "Size of a step (of the first, with a schedule): the learning rate of the inner optimizer, if there is one. "
-        "Of `apgd` and `steepest_projected` a multiple of epsilon.",
+        "lr": "Size of a step, with a schedule of the first one: the learning rate of the inner optimizer, if there is "
+        "one. Of `apgd` and `steepest_projected` a multiple of epsilon.",
         "members": "The transforms in their order: names, or `{name: {setting: value}}`.",
         "p_init": "The share of the image that the first squares cover, above 0, at most 1.",
         "q": "The share of the gradient's entries that is zeroed: 0.9 keeps the largest tenth.",
