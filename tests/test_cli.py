@@ -166,7 +166,7 @@ def test_under_one_name_the_same_question_is_answered_once(tmp_path, capsys):
     (folder,) = folders(tmp_path)
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "run.log"}
     assert folder.parent == tmp_path / "outputs" / "first"
-    assert main([*SMALL, "name=first", "note=again", "optim.lr=0.0250"]) == 0
+    assert main([*SMALL, "name=first", "note=again", "optim.lr=0.10"]) == 0
     assert "finished before" in capsys.readouterr().out
     assert files == {n: (folder / n).read_bytes() for n in files}
     assert main([*SMALL, "name=first", "optim.lr=0.05"]) == 0
@@ -232,7 +232,7 @@ def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
         (["batch_size=0"], "batch_size=0 must be an integer, at least 1"),
         (["threads=0"], "threads=0 must be an integer, at least 1"),
         (["threads=100000"], "threads=100000 must be an integer, at least 1, at most 1024"),
-        (['solver.target="\x1b[31mx"'], r"solver.target=\x1b[31mx has no effect"),
+        (['solver.target="\x1b[31mx"'], r"solver.target='\x1b[31mx' must be one of"),
         (["save=some"], "save='some' must be one of 'fooled', 'all', 'none'"),
         (["device=cuda:99"], "device=cuda:99 is not there"),
         (["device=gpu"], "device='gpu' must be one of 'auto', 'cpu', 'cuda', 'mps'"),
@@ -243,11 +243,14 @@ def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
         (["model=torchvision"], "model.name must be given"),
         (["model=torchvision", "model.name=resnet81", "model.weights=DEFAULT"], "resnet18"),
         (["data=image_folder", "data.root=nowhere"], "nowhere"),
-        (["solver.target=3"], "solver.target=3 has no effect without solver.targeted=true"),
+        (["solver.target=[]"], "solver.target=[] names none: a class, next"),
+        (["solver.num_targets=2"], "solver.num_targets=2 needs one rule that orders the classes: solver.target=next"),
+        (["solver.target=malt", "solver.num_targets=10"], "solver.num_targets=10 must be below the number of classes"),
+        (["schedule=cosine", "optim=apgd"], "has a rule of its own for the size of its steps: take schedule=auto"),
         (["solver.targeted=true", "solver.target=12"], "solver.target=12 must be"),
         (
             ["solver.targeted=true"],
-            "solver.targeted=true needs solver.target: a class, next, least_likely or a list of",
+            "solver.targeted=true needs solver.target: a class, next, least_likely, likely, malt or a list of",
         ),
         (["solver.targeted=true", "solver.target=[next,foo]"], "solver.target='foo' must be one of 'next'"),
         (["solver.stop=allways"], "solver.stop='allways' must be one of 'fooled', 'never'"),
@@ -307,10 +310,10 @@ def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
         (["optim=chain", "optim.members=[3]"], "members: 3 must be a name or one {name: {setting: value}}"),
         (["optim=chain", "optim.members=null"], "members=None must be a list, as in optim.members=[l1_normed,"),
         (["optim=signed", "optim.ball=l0"], "epsilon=0.1 must be a finite number, at least 1. In an L0 ball it is a"),
-        (["criterion=targeted_dlr"], "criterion: targeted_dlr needs a target: solver.targeted=true and"),
+        (["criterion=targeted_dlr"], "criterion: targeted_dlr needs a target: solver.target=likely"),
         (["criterion=kl", "solver.targeted=true", "solver.target=next"], "criterion: kl has no target to move towards"),
         (["init=gaussian", "init.std=-1"], "init: std=-1.0 must be a finite number, at least 0"),
-        (["solver.targeted=true", "solver.target=foo"], "'next', 'least_likely', 'the number of a class'"),
+        (["solver.targeted=true", "solver.target=foo"], "'next', 'least_likely', 'likely', 'malt', 'the number of a class'"),
         (["model=python", "model.factory=math:sqrt"], "model.factory='math:sqrt' raised TypeError"),
         (["model=python", "model.factory=math:sqrt", "model.kwargs={mode:nan}"], "model.factory='math:sqrt' raised"),
         (["outputs=file/inside"], "file/inside"),
@@ -389,7 +392,7 @@ def test_help_lists_groups_and_settings(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert "optim/InnerOpt: sgd, adam, adamw, rmsprop" in out
-    assert "  optim.lr=0.025\n" in out
+    assert "  optim.lr=0.1\n" in out
     assert "  optim/InnerOpt=sgd\n" in out
 
 

@@ -101,7 +101,8 @@ class Attack:
     def _check_target(self) -> None:
         rules = self.rules
         if not rules and (self.targeted or self.target is not None):
-            raise ValueError(f"solver.targeted=true needs solver.target: a class, {', '.join(RULES)} or a list of these.")
+            asked = "solver.targeted=true needs solver.target" if self.targeted else "solver.target=[] names none"
+            raise ValueError(f"{asked}: a class, {', '.join(RULES)} or a list of these.")
         if len(set(rules)) < len(rules):
             raise ValueError(f"solver.target={rules} names a target twice: each is tried once.")
         for rule in rules:
