@@ -65,9 +65,7 @@ def _evaluated(
     return kept, *evaluate(model, perturbed, rows.goals, criterion)
 
 
-def _gradient(
-    model: Callable[[Tensor], Tensor], attack: Attack, rows: Rows, start: Start, watch: Watch
-) -> Tensor:
+def _gradient(model: Callable[[Tensor], Tensor], attack: Attack, rows: Rows, start: Start, watch: Watch) -> Tensor:
     """Returns the gradient, of what the optimizer makes small, at the parameter's value of this moment."""
     with torch.enable_grad():
         losses = _evaluated(model, attack, rows, start)[2]

@@ -84,7 +84,7 @@ class SteepestProjectedOptim(ParamTransformingOptimizer):
 
 
 RISES = 0.75
-"""Auto-PGD keeps a step length where at least this share of the steps since the last checkpoint made the loss better."""
+"""Auto-PGD keeps a step length where at least this share of the last steps made the loss better."""
 SHORTER, FEWER = 1.5, 0.95
 """In L1, a step moves so many times fewer entries than the best point has; if these are no fewer than before, its
 length is divided by the same number, down to a tenth."""

@@ -171,7 +171,8 @@ def gradient_ascent(
 def _told(output: Any, losses: Tensor, target: Tensor, *, targeted: bool) -> dict[str, Tensor]:
     """Returns what an optimizer may read of each sample; it is fooled or not where the output are logits of classes."""
     told = {"losses": (losses if targeted else -losses).detach()}
-    if isinstance(output, Tensor) and output.ndim == 2 and target.shape == output.shape[:1] and not target.is_floating_point():
+    is_class = target.ndim == 1 and not target.is_floating_point()
+    if is_class and isinstance(output, Tensor) and output.ndim == 2 and len(output) == len(target):
         told["fooled"] = (output.detach().argmax(1) == target) == targeted
     return told
 

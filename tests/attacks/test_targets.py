@@ -48,7 +48,7 @@ def test_the_nearest_boundaries_of_a_linear_model(p):
     for row, label in enumerate(labels.tolist()):
         others = [k for k in range(5) if k != label]
         steep = {k: np.linalg.norm(array(weights[label] - weights[k]), dual) for k in others}
-        others.sort(key=lambda k: (logits[row, label] - logits[row, k]) / steep[k])  # noqa: B023
+        others.sort(key=lambda k: (logits[row, label] - logits[row, k]) / steep[k])
         assert found[row].tolist() == others[:3]
     assert taken == 4
     assert not x.requires_grad

@@ -75,7 +75,7 @@ def test_optimizers_with_a_rule_of_their_own_keep_it():
         return AdaptiveStepOptim([torch.zeros(1, 2, requires_grad=True)], p=2, epsilon=1.0, steps=5)
 
     assert attacks.auto(apgd(), 5) is None
-    with pytest.raises(ValueError, match="AdaptiveStepOptim has a rule of its own .* take schedule=auto"):
+    with pytest.raises(ValueError, match=r"AdaptiveStepOptim has a rule of its own .* take schedule=auto"):
         attacks.cosine(apgd(), 5)
     assert rates(attacks.auto, 5) == rates(attacks.cosine, 5)
 

@@ -1,5 +1,6 @@
 import copy
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ class Reference:
 
     def judge(self, turn: int, gradient: Array) -> Array:
         recent = self.losses[self.last_check :]
-        rises = sum(b < a for a, b in zip(recent, recent[1:], strict=False))
+        rises = sum(b < a for a, b in pairwise(recent))
         passed, self.last_check = turn - self.last_check, turn
         if self.p == 1:
             count = np.count_nonzero(self.best)
@@ -129,7 +130,7 @@ def test_checkpoints_come_ever_faster(steps: int) -> None:
         found = checkpoints(steps, p)
         gaps = np.diff([0, *found])
         assert found[-1] <= steps
-        assert all(a >= b for a, b in zip(gaps, gaps[1:], strict=False))
+        assert all(a >= b for a, b in pairwise(gaps))
 
 
 @pytest.mark.parametrize("p", [1, 2, math.inf])

@@ -395,7 +395,7 @@ def test_an_optimizer_is_told_losses_success_and_gradients() -> None:
 
     data, target = torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0])
     for targeted in (False, True):
-        told: list[Any] = []
+        told: list[dict] = []
         adding = AdditivePerturbation(data)
         optimizer = Curious(adding.parameters(), lr=0.1)
         gradient_ascent(
