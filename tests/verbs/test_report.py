@@ -13,7 +13,7 @@ from tests.results.sweeps import make
 @pytest.fixture
 def sweep(tmp_path):
     for number in range(3):
-        given = {"optim.lr": [0.025, 0.1, 0.2][number]}
+        given = {"optim.lr": [0.1, 0.2, 0.4][number]}
         whole_run(tmp_path / "sweep", f"job{number}", strength=0.25 * number, overrides=given, job_number=number)
     make(tmp_path / "sweep", "job9", status="failed", number=9, overrides={"optim.lr": 9})
     return tmp_path / "sweep"
@@ -41,7 +41,7 @@ def test_page_and_figures_lie_in_the_folder(sweep, capsys):
     assert weak == "2 of 4 runs are RED: --check tells why"  # the third breaks far more
     assert where == f"report in {sweep / 'report.html'}, figures in {sweep / 'figures'}"
     html = (sweep / "report.html").read_text(encoding="utf-8")
-    assert "Against the default settings (lr=0.025)" in html
+    assert "Against the default settings (lr=0.1)" in html
     assert "raiopt rerun" in html
 
 
@@ -118,7 +118,7 @@ def test_what_is_no_run_is_told(words, told, tmp_path, monkeypatch, capsys):
 
 def test_defaults_are_those_of_the_command():
     known = default_settings()
-    expected = {"optim": "linf_projected", "optim/InnerOpt": "sgd", "optim.lr": 0.025, "optim.param_ndim": -1}
+    expected = {"optim": "linf_projected", "optim/InnerOpt": "sgd", "optim.lr": 0.1, "optim.param_ndim": -1}
     assert expected.items() <= known.items()
     assert known["model"] == "digits_robust"
     assert not any("hydra" in name for name in known if "/" not in name)
