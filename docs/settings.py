@@ -46,13 +46,16 @@ MEANING = {
     "optim": {
         "ball": "The ball that the step projects onto: `linf`, `l2`, `l1`, `l0`, or null for none but the box; some "
         "know the first three alone.",
+        "c": "The weight of the loss against the squared norm in the first round.",
         "clamp_max": "Larger entries of the gradient become this; null: no bound.",
         "clamp_min": "Smaller entries of the gradient become this; null: no bound.",
+        "gamma": "By which share a radius changes at first, above 0, at most 0.5.",
         "lr": "Size of a step, with a schedule of the first one: the learning rate of the inner optimizer, if there is "
         "one. Of `apgd` and `steepest_projected` a multiple of epsilon.",
         "members": "The transforms in their order: names, or `{name: {setting: value}}`.",
         "p_init": "The share of the image that the first squares cover, above 0, at most 1.",
         "q": "The share of the gradient's entries that is zeroed: 0.9 keeps the largest tenth.",
+        "searches": "The number of rounds, each with a weight of its own.",
         "seed": "Of the draws of `dq`.",
         "steps": "How many steps its plan is made for; those of the solver unless it is given.",
         "use_default_lr_schedule": "Step t goes the share lr / (2 + t) of the way, t = 0, 1, ...; false: the share lr.",

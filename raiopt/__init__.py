@@ -7,12 +7,16 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "ALMAOptim": "raiopt.optim",
     "AdaptiveStepOptim": "raiopt.optim",
     "AdditivePerturbation": "raiopt.perturbations",
     "AffinePerturbation": "raiopt.perturbations",
+    "CWOptim": "raiopt.optim",
     "ChainedParamTransformingOptimizer": "raiopt.optim",
     "ClampedGradientOptimizer": "raiopt.optim",
     "ClampedParameterOptimizer": "raiopt.optim",
+    "DDNOptim": "raiopt.optim",
+    "FMNOptim": "raiopt.optim",
     "FrankWolfe": "raiopt.optim",
     "L0ProjectedOptim": "raiopt.optim",
     "L1FrankWolfe": "raiopt.optim",

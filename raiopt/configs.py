@@ -15,6 +15,8 @@ from raiopt.builders import optimizers as o
 
 partial = make_custom_builds_fn(zen_partial=True, populate_full_signature=True)
 INNER = "sgd"
+INNERS = {"cw": "adam"}
+"""The inner optimizer of options that have another than the usual one."""
 store = ZenStore(name="raiopt", overwrite_ok=True)
 
 
@@ -81,10 +83,10 @@ def _group(group: str, **options: Any) -> None:
         store(node, group=group, name=name)
 
 
-def _optim(function: Any, fields_of: Any = Optim, **changes: Any) -> Any:
+def _optim(function: Any, fields_of: Any = Optim, inner: str = INNER, **changes: Any) -> Any:
     typed = [(f.name, f.type, changes.pop(f.name)) for f in fields(fields_of) if f.name in changes]
     base = make_dataclass("Optim", typed, bases=(fields_of,))  # builds() would lose the types of these fields
-    defaults: Any = ["_self_", {"InnerOpt": INNER}] if fields_of is Optim else ["_self_"]
+    defaults: Any = ["_self_", {"InnerOpt": inner}] if fields_of is Optim else ["_self_"]
     return partial(function, builds_bases=(base,), hydra_defaults=defaults, **changes)
 
 
@@ -106,6 +108,7 @@ def _perturbation(function: Any, **optim: Any) -> None:
 
 
 SEED: dict[str, Any] = {"seed": "${seed}"}
+SMALLEST: dict[str, Any] = {"epsilon": float("inf"), "steps": "${solver.steps}"}
 _group(
     "optim",
     linf_projected=_optim(o.linf_projected, lr=0.1),
@@ -114,6 +117,10 @@ _group(
     l0_projected=_optim(o.l0_projected, epsilon=30.0, lr=3.0),
     apgd=_optim(o.apgd, lr=1.0, steps="${solver.steps}"),
     steepest_projected=_optim(o.steepest_projected, lr=2.0),
+    fmn=_optim(o.fmn, lr=1.0, **SMALLEST),
+    ddn=_optim(o.ddn, lr=1.0, **SMALLEST),
+    alma=_optim(o.alma, lr=1.0, epsilon=float("inf")),
+    cw=_optim(o.cw, inner=INNERS["cw"], lr=0.1, **SMALLEST),
     signed=_optim(o.signed, lr=0.1),
     l1_normed=_optim(o.l1_normed, lr=300.0),
     l2_normed=_optim(o.l2_normed, lr=3.0),

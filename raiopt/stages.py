@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from raiopt import checks
-from raiopt.configs import INNER, store
+from raiopt.configs import INNER, INNERS, store
 
 GROUPS = ("optim", "optim/InnerOpt", "criterion", "init", "schedule")
 PARTS = ("optim", "criterion", "init", "schedule", "solver")
@@ -120,7 +120,7 @@ class _Stage:
         self.config[group] = node
         if group == "optim":
             if "InnerOpt" in list(node):
-                self.config.optim.InnerOpt = settings("optim/InnerOpt", INNER)
+                self.config.optim.InnerOpt = settings("optim/InnerOpt", INNERS.get(option, INNER))
             for name, value in _ball(before).items():
                 if name in list(node):
                     self.config.optim[name] = value

@@ -36,8 +36,12 @@ PROJECTED = {
     "square": "SquareOptim",
     "apgd": "AdaptiveStepOptim",
     "steepest_projected": "SteepestProjectedOptim",
+    "fmn": "FMNOptim",
+    "ddn": "DDNOptim",
+    "alma": "ALMAOptim",
+    "cw": "CWOptim",
 }
-OF_A_BALL = ("square", "apgd", "steepest_projected")
+OF_A_BALL = ("square", "apgd", "steepest_projected", "fmn")
 """Whose `p` is that of `ball`."""
 CLASSES = {**optimizers.TRANSFORMS, **PROJECTED}
 MEMBERS = {"momentum", "lookahead", "variance_tuned"}

@@ -162,9 +162,7 @@ def targeted_dlr(logits: Any, target: Any, *, labels: Any, clean: Any) -> Any:
     from raiopt.perturbations import losses
 
     if target is labels:
-        raise ValueError(
-            "targeted_dlr needs a target: solver.target=likely, malt, next, ..., or take criterion=dlr."
-        )
+        raise ValueError("targeted_dlr needs a target: solver.target=likely, malt, next, ..., or take criterion=dlr.")
     return losses.targeted_dlr(logits, target, labels)
 
 
@@ -173,9 +171,7 @@ def kl(logits: Any, target: Any, *, labels: Any, clean: Any) -> Any:
     from raiopt.perturbations import losses
 
     if target is not labels:
-        raise ValueError(
-            "kl has no target to move towards: leave solver.target out, or take criterion=cross_entropy."
-        )
+        raise ValueError("kl has no target to move towards: leave solver.target out, or take criterion=cross_entropy.")
     return losses.kl_divergence(logits, clean)
 
 

@@ -257,6 +257,38 @@ def apgd(
     return AdaptiveStepOptim(params, InnerOpt, p=p, steps=steps, weight=weight, q=q, **shared)
 
 
+# The smallest perturbation that fools; epsilon is the largest that is allowed.
+
+
+def fmn(params: Any, InnerOpt: Any, *, ball: str = "l2", steps: int, gamma: float = 0.05, **shared: Any) -> Any:
+    """Smallest perturbations by radii that shrink while a sample is fooled: FMN; needs criterion=margin."""
+    from raiopt.optim import FMNOptim
+
+    p = BALLS[checks.choice("ball", ball, list(BALLS))]
+    return FMNOptim(params, InnerOpt, p=p, steps=steps, gamma=gamma, **shared)
+
+
+def ddn(params: Any, InnerOpt: Any, *, steps: int, gamma: float = 0.05, **shared: Any) -> Any:
+    """Smallest L2 perturbations on spheres that shrink while a sample is fooled: DDN."""
+    from raiopt.optim import DDNOptim
+
+    return DDNOptim(params, InnerOpt, steps=steps, gamma=gamma, **shared)
+
+
+def alma(params: Any, InnerOpt: Any, *, mu: float = 0.9, **shared: Any) -> Any:
+    """Smallest L2 perturbations by an augmented Lagrangian: ALMA; needs criterion=margin or dlr."""
+    from raiopt.optim import ALMAOptim
+
+    return ALMAOptim(params, InnerOpt, mu=mu, **shared)
+
+
+def cw(params: Any, InnerOpt: Any, *, steps: int, searches: int = 9, c: float = 0.001, **shared: Any) -> Any:
+    """Smallest L2 perturbations by a search for the weight of the loss: Carlini and Wagner; needs criterion=margin."""
+    from raiopt.optim import CWOptim
+
+    return CWOptim(params, InnerOpt, steps=steps, searches=searches, c=c, **shared)
+
+
 # Frank-Wolfe: steps towards the best corner of the ball, without an inner optimizer.
 
 

@@ -14,6 +14,7 @@ from raiopt.optim.gradients import (
     SteepestGradientOptim,
 )
 from raiopt.optim.momentum import LookaheadGradientOptim, MomentumGradientOptim, VarianceTunedGradientOptim
+from raiopt.optim.penalties import ALMAOptim, CWOptim
 from raiopt.optim.projections import (
     ClampedParameterOptimizer,
     L0ProjectedOptim,
@@ -22,14 +23,19 @@ from raiopt.optim.projections import (
     LinfProjectedOptim,
     ProjectedParameterOptimizer,
 )
+from raiopt.optim.smallest import DDNOptim, FMNOptim
 from raiopt.optim.sparse import L1qNormedGradientOptim, TopQGradientOptimizer
 from raiopt.optim.square import SquareOptim
 
 __all__ = [
+    "ALMAOptim",
     "AdaptiveStepOptim",
+    "CWOptim",
     "ChainedParamTransformingOptimizer",
     "ClampedGradientOptimizer",
     "ClampedParameterOptimizer",
+    "DDNOptim",
+    "FMNOptim",
     "FrankWolfe",
     "L0ProjectedOptim",
     "L1FrankWolfe",

@@ -7,7 +7,7 @@ and nothing waits for a device.
 from raiopt.transforms.norms import check_order, normalize_, norms, steepest_
 from raiopt.transforms.projections import clamp_, project_l0_, project_l1_, project_l2_, project_linf_
 from raiopt.transforms.selection import keep_top_, top_mask
-from raiopt.transforms.supports import support_l1_, support_l2_, support_linf_
+from raiopt.transforms.supports import support_l0_, support_l1_, support_l2_, support_linf_
 
 __all__ = [
     "check_order",
@@ -20,6 +20,7 @@ __all__ = [
     "project_l2_",
     "project_linf_",
     "steepest_",
+    "support_l0_",
     "support_l1_",
     "support_l2_",
     "support_linf_",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from raiopt.transforms.norms import normalize_, steepest_
 from raiopt.transforms.projections import Bound, clamp_, is_half, project_l2_, project_linf_, room, round_inwards_
+from raiopt.transforms.selection import top_mask
 
 
 def support_linf_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: Bound = None) -> Tensor:
@@ -61,3 +62,22 @@ def support_l1_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: 
     radius = epsilon.reshape(-1, 1) if isinstance(epsilon, Tensor) else epsilon
     filled = (radius - (bounds.cumsum(1) - bounds)).clamp_(min=0).minimum(bounds)
     return x.sign_().mul_(torch.zeros_like(filled).scatter_(1, order, filled).view_as(x))
+
+
+def support_l0_(x: Tensor, epsilon: float | Tensor, lower: Bound, upper: Bound) -> Tensor:
+    """Replaces each datum by the point of the L0 ball within a box that has the largest inner product with it.
+
+    The `epsilon` entries that gain most go to their bounds; without a bound there is no such point.
+
+    Raises:
+        ValueError: If a bound is None.
+
+    >>> support_l0_(torch.tensor([[3.0, -4.0, 1.0]]), epsilon=2, lower=-0.25, upper=1.0)
+    tensor([[1., -0., 1.]])
+    """
+    if lower is None or upper is None:
+        raise ValueError("An L0 ball has a support point only within a box: give lower and upper.")
+    walls = room(x, lower, upper)
+    count = epsilon.floor() if isinstance(epsilon, Tensor) else int(epsilon)
+    chosen = top_mask(x.abs().mul_(walls), count)
+    return x.sign_().mul_(walls.mul_(chosen))

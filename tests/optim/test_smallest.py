@@ -1,0 +1,188 @@
+"""The smallest perturbation: on a linear classifier it is known in closed form, or by sorting."""
+
+import math
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ExponentialLR
+
+from raiopt import attack
+from raiopt.attacks.inference import Inference
+from raiopt.attacks.rows import select_rows
+from raiopt.optim import ALMAOptim, CWOptim, DDNOptim, FMNOptim
+from raiopt.perturbations import margin
+from raiopt.perturbations.solver import published
+from tests.reference import Array, array, norms
+
+SHAPE, CLASSES, N = (3, 8, 8), 5, 12
+WITHIN = 1.01
+FMN = {p: partial(FMNOptim, p=p) for p in (0, 1, 2, math.inf)}
+
+
+def problem(room: float = 0.3) -> tuple[nn.Module, Tensor, Tensor]:
+    """A linear classifier, images that leave every entry so much room, and labels."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.empty(N, *SHAPE).uniform_(room, 1 - room, generator=generator)
+    model = nn.Sequential(nn.Flatten(), layer := nn.Linear(math.prod(SHAPE), CLASSES))
+    layer.weight.data = torch.randn(layer.weight.shape, generator=generator)
+    layer.bias.data = -layer.weight.data.sum(1) / 2 + torch.randn(CLASSES, generator=generator)
+    return model.requires_grad_(False), images, model(images).argmax(1)
+
+
+def nearest(model: Any, images: Tensor, labels: Tensor, p: float) -> Array:
+    """The distance of the nearest class boundary, of shape (N,); with p=0 how many entries must change.
+
+    For p=2 and infinity the box is taken to be wide enough.
+    """
+    weights, logits, x = array(model[1].weight), array(model(images)), array(images).reshape(N, -1)
+    found = np.full(N, np.inf)
+    for row, label in enumerate(labels.tolist()):
+        for other in set(range(CLASSES)) - {label}:
+            gap, slope = logits[row, label] - logits[row, other], weights[other] - weights[label]
+            bounds = np.where(slope > 0, 1 - x[row], x[row])
+            if p in (0, 1):  # fill the entries up to their bounds, those first that bring most
+                order = np.argsort(-(np.abs(slope) * (bounds if p == 0 else 1)))
+                reached = np.cumsum(np.abs(slope[order]) * bounds[order])
+                whole = int(np.searchsorted(reached, gap, side="right"))
+                left = gap - (reached[whole - 1] if whole else 0)
+                distance = whole + 1 if p == 0 else bounds[order][:whole].sum() + left / np.abs(slope[order[whole]])
+            else:
+                distance = gap / np.linalg.norm(slope, {2: 2, math.inf: 1}[p])
+            found[row] = min(found[row], distance)
+    return found
+
+
+def found_by(make: Any, p: float, steps: int, case: Any, **settings: Any) -> Array:
+    """The norms of what broke each sample, of shape (N,)."""
+    model, images, labels = case
+    records = attack(
+        model, (images, labels), make, criterion=margin, steps=steps, inference=Inference(fold=False), **settings
+    )
+    assert records["verified"].all()
+    return records[f"l{p:g}" if p != math.inf else "linf"].to_numpy()
+
+
+def falling(optimizer: Any, steps: int) -> Any:
+    return ExponentialLR(optimizer, 0.01 ** (1 / steps))
+
+
+@pytest.mark.parametrize(
+    ("make", "p", "steps", "settings"),
+    [
+        *((partial(FMN[p], steps=100), p, 100, {}) for p in (0, 1, 2, math.inf)),
+        (partial(DDNOptim, steps=1000), 2, 1000, {}),
+        (partial(ALMAOptim, lr=0.1), 2, 1000, {"schedule": falling}),
+        (partial(CWOptim, steps=1000, lr=0.01, c=1.0), 2, 1000, {"schedule": falling}),
+    ],
+    ids=["FMN 0", "FMN 1", "FMN 2", "FMN inf", "DDN", "ALMA", "C&W"],
+)
+def test_a_linear_classifier_in_closed_form(make: Any, p: float, steps: int, settings: dict[str, Any]) -> None:
+    case = problem()
+    expected, norm = nearest(*case, p), found_by(make, p, steps, case, **settings)
+    assert (norm >= expected * (1 - 1e-4)).all()
+    assert (norm <= expected * WITHIN + (p == 0)).all(), norm / expected
+
+
+def walked(optimizer: Any, x: Tensor, weights: Tensor, steps: int) -> list[tuple[Tensor, Tensor]]:
+    """The parameter after each step for the losses 1 - <w, x> - sin of it, and whether each row was fooled before."""
+    path = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        inner = (weights * x).flatten(1).sum(1)
+        losses = 1 - inner - 0.3 * torch.sin(3 * inner)
+        losses.sum().backward()
+        fooled = losses.detach() < 0
+        with published(optimizer, losses=losses.detach(), fooled=fooled):
+            optimizer.step()
+        path.append((x.detach().clone(), fooled))
+    return path
+
+
+def rows(optimizer: Any, seed: int, count: int = 4, **settings: Any) -> tuple[Any, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(count, 3, 4, generator=generator, dtype=torch.float64)
+    x = torch.zeros_like(weights, requires_grad=True)
+    group = {"params": [x], "lower": torch.full_like(x, -0.6), "upper": torch.full_like(x, 0.5)}
+    return optimizer([group], **settings), x, weights
+
+
+MAKE = {
+    **{f"FMN {p:g}": (make, {"steps": 30}) for p, make in FMN.items()},
+    "DDN": (DDNOptim, {"steps": 30}),
+    "ALMA": (ALMAOptim, {"lr": 0.1}),
+    "C&W": (CWOptim, {"steps": 30, "lr": 0.1}),
+}
+
+
+@pytest.mark.parametrize("name", MAKE)
+@given(seed=st.integers(0, 1000), epsilon=st.sampled_from([1.0, 2.0, math.inf]))
+def test_every_point_lies_in_the_largest_ball_and_in_the_box(name: str, seed: int, epsilon: float) -> None:
+    make, settings = MAKE[name]
+    optimizer, x, weights = rows(make, seed, epsilon=epsilon, **settings)
+    for point, _ in walked(optimizer, x, weights, 12):
+        assert (norms(array(point), optimizer.ball) <= epsilon * (1 + 1e-6)).all()
+        assert ((point >= -0.6) & (point <= 0.5)).all()
+
+
+@pytest.mark.parametrize("name", [f"FMN {p:g}" for p in FMN] + ["DDN"])
+@given(seed=st.integers(0, 1000))
+def test_a_radius_shrinks_if_fooled_and_holds_the_point(name: str, seed: int) -> None:
+    make, settings = MAKE[name]
+    optimizer, x, weights = rows(make, seed, **settings)
+    walked(optimizer, x, weights, 3)
+    for _ in range(10):
+        before = optimizer.state["radius.0"].clone()
+        ((point, fooled),) = walked(optimizer, x, weights, 1)
+        radius = optimizer.state["radius.0"]
+        assert (torch.where(fooled.view(-1, 1, 1), radius <= before, radius >= before)).all()
+        assert (norms(array(point), optimizer.ball) <= array(radius).reshape(-1) * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_samples_are_independent_and_may_leave(name: str) -> None:
+    make, settings = MAKE[name]
+    optimizer, x, weights = rows(make, 0, **settings)
+    together = walked(optimizer, x, weights, 20)[-1][0]
+    for row in range(len(x)):
+        optimizer, one, _ = rows(make, 0, count=1, **settings)
+        assert torch.allclose(walked(optimizer, one, weights[row : row + 1], 20)[-1][0], together[row : row + 1])
+    optimizer, x, _ = rows(make, 0, **settings)
+    walked(optimizer, x, weights, 10)
+    select_rows(optimizer, x, stay := torch.tensor([1, 3]))
+    assert torch.allclose(walked(optimizer, x, weights[stay], 10)[-1][0], together[stay])
+
+
+def test_one_run_is_the_whole_curve() -> None:
+    model, images, labels = problem()
+    radii = [0.2, 0.5, 1.0, 2.0]
+    make = partial(FMNOptim, p=2, steps=100)
+    curve = attack(model, (images, labels), make, criterion=margin, steps=100, epsilons=radii)
+    smallest = nearest(model, images, labels, 2)
+    for number, radius in enumerate(radii):
+        broken = curve["broken_at"].list.get(number).to_numpy()
+        clear = np.abs(smallest / radius - 1) > 0.01
+        assert (broken == (smallest <= radius))[clear].all()
+    assert (curve["forward_passes"] == 101).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "message"),
+    [
+        (FMNOptim, {"p": 3, "steps": 5}, "p=3"),
+        (partial(FMNOptim, p=2), {"steps": 0}, "steps=0"),
+        (partial(FMNOptim, p=2), {"steps": 5, "gamma": 0.0}, "gamma=0.0"),
+        (DDNOptim, {"steps": 5, "gamma": 0.9}, "gamma=0.9"),
+        (CWOptim, {"steps": 5, "searches": 6}, "searches=6"),
+        (CWOptim, {"steps": 9, "c": 0.0}, "c=0.0"),
+        (ALMAOptim, {"mu": 1.5}, "mu=1.5"),
+    ],
+)
+def test_wrong_settings_are_told(make: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make([torch.zeros(1, 2, requires_grad=True)], **settings)
