@@ -53,6 +53,7 @@ MEANING = {
         "lr": "Size of a step, with a schedule of the first one: the learning rate of the inner optimizer, if there is "
         "one. Of `apgd` and `steepest_projected` a multiple of epsilon.",
         "members": "The transforms in their order: names, or `{name: {setting: value}}`.",
+        "mu": "The share of its way that a step goes on with.",
         "p_init": "The share of the image that the first squares cover, above 0, at most 1.",
         "q": "The share of the gradient's entries that is zeroed: 0.9 keeps the largest tenth.",
         "searches": "The number of rounds, each with a weight of its own.",
