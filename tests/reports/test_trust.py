@@ -232,7 +232,7 @@ FAILED = {
         RED,
         {
             "net": Brightness(look=behind_a_wall),
-            "plan": (HONEST, replace(HONEST, optimizer=partial(Bright, epsilon=0.2))),
+            "plan": (HONEST, replace(HONEST, optimizer=partial(Bright, epsilon=0.2))),  # pyright: ignore[reportCallIssue]
         },
         "A stage without gradients broke 15 of 40 samples that held against gradients.",
         set(),
