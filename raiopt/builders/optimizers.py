@@ -282,7 +282,7 @@ def alma(params: Any, InnerOpt: Any, *, mu: float = 0.9, **shared: Any) -> Any:
     return ALMAOptim(params, InnerOpt, mu=mu, **shared)
 
 
-def cw(params: Any, InnerOpt: Any, *, steps: int, searches: int = 9, c: float = 0.001, **shared: Any) -> Any:
+def cw(params: Any, InnerOpt: Any, *, steps: int, searches: int = 9, c: float = 1.0, **shared: Any) -> Any:
     """Smallest L2 perturbations by a search for the weight of the loss: Carlini and Wagner; needs criterion=margin."""
     from raiopt.optim import CWOptim
 

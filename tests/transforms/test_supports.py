@@ -113,3 +113,21 @@ def test_a_point_far_out_does_not_overflow_half_precision(dtype: torch.dtype) ->
     x = torch.tensor([[8.0, -4.0, 0.5, 0.25]], dtype=dtype)
     found = transforms.support_l2_(x.clone(), 1.0, -2.0, 2.0)
     torch.testing.assert_close(found, torch.tensor([[0.8917, -0.4459, 0.0557, 0.0279]]).to(dtype), rtol=8e-3, atol=0)
+
+
+@given(case=boxed(), epsilon=st.integers(1, 20))
+def test_the_l0_support_fills_the_entries_that_gain_most(case: Case, epsilon: int) -> None:
+    x, lower, upper = case
+    walls = np.where(array(x) > 0, array(upper), -array(lower))
+    gains = np.sort((np.abs(array(x)) * walls).reshape(len(x), -1), axis=1)[:, ::-1]
+    for radius in (epsilon, torch.full((len(x), *[1] * (x.ndim - 1)), epsilon + 0.5)):
+        found = array(transforms.support_l0_(x.clone(), radius, lower, upper))
+        np.testing.assert_allclose(products(x, found), gains[:, :epsilon].sum(axis=1), rtol=3e-6, atol=1e-6)
+        assert (reference.norms(found, 0) <= epsilon).all()
+        assert ((array(lower) <= found) & (found <= array(upper))).all()
+
+
+@pytest.mark.parametrize("box", [(None, 1.0), (-1.0, None)])
+def test_the_l0_support_needs_a_box(box: tuple[Any, Any]) -> None:
+    with pytest.raises(ValueError, match="only within a box"):
+        transforms.support_l0_(torch.ones(1, 2), 1, *box)
