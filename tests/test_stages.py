@@ -87,7 +87,7 @@ def test_an_option_that_a_stage_chooses_is_that_of_the_command(group):
         (["optim=l1q_frank_wolfe"], "optim=plain", {"ball": "l1", "epsilon": 12.0, "param_ndim": -1}),
         (["optim=signed", "optim.ball=l1", "optim.param_ndim=1"], "optim=chain", {"ball": "l1", "param_ndim": 1}),
         (["optim=plain", "optim.ball=null"], "optim=top_q", {"ball": None, "epsilon": 0.1}),
-        (["optim.lr=7", "optim/InnerOpt=adam"], "optim=signed", {"lr": 0.025, "ball": "linf"}),
+        (["optim.lr=7", "optim/InnerOpt=adam"], "optim=signed", {"lr": 0.1, "ball": "linf"}),
     ],
 )
 def test_another_optimizer_looks_in_the_ball_of_the_job(job, stage, kept):
@@ -187,7 +187,7 @@ def test_the_named_lists_build_in_every_ball_and_are_read_from_a_folder(name, tm
         job = saved_job(folder_with(tmp_path, config))
         ours = build(config, {"optim": optim, "perturbation": "additive"})
         assert [stage.name for stage in job.stages] == [stage.name for stage in ours.stages] == list(config.stages)
-        assert job.words == ours.words == ", then ".join(config.stages)
+        assert not config.stages or job.words == ours.words == ", then ".join(config.stages)
         assert [stage.words for stage in job.stages] == list(config.stages.values())
 
 

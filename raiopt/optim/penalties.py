@@ -26,7 +26,7 @@ class CWOptim(SmallestOptim):
     Args:
         steps: How many will be taken.
         epsilon: The largest norm; infinity for none.
-        searches: The number of rounds, at most `steps`.
+        searches: The number of rounds, of a step at least.
         c: Of the first round; 0.001 in the paper, which takes thousands of steps.
 
     >>> x = torch.zeros(1, 2, requires_grad=True)
@@ -57,7 +57,7 @@ class CWOptim(SmallestOptim):
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
         checks.number("steps", group["steps"], low=1, integer=True)
-        checks.number("searches", group["searches"], low=1, high=group["steps"], integer=True)
+        checks.number("searches", group["searches"], low=1, integer=True)
         checks.number("c", group["c"], above=0)
 
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:

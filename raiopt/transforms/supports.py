@@ -72,7 +72,7 @@ def support_l0_(x: Tensor, epsilon: float | Tensor, lower: Bound, upper: Bound) 
     Raises:
         ValueError: If a bound is None.
 
-    >>> support_l0_(torch.tensor([[3.0, -4.0, 1.0]]), epsilon=2, lower=-0.2, upper=1.0)
+    >>> support_l0_(torch.tensor([[3.0, -4.0, 2.0]]), epsilon=2, lower=-0.2, upper=1.0)
     tensor([[1., -0., 1.]])
     """
     if lower is None or upper is None:

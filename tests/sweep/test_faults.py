@@ -202,14 +202,14 @@ def test_folders_that_are_not_what_they_were(tmp_path):
         (folder / ".lock.json").write_text(json.dumps({"host": "elsewhere", "pid": 1, "since": "2020"}))
     before = {kept: stamps(sweep)[kept]}
     # more jobs, each question twice, the last four times
-    found = completes(tmp_path, [*words, "seed=1,2,3,4,5,5", "optim.lr=0.025,25e-3"], before)
+    found = completes(tmp_path, [*words, "seed=1,2,3,4,5,5", "optim.lr=0.1,10e-2"], before)
     assert len(found) == 5
     assert json.loads((sweep / "replaced" / f"{old}-1" / "run.json").read_text()) == older
     assert (sweep / "replaced" / f"{half}-1" / "run.json").read_text() == text
     assert all((sweep / "replaced" / f"{key}-1" / "samples.parquet").exists() for key in (old, half))
 
     before = stamps(sweep)
-    code, _ = run(tmp_path, *words, "seed=1,2", "optim.lr=0.025", "force=true")
+    code, _ = run(tmp_path, *words, "seed=1,2", "optim.lr=0.1", "force=true")
     assert code == 0
     changed = {key for key, stamp in stamps(sweep).items() if stamp != before[key]}
     assert {found[key]["seed"] for key in changed} == {1, 2}
