@@ -55,7 +55,7 @@ def epsilon_curves(runs: Sequence[Run], problems: Problems | None = None) -> pl.
     curves: dict[str, list[Run]] = {}
     for run in _finished(runs, problems):
         ball, asked = _ball(run), question(run, without=(RADIUS,))
-        if ball["norm"] is not None:
+        if ball["norm"] is not None and (ball["epsilon"] is not None or "epsilons" in run.metrics):
             curves.setdefault(f"{ball['norm']} {ball['scope']} {asked}", []).append(run)
     named = [_without_radius(curve[0]) for curve in curves.values()]
     rows = []
