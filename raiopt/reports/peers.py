@@ -135,6 +135,14 @@ def _huge_epsilon(run: Run, group: Group) -> Sign:
     if radius is None:
         why = "The run did not finish." if not run.metrics else "No radius reaches every image."
         return Sign(name, Level.UNKNOWN, why, meaning)
+    if run.record["ball"].endswith("of any size"):
+        robust, remedy = (
+            run.metrics["robust_accuracy"],
+            [f"solver.steps={facts_of(run)['more_steps']}", "criterion=margin"],
+        )
+        level = Level.RED if robust else Level.GREEN
+        found = f"{percent(robust)} are robust to perturbations of any size."
+        return Sign(name, level, found, meaning, remedy if robust else [])
     point = min((p for p in group.best.values() if p.epsilon >= radius), key=lambda p: p.robust, default=None)
     if point is None:
         step = run.record.get("choices", {}).get("optim") in UNIT_STEPS

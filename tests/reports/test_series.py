@@ -59,6 +59,13 @@ def test_runs_that_differ_in_the_radius_alone_are_a_curve_from_clean_accuracy_on
     assert set(frame["peers"]) == {"m on data, Linf"}
 
 
+def test_a_search_of_any_size_is_no_point_of_a_curve_but_its_radii_are(tmp_path):
+    job(tmp_path, 0)
+    job(tmp_path, 1, epsilon=None)
+    frame = series.epsilon_curves(load_runs([tmp_path]))
+    assert set(frame["run"]) == {str(tmp_path / "job0")}
+
+
 def test_norms_and_what_a_ball_holds_never_share_a_curve(tmp_path):
     job(tmp_path, 0)
     job(tmp_path, 1, norm="l2")

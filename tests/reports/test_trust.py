@@ -352,6 +352,16 @@ def test_the_radii_of_one_run_are_enough_to_see_a_masked_gradient(tmp_path):
     assert sign(judge(rising), "larger epsilon").level is RED
 
 
+@pytest.mark.parametrize(("robust", "level"), [(0.0, GREEN), (0.1, RED)])
+def test_what_holds_against_perturbations_of_any_size_was_not_attacked(tmp_path, robust, level):
+    told = {"ball": "L2 of any size", "norm": "l2", "epsilon": None, "scope": "", "model": {"classes": 10}}
+    told["perturbation"] = {"name": "AdditivePerturbation", "shared": False, "parameter_shape": [3, 8, 8]}
+    run = load_run(make(tmp_path, "run", robust, **told))
+    found = sign(judge(run), "huge epsilon")
+    assert found.level is level
+    assert ("criterion=margin" in found.remedy) == (level is RED)
+
+
 @pytest.mark.parametrize(
     ("norm", "ball", "radius"),
     [
