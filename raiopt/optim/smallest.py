@@ -17,7 +17,8 @@ from raiopt.optim.signatures import with_defaults
 FINAL_SHARE = 0.01  # of the first step in the last one
 FINAL_GAMMA = 0.02  # of the first change of a radius in the last one
 FARTHEST = 1e9  # in place of an infinite radius, so that products with it stay finite
-GROWTH = 1.2  # of a radius in which nothing fooled yet
+NOTHING = 1e-20  # smaller entries of a normed gradient are rounding, and would count as changed pixels
+GROWTH = 1.2  # of a number of entries with which nothing fooled yet
 
 _SUPPORTS = {
     0: transforms.support_l0_,
@@ -130,25 +131,25 @@ class DDNOptim(_RadiusOptim):
 
 
 class FMNOptim(_RadiusOptim):
-    """Moves each datum to the point of its ball and box that is best for the mean of its gradients so far.
+    """Moves each datum towards the point of its ball and box that is best for the mean of its gradients so far.
 
     The radius is that of the fast minimum norm attack (Pintor et al. 2021, https://arxiv.org/abs/2102.12827): at first
     it grows to where the loss, were it linear, would reach 0; from the first success on it becomes smaller by the share
     gamma while the datum is fooled, never staying above the smallest norm that fooled, and larger while not. Where the
-    paper takes a step and projects, this takes the support point of ball and box for a weighted mean of all normed
-    gradients (dual averaging: Nesterov 2009, https://doi.org/10.1007/s10107-007-0149-x). That finds smaller norms in as
-    many steps, for every p, and the nearest point at once if the model is linear.
+    paper takes a step and projects, this goes a share of the way to the support point of ball and box for a weighted
+    mean of all normed gradients, and in an L0 ball all of it (Nesterov 2009, dual averaging,
+    https://doi.org/10.1007/s10107-007-0149-x). That finds smaller norms in as many steps, for every p.
 
     Reads `losses` and `fooled`: see `raiopt.perturbations.solver.published`. Meant for a loss that is 0 at the decision
     boundary, as the margin.
 
     Args:
         p: 0, 1, 2 or infinity. L0 counts entries, and needs a box.
-        steps: How many will be taken. The weight of the newest gradient falls along half a cosine from 1 to 0.01, and
-            gamma to 0.02 of itself.
+        steps: How many will be taken. The share of the way, also the weight of the newest gradient, falls from 1
+            to 0.01: along half a cosine, for p=0 and 1 by the same factor in each step. gamma falls to 0.02 of itself.
         epsilon: The largest radius; infinity for none.
         gamma: Above 0, at most 0.5. In an L0 ball the radius changes by 1 at least.
-        lr: The share of the way to that point, with SGD.
+        lr: Multiplies the share of the way, with SGD.
 
     The smallest perturbation that makes the loss 2 - x1 - 2 x2 negative is just above (0, 1) in L1:
 
@@ -175,12 +176,19 @@ class FMNOptim(_RadiusOptim):
             return
         share = self._turn("turn", optim_group) / optim_group["steps"]
         self._adapt(param, optim_group, share)
-        mean = self._memory("mean", optim_group)
-        mean.lerp_(transforms.normalize_(param.grad, 2), _cosine(share, FINAL_SHARE))
+        mean, weight = self._memory("mean", optim_group), self._weight(share)
+        mean.lerp_(transforms.normalize_(param.grad, 2), weight)
+        mean.mul_(mean.abs() > NOTHING)
         box = (optim_group.get(name) for name in ("lower", "upper"))
         goal = _SUPPORTS[self.p](-mean, self._radius(param, optim_group), *box)
         idle = transforms.norms(mean, math.inf) == 0  # a datum that never had a gradient stays where it is
         torch.sub(param, torch.where(idle, param, goal), out=param.grad)
+        if self.p != 0:  # between two sparse points lies none
+            param.grad.mul_(weight)
+
+    def _weight(self, share: float) -> float:
+        """Returns the weight of the newest gradient when this share of the steps is over."""
+        return FINAL_SHARE ** min(1.0, share) if self.p in (0, 1) else _cosine(share, FINAL_SHARE)
 
     def _adapt(self, param: Tensor, group: dict[str, Any], share: float) -> None:
         """Changes the radii, by the loss and the gradient at the point that the parameter holds."""
@@ -193,6 +201,7 @@ class FMNOptim(_RadiusOptim):
         reach = size + losses.abs() / slope.clamp(min=torch.finfo(slope.dtype).tiny)
         change = (group["gamma"] * _cosine(share, FINAL_GAMMA) * radius).clamp_(min=1.0 if self.p == 0 else 0.0)
         best.copy_(torch.where(fooled, best.minimum(size), best))
-        grown = torch.where(best < math.inf, radius + change, reach if share == 0 else radius * GROWTH)
+        farther = reach.maximum(radius + change) if self.p or share == 0 else radius * GROWTH
+        grown = torch.where(best < math.inf, radius + change, farther)
         shrunk = (radius - change).minimum(best).clamp_(min=0)
         radius.copy_(transforms.clamp_(torch.where(fooled, shrunk, grown).clamp_(max=FARTHEST), upper=group["epsilon"]))
