@@ -190,13 +190,13 @@ def constant(optimizer: Any, steps: int) -> Any:
 
 def linear(optimizer: Any, steps: int, *, final: float = 0.0) -> Any:
     """The step size falls along a line to the share `final` of it."""
-    checks.number("final", final, low=0)
+    checks.number("final", final, low=0, high=1)
     return _multiplied(optimizer, lambda step: 1 + (final - 1) * min(1.0, step / max(1, steps)))
 
 
 def cosine(optimizer: Any, steps: int, *, final: float = 0.0) -> Any:
     """The step size falls along half a cosine to the share `final` of it."""
-    checks.number("final", final, low=0)
+    checks.number("final", final, low=0, high=1)
 
     def share(step: int) -> float:
         return final + (1 - final) * (1 + math.cos(math.pi * min(1.0, step / max(1, steps)))) / 2
@@ -206,7 +206,7 @@ def cosine(optimizer: Any, steps: int, *, final: float = 0.0) -> Any:
 
 def exponential(optimizer: Any, steps: int, *, final: float = 0.01) -> Any:
     """The step size falls by the same factor in each step, to the share `final` of it."""
-    checks.number("final", final, low=1e-12)
+    checks.number("final", final, low=1e-12, high=1)
     return _multiplied(optimizer, lambda step: final ** min(1.0, step / max(1, steps)))
 
 

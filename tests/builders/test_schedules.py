@@ -58,6 +58,7 @@ def test_a_list_of_shares_goes_on_with_the_last():
     ("name", "setting", "error", "message"),
     [
         ("cosine", {"final": -0.1}, ValueError, "final=-0.1"),
+        ("linear", {"final": 2.0}, ValueError, "final=2.0"),
         ("exponential", {"final": 0.0}, ValueError, "final=0.0"),
         ("linear", {"final": "all"}, TypeError, "final='all'"),
         ("listed", {"shares": []}, ValueError, "must be a list of numbers"),

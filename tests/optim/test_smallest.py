@@ -158,6 +158,17 @@ def test_samples_are_independent_and_may_leave(name: str) -> None:
     assert torch.allclose(walked(optimizer, x, weights[stay], 10)[-1][0], together[stay])
 
 
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+def test_what_rounding_leaves_of_a_gradient_moves_nothing(p: float) -> None:
+    x = torch.zeros(1, 2, requires_grad=True)
+    optimizer = FMNOptim([x], p=p, steps=5)
+    optimizer.param_groups[0].update(losses=torch.tensor([1.0]), fooled=torch.tensor([False]))
+    x.grad = torch.tensor([[-1.0, 1e-37]])
+    optimizer.step()
+    assert x[0, 0] > 0
+    assert x[0, 1] == 0
+
+
 def test_one_run_is_the_whole_curve() -> None:
     model, images, labels = problem()
     radii = [0.2, 0.5, 1.0, 2.0]
