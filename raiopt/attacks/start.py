@@ -88,6 +88,11 @@ class Start:
         """Whether the optimizer moves by the losses alone."""
         return getattr(self.optimizer, "gradient_free", False)
 
+    def counts(self, norms: Tensor) -> Tensor:
+        """Says of which rows a norm as large as this lies in the ball."""
+        epsilon = self.optimizer.param_groups[0]["epsilon"]
+        return norms <= (epsilon.reshape(-1).to(norms) if isinstance(epsilon, Tensor) else epsilon)
+
     def perturbed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the perturbed images, and the parameter that is kept of them, without a graph."""
         made, kept = self.perturbation(images), self.parameter.detach()

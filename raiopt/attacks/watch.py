@@ -72,6 +72,9 @@ class Watch:
         fooled = finite & (prediction == rows.goals) if self.attack.targeted else left_label
         gains = -losses if self.attack.towards else losses
         self.losses, self.fooled = -gains, fooled
+        norms = self.start.ball.norms(kept) if self.by_norm or self.start.smallest else None
+        if norms is not None and self.start.smallest:  # which may look outside of the ball
+            fooled, left_label = (which & self.start.counts(norms) for which in (fooled, left_label))
         found.forward_passes.add_(1)
         if self.step % self.attack.stride == 0:
             found.gains[:, self.step // self.attack.stride] = gains
@@ -80,7 +83,7 @@ class Watch:
             self._first(found.not_finite, ~finite)
             self._decide(~finite, NOT_FINITE)
         self._first(found.first_fooled, fooled)
-        better = self._better(kept, gains, fooled)
+        better = self._better(kept, gains, fooled, norms)
         for store, value in (
             (found.prediction, prediction),
             (found.loss, losses),
@@ -96,10 +99,10 @@ class Watch:
     def _with_siblings(self, rows: Rows, fooled: Tensor) -> Tensor:
         return fooled if self.attack.rows == 1 else any_of_sample(rows, fooled & self.open)
 
-    def _better(self, kept: Tensor, gains: Tensor, fooled: Tensor) -> Tensor:
+    def _better(self, kept: Tensor, gains: Tensor, fooled: Tensor, norms: Tensor | None) -> Tensor:
         """Says for each row in the batch whether this iterate is better than those before, and keeps its parameter."""
-        if self.by_norm:
-            norms = self.start.ball.norms(kept).float()
+        if self.by_norm and norms is not None:
+            norms = norms.float()
             gains = torch.where(fooled, -(norms.amax() if self.start.shared else norms), gains)
         score = gains.nan_to_num(nan=float("-inf"))
         before, won = self.found.score, self.found.fooled

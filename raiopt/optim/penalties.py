@@ -25,7 +25,7 @@ class CWOptim(SmallestOptim):
 
     Args:
         steps: How many will be taken.
-        epsilon: The largest norm; infinity for none.
+        epsilon: The largest norm that counts; infinity for none.
         searches: The number of rounds, of a step at least.
         c: Of the first round; 0.001 in the paper, which takes thousands of steps.
 
@@ -91,7 +91,7 @@ class ALMAOptim(SmallestOptim):
     boundary, as the margin or, as in the paper, dlr.
 
     Args:
-        epsilon: The largest norm; infinity for none.
+        epsilon: The largest norm that counts; infinity for none.
         mu: Of the momentum.
 
     >>> x = torch.zeros(1, 2, requires_grad=True)

@@ -30,20 +30,16 @@ _DUAL = {0: math.inf, 1: math.inf, 2: 2, math.inf: 1}
 
 
 class SmallestOptim(ParamTransformingOptimizer):
-    """What looks for the smallest perturbation that fools: projected onto ball and box, where epsilon may be infinite.
+    """What looks for the smallest perturbation that fools, in the box, and from outside of the ball that counts.
 
-    Nothing is left to look for outside of the smallest norm that was found, so whoever runs the search goes on after
-    success, and keeps that iterate of those that fool. `raiopt.attack` does.
+    Whoever runs the search goes on after success, and keeps that iterate which fools and has the smallest norm, if that
+    is at most epsilon: `raiopt.attack` does. The way into a small ball often leads through a larger one.
     """
 
     smallest = True
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group({**group, "epsilon": _finite(group["epsilon"])})
-
-    def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
-        assert self.ball is not None  # each subclass names its own
-        project_(param, {**optim_group, "epsilon": _finite(optim_group["epsilon"])}, self.ball)
 
 
 def _finite(epsilon: Any) -> Any:
@@ -53,7 +49,7 @@ def _finite(epsilon: Any) -> Any:
 
 
 class _RadiusOptim(SmallestOptim):
-    """Holds each datum in a ball of its own, of at most the radius epsilon; subclasses say how its radius changes."""
+    """Holds each datum in a ball of its own; subclasses say how its radius changes."""
 
     own_steps = True
 
@@ -80,8 +76,8 @@ class _RadiusOptim(SmallestOptim):
         return self._row_memory("radius", group, param, FARTHEST)
 
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
-        own = transforms.clamp_(self._radius(param, optim_group), upper=optim_group["epsilon"])
-        super()._post_step_transform_(param, {**optim_group, "epsilon": own})
+        assert self.ball is not None  # each subclass names its own
+        project_(param, {**optim_group, "epsilon": self._radius(param, optim_group)}, self.ball)
 
 
 def _cosine(share: float, final: float) -> float:
@@ -98,7 +94,7 @@ class DDNOptim(_RadiusOptim):
 
     Args:
         steps: How many will be taken. The steps fall along half a cosine to 0.01 of `lr`.
-        epsilon: The largest radius; infinity for none.
+        epsilon: The largest norm that counts; infinity for none.
         gamma: Above 0, at most 0.5.
         lr: The length of the first step.
 
@@ -147,7 +143,7 @@ class FMNOptim(_RadiusOptim):
         p: 0, 1, 2 or infinity. L0 counts entries, and needs a box.
         steps: How many will be taken. The share of the way, also the weight of the newest gradient, falls from 1
             to 0.01: along half a cosine, for p=0 and 1 by the same factor in each step. gamma falls to 0.02 of itself.
-        epsilon: The largest radius; infinity for none.
+        epsilon: The largest norm that counts; infinity for none.
         gamma: Above 0, at most 0.5. In an L0 ball the radius changes by 1 at least.
         lr: Multiplies the share of the way, with SGD.
 
@@ -204,4 +200,4 @@ class FMNOptim(_RadiusOptim):
         farther = reach.maximum(radius + change) if self.p or share == 0 else radius * GROWTH
         grown = torch.where(best < math.inf, radius + change, farther)
         shrunk = (radius - change).minimum(best).clamp_(min=0)
-        radius.copy_(transforms.clamp_(torch.where(fooled, shrunk, grown).clamp_(max=FARTHEST), upper=group["epsilon"]))
+        radius.copy_(torch.where(fooled, shrunk, grown).clamp_(max=FARTHEST))
