@@ -362,7 +362,7 @@ def _trace(engine: Engine, chunks: Chunks) -> pl.DataFrame:
     """Returns the table of steps, that of one stage after another."""
     kinds = [(f"steps{number}", stage.name) for number, stage in enumerate(engine.stages)] or [("steps", None)]
     return pl.concat(
-        trace_frame(chunks.tables(kind), attack, gradient_free=start.gradient_free, stage=name)
+        trace_frame(chunks.tables(kind), attack, a_step=start.passes_a_step, stage=name)
         for (kind, name), attack, start in zip(kinds, engine.attacks, engine.examples, strict=True)
     )
 

@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Any
 
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from raiopt import checks
@@ -77,6 +77,9 @@ def explain(error: BaseException, words: Sequence[str] = ()) -> str:
         return _unknown_option(*match.groups())
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(match[1], words)
+    wrong = next((word for word in words if re.match(r"stages[.=]", word)), None)
+    if wrong and re.search(r"ListConfig|Dict\[str, List", text):
+        return f"{wrong}: stages are a mapping of names to lists of words, as in stages={{first:[solver.steps=10]}}."
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _shortened(text)
     if isinstance(error, ValueError | TypeError | OSError):
@@ -108,25 +111,36 @@ def _unknown_key(key: str, words: Sequence[str]) -> str:
     if key == "optim/InnerOpt":
         optim = next((word for word in chosen if word.startswith("optim=")), "an optim of this sweep")
         return f"{key} cannot be chosen: {optim} has no inner optimizer. Leave it out, or take another optim."
-    known = _keys(chosen, hydra=key.startswith("hydra."))
+    config = _composed(chosen)
+    names = _flat(OmegaConf.to_container(config, resolve=False))
+    known = [name for name in names if name.startswith("hydra.") == key.startswith("hydra.")]
     if (parent := key.rpartition(".")[0]) in known and parent.count(".") > 1:  # hydra.launcher.runtime_env.x
         return f"{key} is not there yet; what is new in {parent} is added with a plus: +{key}=..."
     if same := [name for name in known if name.rpartition(".")[2] == key]:
         return f"{key} is not an option. Did you mean {' or '.join(same)}?"
+    parent, _, setting = key.rpartition(".")
+    group = parent.replace(".", "/")
+    if setting in _settings(group) and (option := config.hydra.runtime.choices.get(group)):
+        own = [name for name in known if name.rpartition(".")[0] == parent]
+        return f"{key} is no setting of {group}={option}, which has {', '.join(own) or 'none'}."
     groups = [] if key.partition(".")[0] in options() else list(options())
     return _with_near(f"{key} is not an option", key, known + groups, show_all=False)
 
 
-def _keys(groups: list[str], hydra: bool) -> list[str]:
-    """Returns the names of all settings with these options of the groups; those of Hydra alone, or all others."""
+def _settings(group: str) -> set[str]:
+    """Returns the names of the settings that any option of the group has."""
+    nodes = [OmegaConf.structured(entry["node"]) for entry in store if entry["group"] == group]
+    return {str(name) for node in nodes for name in node}
+
+
+def _composed(groups: list[str]) -> DictConfig:
+    """Returns the config, that of Hydra included, with these options of the groups."""
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
     with initialize_config_module("raiopt.conf", version_base="1.3"):
-        config = compose("raiopt", overrides=groups, return_hydra_config=hydra)
-    names = list(_flat(OmegaConf.to_container(config, resolve=False)))
-    return [name for name in names if name.startswith("hydra.")] if hydra else names
+        return compose("raiopt", overrides=groups, return_hydra_config=True)
 
 
 def _flat(node: Any, prefix: str = "") -> list[str]:

@@ -103,6 +103,10 @@ attack.__signature__ = completed(inspect.signature(attack), inspect.signature(At
 def _question(perturbation: Callable[..., Any], asked: dict[str, Any]) -> Attack:
     if "perturbation" in asked:
         raise ValueError("perturbation is the same for all stages: give it beside them.")
+    known = inspect.signature(Attack).parameters
+    for name in asked.keys() - known.keys():
+        near = checks.near(name, known)
+        raise TypeError(f"{name} is no argument of raiopt.attack.{f' Did you mean {near[0]}?' if near else ''}")
     wrapped = {"init": asked["init"] or _zero, "criterion": _with_clean(asked["criterion"])}
     return Attack(**{**asked, **wrapped, "perturbation": _with_generators(perturbation)})
 

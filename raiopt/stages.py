@@ -96,7 +96,7 @@ class _Stage:
         if key in SHARED:
             raise self._refused(word, f"{key} is that of the job, the same in all of its stages")
         if key not in GROUPS and (part not in PARTS or part == key):
-            near = checks.near(key, GROUPS)
+            near = [name for name in _names(self.config, PARTS) if name.endswith(f".{key}")] or checks.near(key, GROUPS)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise self._refused(word, f"a stage can change {', '.join(PARTS)} alone", hint)
         if key.replace(".", "/") in GROUPS and key not in GROUPS:

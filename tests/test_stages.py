@@ -111,6 +111,7 @@ def test_no_stages_are_none_and_their_order_is_kept():
 
 
 REFUSED = [
+    ("steps=3", "a stage can change optim, criterion, init, schedule, solver alone. Did you mean solver.steps?"),
     ("solver.stepz=3", "solver.stepz is not an option. Did you mean solver.steps?"),
     ("optim.lrs=3", "optim.lrs is not an option. Did you mean optim.lr?"),
     ("optim=sgned", "optim='sgned' must be one of .* Did you mean 'signed'?"),

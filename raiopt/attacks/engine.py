@@ -156,7 +156,9 @@ class Engine:
         made = []
         for attack, start in zip(self.attacks, self.examples, strict=True):
             samples = Samples(keys, images, labels, attack.goals(logits, labels), logits)
-            made.append(Trier(self.view.fast, self.view.plain, attack, samples, self.on_step, start.ball.p))
+            made.append(
+                Trier(self.view.fast, self.view.plain, attack, samples, self.on_step, start.ball.p, start.passes_a_step)
+            )
         return made
 
     def _tried(self, triers: Sequence[Trier]) -> Trial:

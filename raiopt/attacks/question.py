@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from raiopt import checks
-from raiopt.attacks.targets import RULES, ordered
+from raiopt.attacks.targets import CANDIDATES, RULES, ordered
 from raiopt.perturbations.models import PerturbationModel
 
 
@@ -96,7 +96,8 @@ class Attack:
         if self.epsilons is not None:
             self._check_epsilons(self.epsilons)
         if self.max_passes is not None:
-            self._check_passes(self.max_passes)
+            checks.number("solver.max_passes", self.max_passes, low=1, integer=True)
+            self.check_passes()
 
     def _check_target(self) -> None:
         rules = self.rules
@@ -125,15 +126,15 @@ class Attack:
         if any(a >= b for a, b in pairwise(epsilons)):
             raise ValueError(f"solver.epsilons={list(epsilons)} must increase: {sorted(set(epsilons))}.")
 
-    def _check_passes(self, passes: Any) -> None:
-        checks.number("solver.max_passes", passes, low=1, integer=True)
-        least = (3 if self.steps else 1) * self.rows
-        if passes < least:
+    def check_passes(self, a_step: int = 2, before: int = 0) -> None:
+        """Raises unless each row may take a step, which is so many passes, after those that find the targets."""
+        least = before + (1 + a_step + (before > 0) if self.steps else 1) * self.rows
+        if self.max_passes is not None and self.max_passes < least:
+            step = f"a step takes {a_step} forward and backward passes, and a forward pass shows what it did"
             beside = f", for each of {self.rows} restarts and targets" * (self.rows > 1)
-            raise ValueError(
-                f"solver.max_passes={passes} must be at least {least}: each iterate takes a forward pass, a step a "
-                f"backward pass too, and another forward pass to see what it did{beside}."
-            )
+            takes = step if self.steps else "an evaluation takes a forward pass"
+            found = f", after {before} that find the nearest classes" * (before > 0)
+            raise ValueError(f"solver.max_passes={self.max_passes} must be at least {least}: {takes}{beside}{found}.")
 
     @property
     def rules(self) -> list[int | str]:
@@ -141,6 +142,10 @@ class Attack:
         if self.target is None:
             return []
         return list(self.target) if not isinstance(self.target, int | str) else [self.target]
+
+    def passes_to_aim(self, classes: int) -> int:
+        """Returns how many passes of a sample its targets take before the search."""
+        return 1 + min(CANDIDATES, classes - 1) if "malt" in self.rules else 0
 
     @property
     def towards(self) -> bool:
@@ -162,30 +167,29 @@ class Attack:
         """Every so many steps losses are noted, so that an attack of many steps leaves no endless trace."""
         return 1 + self.steps // 1000
 
-    @property
-    def most_steps(self) -> int:
-        """How many steps a sample can take at most."""
-        return int(self.steps_after(torch.zeros(1, dtype=torch.int64)))
+    def most_steps(self, a_step: int = 2) -> int:
+        """Returns how many steps of so many passes a sample can take at most."""
+        return int(self.steps_after(torch.zeros(1, dtype=torch.int64), a_step))
 
     def by_norm(self, *, smallest: bool) -> bool:
         """Says whether the iterate with the smallest norm is kept; `smallest`: the optimizer looks for that."""
         return (self.best_by or ("norm" if smallest else "loss")) == "norm"
 
-    def steps_after(self, spent: Tensor) -> Tensor:
+    def steps_after(self, spent: Tensor, a_step: int = 2) -> Tensor:
         """Returns how many steps samples may take that spent so many passes; -1: not even an evaluation.
 
-        With s steps a row passes the model 2 s + 1 times, and once more, backward, if others in its batch may take
-        more steps: so it can be wherever something was spent before.
+        With s steps a row passes the model `a_step` s + 1 times, and once more, backward, if others in its batch may
+        take more steps: so it can be wherever something was spent before.
         """
         steps = torch.full_like(spent, self.steps)
         if self.max_passes is None:
             return steps
         waits = ((spent > 0) & (steps > 0)).long()
-        return torch.minimum(steps, ((self.max_passes - spent) // self.rows - 1 - waits) // 2)
+        return torch.minimum(steps, ((self.max_passes - spent) // self.rows - 1 - waits) // a_step)
 
-    def can_go_on(self, spent: Tensor) -> Tensor:
+    def can_go_on(self, spent: Tensor, a_step: int = 2) -> Tensor:
         """Says which samples that spent so many passes may take a step, or the evaluation if there are no steps."""
-        return self.steps_after(spent) >= min(1, self.steps)
+        return self.steps_after(spent, a_step) >= min(1, self.steps)
 
     def goals(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns the classes (N, targets) that a sample's losses refer to: its targets, or its label alone.

@@ -70,7 +70,7 @@ class Stages:
         still_open = torch.ones_like(chosen, dtype=torch.bool)
         for number, trier in enumerate(self.triers):
             so_far = spent + passes.sum(0)
-            may = trier.attack.can_go_on(so_far) & trier.has_goal[chosen]
+            may = trier.affords(so_far) & trier.has_goal[chosen]
             at = (still_open & may).nonzero().flatten()
             if not len(at):
                 continue

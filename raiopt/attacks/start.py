@@ -88,6 +88,11 @@ class Start:
         """Whether the optimizer moves by the losses alone."""
         return getattr(self.optimizer, "gradient_free", False)
 
+    @property
+    def passes_a_step(self) -> int:
+        """How often a step lets a row pass the model, forward and backward together."""
+        return 1 if self.gradient_free else 2 * (1 + getattr(self.optimizer, "further_gradients", 0))
+
     def counts(self, norms: Tensor) -> Tensor:
         """Says of which rows a norm as large as this lies in the ball."""
         epsilon = self.optimizer.param_groups[0]["epsilon"]
@@ -167,9 +172,10 @@ def prepare(attack: Attack, rows: Rows) -> Start:
             group["lower"], group["upper"] = bounds
         if rows.epsilon is not None and not shared:
             group["epsilon"] = rows.epsilon.view(-1, *[1] * (parameter.ndim - 1))
-    with told_as("schedule"):
-        schedule = None if attack.schedule is None else attack.schedule(optimizer, attack.most_steps)
-    start = Start(perturbation, parameter, optimizer, shared, bounds, generators, schedule, attack.quantize)
+    start = Start(perturbation, parameter, optimizer, shared, bounds, generators, quantize=attack.quantize)
+    if attack.schedule is not None:
+        with told_as("schedule"):
+            start.schedule = attack.schedule(optimizer, attack.most_steps(start.passes_a_step))
     _check_together(attack, start)
     started = [parameter[None]] if shared else parameter.split(1)
     _fill(attack, started, generators, None if rows.epsilon is None else rows.epsilon.tolist())
@@ -238,6 +244,7 @@ def tried(attack: Attack, shape: Sequence[int], classes: int) -> Start:
             f"solver.restarts={attack.restarts} has no effect: every restart begins alike. Give a random start, as in "
             "init=uniform_linf."
         )
+    attack.check_passes(start.passes_a_step, attack.passes_to_aim(classes))
     with told_as("perturbation"):
         check_perturbed(start.perturbation(images), images)
     return start

@@ -25,7 +25,7 @@ def ordered(rule: int | str, count: int, logits: Tensor, labels: Tensor) -> Tens
     """
     classes = logits.shape[1]
     if not isinstance(rule, str):
-        checks.number("solver.target", rule, high=classes - 1)
+        checks.number("solver.target", rule, low=0, high=classes - 1, integer=True)
         return torch.full_like(labels, int(rule))[:, None]
     if count >= classes:
         raise ValueError(f"solver.num_targets={count} must be below the number of classes, which is {classes}.")

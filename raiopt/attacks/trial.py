@@ -106,6 +106,7 @@ class Trier:
     samples: Samples
     on_step: Callable[[], None]
     p: float | None = None  # the order of the ball's norm
+    a_step: int = 2  # passes that a step takes
 
     @property
     def has_goal(self) -> Tensor:
@@ -119,7 +120,11 @@ class Trier:
 
     def can_go_on(self, spent: Tensor) -> Tensor:
         """Says which of the n samples, which spent so many passes, may be tried."""
-        return self.attack.can_go_on(spent) & self.has_goal
+        return self.affords(spent) & self.has_goal
+
+    def affords(self, spent: Tensor) -> Tensor:
+        """Says which samples that spent so many passes may find their targets and take a step."""
+        return self.attack.can_go_on(spent + self.attack.passes_to_aim(self.samples.clean.shape[1]), self.a_step)
 
     def __call__(self, chosen: Tensor, epsilon: Tensor | None, spent: Tensor) -> Trial:
         """Tries the chosen samples, each with its own radius (None: the optimizer's), after so many passes of each."""
@@ -141,14 +146,14 @@ class Trier:
         return replace(trial, search=replace(found, forward_passes=forward, backward_passes=backward))
 
     def _tried(self, chosen: Tensor, epsilon: Tensor | None, spent: Tensor) -> Trial:
-        trial = self._try(self.fast, chosen, epsilon, self.attack.steps_after(spent))
+        trial = self._try(self.fast, chosen, epsilon, self.attack.steps_after(spent, self.a_step))
         found, verdict = trial.search, trial.verdict
         spent = spent + found.forward_passes + found.backward_passes
-        missed = (found.claimed & ~verdict.broken & self.attack.can_go_on(spent)).nonzero().flatten()
+        missed = (found.claimed & ~verdict.broken & self.attack.can_go_on(spent, self.a_step)).nonzero().flatten()
         if self.fast is self.plain or trial.coupled or not len(missed):
             return trial
         log.info("%d samples fooled the faster model alone: searched again with the plain one.", len(missed))
-        steps = self.attack.steps_after(spent[missed])
+        steps = self.attack.steps_after(spent[missed], self.a_step)
         again = self._try(self.plain, chosen[missed], None if epsilon is None else epsilon[missed], steps)
         search = replace(
             again.search,

@@ -110,6 +110,8 @@ class ParamTransformingOptimizer(Optimizer):
     own_steps: bool = False
     #: Whether it moves by the losses alone, so that nobody needs to compute a gradient for it.
     gradient_free: bool = False
+    #: How many gradients a step asks for beside that which it is given.
+    further_gradients: int = 0
     #: Whether it takes a gradient of its own in place of that which it is given, and so stands first in a chain.
     replaces_gradient: bool = False
     #: How many members of the same class stand before this one in its chain.

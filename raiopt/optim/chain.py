@@ -68,6 +68,7 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
             member._twins = sum(type(other) is type(member) for other in self._chain)
             self._chain += (member,)
         moving = [member for member in self._chain if _moves(member)]
+        self.further_gradients = sum(member.further_gradients for member in self._chain)
         self.ball, self.pixels = (moving[-1].ball, moving[-1].pixels) if moving else (None, False)
 
     def _member(self, make: Callable[..., ParamTransformingOptimizer]) -> ParamTransformingOptimizer:

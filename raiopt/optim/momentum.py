@@ -80,6 +80,7 @@ class LookaheadGradientOptim(ParamTransformingOptimizer):
     """
 
     replaces_gradient = True
+    further_gradients = 1
 
     def __init__(
         self, params: ParamsT | None, InnerOpt: InnerOptimizer = SGD, *, mu: float = 1.0, **shared: Any
@@ -115,7 +116,7 @@ class VarianceTunedGradientOptim(ParamTransformingOptimizer):
         beta: At least 0; 1.5 in the paper.
         neighbors: At least 1; 20 in the paper.
 
-    The gradient of |x| is 1 right of 0, and -1 for about a quarter of the points within 0.2 of 0.1:
+    The gradient of the absolute value is 1 right of 0, -1 for about a quarter of the points within 0.2 of 0.1:
 
     >>> import torch
     >>> x = torch.full((1, 1), 0.1, requires_grad=True)
@@ -140,6 +141,7 @@ class VarianceTunedGradientOptim(ParamTransformingOptimizer):
         **shared: Any,
     ) -> None:
         super().__init__(params, InnerOpt, **with_defaults(shared, epsilon=epsilon, beta=beta, neighbors=neighbors))
+        self.further_gradients = neighbors
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)

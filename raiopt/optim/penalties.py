@@ -87,8 +87,8 @@ class ALMAOptim(SmallestOptim):
     was never fooled and y fell by less than 5 % since. Steps are at most `lr` times that distance, and have momentum;
     they should fall to 0: take a scheduler.
 
-    Reads `losses` and `fooled`: see `raiopt.perturbations.solver.published`. Meant for a loss that is 0 at the decision
-    boundary, as the margin or, as in the paper, dlr.
+    Reads `losses` and `fooled`: see `raiopt.perturbations.solver.published`. Needs a loss that is 0 at the decision
+    boundary, as the margin or, as in the paper, dlr; one that is negative before raises a ValueError in the first step.
 
     Args:
         epsilon: The largest norm that counts; infinity for none.
@@ -128,6 +128,11 @@ class ALMAOptim(SmallestOptim):
         first, steep = (self._row_memory(name, optim_group, param) for name in ("first", "steep"))
         least = torch.finfo(first.dtype).tiny
         if turn == 0:
+            if len(optim_group["losses"]) <= len(param) and ((y < 0) & ~fooled).any():
+                raise ValueError(
+                    f"{type(self).__name__} needs losses of at least 0 until a sample is fooled, and got "
+                    f"{y.min().item():.4g}: take the margin or dlr (criterion=margin) instead of the cross entropy."
+                )
             first.copy_(y.abs().clamp(min=1e-6))
             steep.copy_(transforms.norms(param.grad, 2).clamp_(min=least))
         gradient = param.grad.mul_(self._slope(y / first, fooled, param, optim_group, turn) / steep)

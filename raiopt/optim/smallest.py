@@ -136,8 +136,8 @@ class FMNOptim(_RadiusOptim):
     mean of all normed gradients, and in an L0 ball all of it (Nesterov 2009, dual averaging,
     https://doi.org/10.1007/s10107-007-0149-x). That finds smaller norms in as many steps, for every p.
 
-    Reads `losses` and `fooled`: see `raiopt.perturbations.solver.published`. Meant for a loss that is 0 at the decision
-    boundary, as the margin.
+    Reads `losses` and `fooled`: see `raiopt.perturbations.solver.published`. Where the loss is 0 at the decision
+    boundary, as the margin, the radius begins near the right one; after that any loss will do.
 
     Args:
         p: 0, 1, 2 or infinity. L0 counts entries, and needs a box.

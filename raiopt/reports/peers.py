@@ -123,7 +123,7 @@ def _larger_epsilon(run: Run, group: Group) -> Sign:
             f"({small.run.folder.name}): the larger ball breaks {round(gap * n):,} samples fewer."
         )
         level = Level.RED if gap > ERRORS * error else Level.AMBER
-        return Sign(name, level, found, meaning, [f"solver.steps={facts_of(run)['more_steps']}"])
+        return Sign(name, level, found, meaning, [facts_of(run)["more_steps"]])
     if len(group.runs) > 1 and len(group.best) > 1:
         return Sign(name, Level.GREEN, f"Of {len(group.best)} radii, no smaller one breaks more.", meaning)
     return _unknown(run, name, meaning, "with another radius", [f"optim.epsilon={p.epsilon / 2:g}" for p in mine[-1:]])
@@ -136,10 +136,7 @@ def _huge_epsilon(run: Run, group: Group) -> Sign:
         why = "The run did not finish." if not run.metrics else "No radius reaches every image."
         return Sign(name, Level.UNKNOWN, why, meaning)
     if run.record["ball"].endswith("of any size"):
-        robust, remedy = (
-            run.metrics["robust_accuracy"],
-            [f"solver.steps={facts_of(run)['more_steps']}", "criterion=margin"],
-        )
+        robust, remedy = run.metrics["robust_accuracy"], [facts_of(run)["more_steps"], "criterion=margin"]
         level = Level.RED if robust else Level.GREEN
         found = f"{percent(robust)} are robust to perturbations of any size."
         return Sign(name, level, found, meaning, remedy if robust else [])
@@ -156,7 +153,7 @@ def _huge_epsilon(run: Run, group: Group) -> Sign:
         f"{percent(point.robust)} are robust at {point.epsilon:g} ({point.run.folder.name}), where no image need be "
         f"recognisable: guessing gets {percent(chance)}."
     )
-    remedy = [f"solver.steps={facts_of(point.run)['more_steps']}", "criterion=margin"]
+    remedy = [facts_of(point.run)["more_steps"], "criterion=margin"]
     return Sign(name, level, found, meaning, [] if level is Level.GREEN else remedy)
 
 

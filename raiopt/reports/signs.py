@@ -196,7 +196,7 @@ RULES = (
         MOSTLY_RISING,
         "The loss of {still_rising:,} of {survivors:,} survivors still rose in the last tenth of the steps.",
         "The search ended too early: with more steps, more would break.",
-        ("solver.steps={more_steps}",),
+        ("{more_steps}",),
         alone=True,
     ),
     Rule(
@@ -207,7 +207,7 @@ RULES = (
         MOSTLY_SHORT,
         "The perturbation of {short_of_ball:,} of {survivors:,} survivors is shorter than 90 % of epsilon.",
         "The attack does not use its ball: steps too small or too few, or gradients that lead nowhere.",
-        ("solver.steps={more_steps}", "{start}"),
+        ("{more_steps}", "{start}"),
     ),
     Rule(
         "restarts",
@@ -259,17 +259,26 @@ def facts_of(run: Run) -> dict[str, Any]:
         facts["without_gradients"] = broken
     facts["zero_steps"] = percent(facts.get("zero_gradient_share"))
     facts["criterion"] = choices.get("criterion", "not known")
-    steps = re.search(r"(\d+) steps", record.get("attack") or "")
     restarts = run.job.options.get("solver.restarts")
     random = choices.get("init", "zero") != "zero"
     return {
         **facts,
         "harmless": "saturated" if facts["criterion"] in NOT_SATURATING else "",
         "coupled": bool(record.get("coupled")),
-        "more_steps": 4 * max(10, int(steps[1]) if steps else 100),
+        "more_steps": _more_steps(record),
         "more_restarts": 4 * restarts if isinstance(restarts, int) and restarts > 1 else 5,
         "start": "" if random else f"init={STARTS.get(record.get('norm') or '', 'gaussian')}",
     }
+
+
+def _more_steps(record: Mapping[str, Any]) -> str:
+    """Returns the word that makes the search longer; of several stages the last, whose traces the survivors have."""
+    stage = (record.get("stages") or [{}])[-1]
+    words = {str(word).partition("=")[0]: str(word) for word in stage.get("words", ())}
+    own = words.get("solver.steps")
+    found = re.search(r"=(\d+)$", own) if own else re.search(r"(\d+) steps", record.get("attack") or "")
+    word = f"solver.steps={4 * max(10, int(found[1]) if found else 100)}"
+    return f"stages.{stage['name']}=[{','.join({**words, 'solver.steps': word}.values())}]" if own else word
 
 
 def _without_gradients(stages: Sequence[Mapping[str, Any]]) -> int | None:

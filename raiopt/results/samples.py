@@ -179,14 +179,13 @@ def _steps_frame(steps: Tensor, gains: Tensor, fooled: Tensor) -> pl.DataFrame:
     return pl.DataFrame(columns | {f"fooled_{at}": column.numpy() for at, column in enumerate(fooled.unbind(1))})
 
 
-def trace_frame(
-    files: list[Path], attack: Attack, *, gradient_free: bool = False, stage: str | None = None
-) -> pl.DataFrame:
+def trace_frame(files: list[Path], attack: Attack, *, a_step: int = 2, stage: str | None = None) -> pl.DataFrame:
     """Returns one row a step over all attacked samples: passes of a sample so far, loss, share fooled then or before.
 
     Args:
         files: Parquet files of `steps_frames`; of them, one step at a time is read.
         attack: What they are of.
+        a_step: So many passes takes a step.
         stage: Its name, if it is one of several; passes are those that it made itself.
     """
     table, so_far, sign = [], np.zeros(0, dtype=bool), -1 if attack.towards else 1
@@ -199,7 +198,7 @@ def trace_frame(
         so_far = fooled | so_far if at else fooled
         losses = losses[np.isfinite(losses)]
         of_losses = [losses.mean(), *np.quantile(losses, list(QUANTILES.values()))] if len(losses) else [np.nan] * 6
-        passes = attack.rows * (1 + (1 if gradient_free else 2) * np.minimum(taken, step).mean())
+        passes = attack.rows * (1 + a_step * np.minimum(taken, step).mean())
         table.append([stage, step, len(fooled), passes, *of_losses, fooled.mean(), so_far.mean()])
     return pl.DataFrame(table, schema=_TRACE, orient="row")
 

@@ -45,7 +45,7 @@ def print_summary(record: dict[str, Any], folder: Path) -> None:
     """Prints the figures of a finished job and where its folder lies."""
     figures = record["metrics"]
     table = Table(show_header=False, box=None, padding=(0, 2))
-    for name, value in [*summary_rows(figures), *stage_rows(record.get("stages") or [])]:
+    for name, value in [*summary_rows(figures, record.get("norm")), *stage_rows(record.get("stages") or [])]:
         table.add_row(name, value)
     console = Console()
     console.print(escape(headline(record)), style="bold", highlight=False, soft_wrap=True)
@@ -105,8 +105,12 @@ def headline(record: dict[str, Any]) -> str:
     return f"{model} on {data['samples']} images of {data['name']}, {record['attack']}, {record['ball']}"
 
 
-def summary_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns name and text of each figure of a job's summary."""
+def summary_rows(figures: dict[str, Any], norm: str | None = None) -> list[tuple[str, str]]:
+    """Returns name and text of each figure of a job's summary.
+
+    Args:
+        norm: That of the ball, which comes before the other norms.
+    """
     rows = [("clean accuracy", percent(figures["clean_accuracy"]))]
     if "epsilons" in figures:
         for epsilon, robust in zip(figures["epsilons"], figures["robust_accuracies"], strict=True):
@@ -119,7 +123,7 @@ def summary_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("undecided", f"{undecided}, counted neither as robust nor as broken" if undecided else "0"))
     if figures["zero_gradients_at_start"]:
         rows.append(("no gradient at the start", f"{figures['zero_gradients_at_start']:,} of {figures['attacked']:,}"))
-    for p in ("l0", "l1", "l2", "linf"):
+    for p in sorted(("l0", "l1", "l2", "linf"), key=lambda p: p != norm):
         median, largest = figures[f"median_{p}"], figures[f"largest_{p}"]
         rows.append(
             (f"{p.replace('l', 'L', 1)} of what broke", _norms(median, largest, ",.0f" if p == "l0" else ".4g"))

@@ -174,12 +174,15 @@ def _told(run: Run, row: dict[str, Any]) -> list[tuple[str, str]]:
     if row["forward_passes"] is None:
         return [*told, ("attacked", f"no: {row['stopped']}")]
     left = row.get("label_confidence")
+    stage, first = row.get("stage"), next(iter(run.record.get("stages") or []), {}).get("name")
+    before = f"{row['clean_loss']:.4g}, " if stage == first else ""  # of the first stage, whose loss may be another
     verdict = "undecided" if row["undecided"] else "broken, verified" if row["verified"] else "not broken"
     told += [
         ("under attack", said("adversarial_prediction", "adversarial_confidence")),
         ("verdict", verdict + (", claimed only" if row["claimed"] and not row["verified"] else "")),
+        ("stage", stage or "-"),
         ("left for the label", percent(left)),
-        ("loss", f"{row['clean_loss']:.4g}, under attack {row['adversarial_loss']:.4g}"),
+        ("loss", f"{before}under attack {row['adversarial_loss']:.4g}"),
         ("target", "-" if row["target"] is None else _name(run, row["target"])),
         ("perturbation", f"Linf {row['linf']:.4g}, L2 {row['l2']:.4g}, L1 {row['l1']:.4g}, L0 {row['l0']:,}"),
         ("stopped", f"{row['stopped']}, after {row['steps']:,} steps, the best of which was {row['best_step']:,}"),

@@ -17,8 +17,11 @@ from raiopt.optim import (
     L0ProjectedOptim,
     L2ProjectedOptim,
     LinfProjectedOptim,
+    LookaheadGradientOptim,
     ProjectedParameterOptimizer,
+    SquareOptim,
     SteepestGradientOptim,
+    VarianceTunedGradientOptim,
 )
 from raiopt.results.metrics import metrics
 from tests.attacks.parts import Counting, Linear, images, net, question, random_start, table
@@ -186,6 +189,33 @@ def test_passes_are_limited_over_all_radii(monkeypatch, passes, curve, restarts,
     assert {"passes", "fooled"} <= set(found["stopped"]) or passes == 40
     unlimited = table(x, attack=changed(attack, max_passes=None))
     assert max(unlimited["forward_passes"] + unlimited["backward_passes"]) > passes or passes == 40
+
+
+def chained(*members):
+    last = partial(ProjectedParameterOptimizer, p=INF, epsilon=1 / 512)
+    return partial(ChainedParamTransformingOptimizer, *members, last, lr=1 / 512)
+
+
+@pytest.mark.parametrize(
+    ("make", "a_step"),
+    [
+        (partial(SquareOptim, p=INF, epsilon=1 / 512, steps=30), 1),
+        (partial(LinfProjectedOptim, epsilon=1 / 512, lr=1 / 512), 2),
+        (chained(LookaheadGradientOptim), 4),
+        (chained(partial(VarianceTunedGradientOptim, epsilon=1 / 512, neighbors=3)), 8),
+        (chained(LookaheadGradientOptim, partial(VarianceTunedGradientOptim, epsilon=1 / 512, neighbors=3)), 10),
+    ],
+)
+@pytest.mark.parametrize("passes", [11, 25])
+def test_a_limit_counts_all_that_a_step_takes(make, a_step, passes):
+    model = Counting(Linear())
+    attack = question(optimizer=make, steps=30, max_passes=passes, stop="never")
+    found = table(images(6), attack=attack, fast=model)
+    spent = found["forward_passes"] + found["backward_passes"]
+    assert (found["forward_passes"].sum(), found["backward_passes"].sum()) == model.total
+    assert max(spent) <= passes < min(spent) + 2 * a_step
+    with pytest.raises(ValueError, match=f"must be at least {max(3, 1 + a_step)}: a step takes {max(2, a_step)} "):
+        table(images(6), attack=changed(attack, max_passes=a_step))
 
 
 def test_the_evaluation_alone_is_limited_too():

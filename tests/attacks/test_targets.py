@@ -62,6 +62,18 @@ def test_malt_pays_for_its_gradients():
     assert (records["backward_passes"] == 4 + 2 * 3).all()
 
 
+@pytest.mark.parametrize("passes", [13, 14, 30])
+def test_the_limit_of_passes_holds_what_malt_takes(passes):
+    x, model = images(5, seed=2).double(), Counting(net())
+    labels = model.model(x).argmax(1)
+    asked = {"steps": 9, "target": "malt", "num_targets": 2, "stop": "never"}
+    with pytest.raises(ValueError, match=r"solver.max_passes=12 must be at least 13: .* after 5 that find the"):
+        table(x, labels, question(**asked, max_passes=12), model)
+    records = table(x, labels, question(**asked, max_passes=passes), model)
+    assert (records["steps"] >= 1).all()
+    assert (records["forward_passes"] + records["backward_passes"]).max() <= passes
+
+
 def test_a_target_alone_moves_towards_it_but_every_wrong_class_counts():
     x = images(8, seed=3)
     labels = Classes()(x).argmax(1)

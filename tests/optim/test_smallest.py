@@ -202,6 +202,12 @@ def test_one_run_is_the_whole_curve() -> None:
     assert (curve["forward_passes"] == 101).all()
 
 
+def test_alma_refuses_a_loss_that_is_negative_before_success() -> None:
+    model, images, labels = problem()
+    with pytest.raises(ValueError, match="ALMAOptim needs losses of at least 0 until a sample is fooled, and got -"):
+        attack(model, (images, labels), partial(ALMAOptim, lr=0.1), steps=5)
+
+
 @pytest.mark.parametrize(
     ("make", "settings", "message"),
     [

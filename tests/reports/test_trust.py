@@ -285,6 +285,20 @@ def test_a_remedy_makes_the_attack_honest(tmp_path):
     assert sign(judge(attacked(tmp_path / "long", epsilon=0.2, lr=0.002, steps=100)), "reach").level is GREEN
 
 
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["criterion=margin"], "solver.steps=800"),
+        (["solver.steps=30", "init=zero"], "stages.last=[solver.steps=120,init=zero]"),
+    ],
+)
+def test_the_remedy_reaches_the_stage_that_sets_its_own_steps(tmp_path, words, remedy):
+    stages = [{"name": "first", "words": ["solver.steps=7"]}, {"name": "last", "words": words}]
+    signs = {"survivors": 9, "still_rising": 9}
+    made = make(tmp_path, "run", signs=signs, stages=stages, attack="apgd, 200 steps")
+    assert sign(judge(load_run(made)), "convergence").remedy == [remedy]
+
+
 def test_a_loss_of_logits_does_not_saturate(tmp_path):
     run = attacked(
         tmp_path / "run", Brightness(slope=30.0), criterion=attacks.margin, about={"choices": {"criterion": "margin"}}

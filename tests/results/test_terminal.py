@@ -65,6 +65,11 @@ def test_the_figures_stand_in_rows(shown):
     assert not any(word in line for line in lines for word in ABSENT)
 
 
+@pytest.mark.parametrize(("norm", "first"), [("l2", "L2"), ("linf", "Linf"), (None, "L0")])
+def test_the_norm_of_the_ball_comes_first(shown, norm, first):
+    assert next(line.split()[0] for line in shown(norm=norm) if "of what broke" in line) == first
+
+
 def test_every_radius_has_a_row(shown):
     lines = shown(metrics={"epsilons": [0.05, 0.1, 1], "robust_accuracies": [0.9, 0.5, 0.25]})
     at = next(number for number, line in enumerate(lines) if "robust accuracy" in line)

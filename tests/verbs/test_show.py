@@ -96,6 +96,18 @@ def test_a_sample_is_told_as_the_table_has_it(runs, shown, verified):
     assert "\u2580" not in text
 
 
+def test_losses_of_two_stages_do_not_stand_beside_each_other(shown, tmp_path):
+    stages = "stages={first:[],second:[criterion=margin]}"
+    assert main([*QUESTION[1:], "data.limit=10", stages, f"outputs={tmp_path}", "name=staged"]) == 0
+    folder = next((tmp_path / "staged").iterdir())
+    assert set(table(folder)["stage"].drop_nulls()) == {"first", "second"}
+    for row in table(folder).drop_nulls("stage").iter_rows(named=True):
+        text = " ".join(shown(folder, "--sample", row["id"]).split())
+        assert f"stage {row['stage']} " in text
+        before = f"{row['clean_loss']:.4g}, " if row["stage"] == "first" else ""
+        assert f" loss {before}under attack {row['adversarial_loss']:.4g} " in text
+
+
 def test_an_older_table_without_confidences_is_told_too(runs, shown, tmp_path):
     shutil.copytree(runs["all"], tmp_path / "old")
     older = table(runs["all"]).drop(pl.selectors.ends_with("confidence"))
