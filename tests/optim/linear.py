@@ -17,6 +17,7 @@ from torch.optim import SGD, Adam
 
 from raiopt import AdditivePerturbation, gradient_ascent
 from raiopt.optim import (
+    AdaptiveStepOptim,
     ChainedParamTransformingOptimizer,
     L0ProjectedOptim,
     L1FrankWolfe,
@@ -29,6 +30,7 @@ from raiopt.optim import (
     ParamTransformingOptimizer,
     ProjectedParameterOptimizer,
     SteepestGradientOptim,
+    SteepestProjectedOptim,
 )
 from tests.reference import Array, array
 
@@ -147,6 +149,10 @@ CASES = [
     *_both(ProjectedParameterOptimizer, 2, 20, p=2, InnerOpt=SGD, lr=0.05),
     *_both(steepest_projected, 2, 20, p=2, lr=0.5),
     *_both(L2FrankWolfe, 2, 5),
+    *(case for p in (math.inf, 2) for case in _both(AdaptiveStepOptim, p, 50, p=p, steps=50)),
+    *(case for p in (math.inf, 2) for case in _both(SteepestProjectedOptim, p, 50, p=p, lr=0.25)),
+    Case(AdaptiveStepOptim, 1, False, 50, {"p": 1, "q": 0.995, "steps": 50}),
+    Case(SteepestProjectedOptim, 1, False, 50, {"p": 1, "q": 0.995, "lr": 0.25}),
     Case(L1ProjectedOptim, 1, False, 10, {"q": 0.995, "lr": 2.5}),
     Case(L1ProjectedOptim, 1, True, 100, {"q": 0.9, "dq": 0.1, "lr": 2.5}),
     *_both(ProjectedParameterOptimizer, 1, 50, p=1, InnerOpt=SGD, lr=10.0),
