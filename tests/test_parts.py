@@ -40,7 +40,8 @@ CRITERIA = [entry["name"] for entry in store if entry["group"] == "criterion"]
 @pytest.mark.parametrize(
     "words",
     [
-        *([f"optim={name}"] for name in OPTIMS),
+        *([f"optim={name}"] for name in OPTIMS if name != "alma"),
+        ["optim=alma", "criterion=margin"],
         *([f"init={name}", "optim=l2_projected"] for name in INITS),
         *([f"criterion={name}", "init=gaussian"] for name in CRITERIA if name != "targeted_dlr"),
         ["criterion=targeted_dlr", "solver.targeted=true", "solver.target=next"],
@@ -67,6 +68,11 @@ CRITERIA = [entry["name"] for entry in store if entry["group"] == "criterion"]
 def test_every_part_can_be_exchanged(tmp_path, words):
     figures = run(tmp_path, *words, *SMALL)[1]["metrics"]
     assert figures["verified"] == figures["claimed"]
+
+
+def test_alma_refuses_the_cross_entropy(capsys):
+    assert main(["optim=alma", *SMALL]) == 1
+    assert "ALMAOptim needs losses of at least 0 until a sample is fooled" in capsys.readouterr().err
 
 
 OWN_KIND = '''
