@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from raiopt import checks
-from raiopt.attacks.targets import CANDIDATES, RULES, ordered
+from raiopt.attacks.targets import RULES, candidates, ordered
 from raiopt.perturbations.models import PerturbationModel
 
 
@@ -145,7 +145,7 @@ class Attack:
 
     def passes_to_aim(self, classes: int) -> int:
         """Returns how many passes of a sample its targets take before the search."""
-        return 1 + min(CANDIDATES, classes - 1) if "malt" in self.rules else 0
+        return 1 + candidates(classes) if "malt" in self.rules else 0
 
     @property
     def towards(self) -> bool:

@@ -37,6 +37,11 @@ def ordered(rule: int | str, count: int, logits: Tensor, labels: Tensor) -> Tens
     return others.argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
+def candidates(classes: int) -> int:
+    """Returns among how many classes `nearest` chooses, each of which takes a backward pass."""
+    return min(CANDIDATES, classes - 1)
+
+
 def nearest(
     model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, count: int, p: float | None
 ) -> tuple[Tensor, int]:
@@ -52,11 +57,11 @@ def nearest(
     images = images.detach().requires_grad_()
     with torch.enable_grad():
         logits = model(images)
-        taken = min(CANDIDATES, logits.shape[1] - 1)
-        candidates = ordered("likely", taken, logits.detach(), labels)
-        gaps = logits.gather(1, labels[:, None]) - logits.gather(1, candidates)
+        taken = candidates(logits.shape[1])
+        likely = ordered("likely", taken, logits.detach(), labels)
+        gaps = logits.gather(1, labels[:, None]) - logits.gather(1, likely)
         slopes = [torch.autograd.grad(gaps[:, k].sum(), images, retain_graph=k + 1 < taken)[0] for k in range(taken)]
     dual = {None: 2.0, 2.0: 2.0, float("inf"): 1.0}.get(p, float("inf"))
     sizes = torch.stack([norms(slope.flatten(1), dual)[:, 0] for slope in slopes], dim=1)
     distances = gaps.detach().float() / sizes.clamp_(min=torch.finfo(sizes.dtype).tiny)
-    return candidates.gather(1, distances.argsort(dim=1, stable=True)[:, :count]), taken
+    return likely.gather(1, distances.argsort(dim=1, stable=True)[:, :count]), taken
