@@ -164,4 +164,5 @@ def _shortened(text: str) -> str:
     key = next((line.partition(":")[2].strip() for line in lines if line.startswith("full_key:")), "")
     kept = [line for line in lines if line and not line.startswith(("full_key:", "object_type=", "reference_type="))]
     kept = [line for line in kept if not line.startswith("Error merging override")]
+    kept = [re.sub(r"field '.*' is not Optional", "it must have a value, not null", line) for line in kept]
     return f"{key}: {' '.join(kept)}" if key and not key.startswith("hydra.") else " ".join(kept)

@@ -12,13 +12,14 @@ from raiopt.configs import INNER, INNERS, store
 GROUPS = ("optim", "optim/InnerOpt", "criterion", "init", "schedule")
 PARTS = ("optim", "criterion", "init", "schedule", "solver")
 SHARED = (
-    *("optim.epsilon", "optim.param_ndim", "solver.epsilons", "solver.curve", "solver.max_passes"),
+    *("optim.epsilon", "optim.param_ndim", "optim.ball", "solver.epsilons", "solver.curve", "solver.max_passes"),
     *("solver.attack_misclassified", "solver.quantize", "solver.verify_8bit"),
 )
 """What a job asks once, for all of its stages."""
 KEPT = ("epsilon", "param_ndim", "ball", "pixels")
 """What another optimizer takes over from that of the job: in which ball it looks."""
-BALLS = ("linf", "l2", "l1", "l0")
+BALLS = {"linf": "linf", "l2": "l2", "l1": "l1", "l0": "l0", "ddn": "l2", "alma": "l2", "cw": "l2"}
+"""By how its name begins, the ball of an optimizer that has no option for it."""
 INNER_WORD = re.compile(r"""(?<=[\[,])\s*([\w./]+=(?:\[[^\[\]]*\]|[^\[\]{},'"])*)(?=[\],])""")
 """In a list, a word without quotes; its value may be a list."""
 
@@ -124,6 +125,10 @@ class _Stage:
             for name, value in _ball(before).items():
                 if name in list(node):
                     self.config.optim[name] = value
+            ours, theirs = (_ball(part)["ball"] for part in (self.config.optim, before))
+            if ours != theirs:
+                rule = f"it looks in the {ours} ball, and the job in {f'the {theirs} ball' if theirs else 'none'}"
+                raise self._refused(f"optim={option}", rule, " Take one that has optim.ball, or another optim of the job.")
 
     def _set(self, key: str, value: Any) -> None:
         try:
@@ -180,8 +185,8 @@ def _ball(optim: DictConfig) -> dict[str, Any]:
     """Returns the ball that an option of optim looks in, by its settings and, if it has no other, by its name."""
     found = {name: optim[name] for name in KEPT if name in list(optim)}
     function = str(optim.get("_target_")).rpartition(".")[2]
-    own = next((name for name in BALLS if function.startswith(name)), None)
-    return found if own is None else {"ball": own, **found}
+    own = next((ball for begin, ball in BALLS.items() if function.startswith(begin)), None)
+    return {"ball": own, **found}
 
 
 def _is_hydras(value: Any) -> bool:

@@ -32,6 +32,7 @@ SETTINGS = {
     "optim.lr": st.floats(0, 9),
     "optim.InnerOpt.momentum": st.floats(0, 1),
 }
+OF_ONE_BALL = {"l2": "l2", "l1": "l1", "l1q": "l1", "l0": "l0", "ddn": "l2", "alma": "l2", "cw": "l2"}
 
 
 @cache
@@ -70,7 +71,10 @@ def test_a_stage_is_the_job_with_the_settings_of_its_words(settings):
 def test_an_option_that_a_stage_chooses_is_that_of_the_command(group):
     for name in options(group):
         words = [f"{group}={name}", *["schedule.shares=[1,0.5]"] * (name == "listed")]
-        found, expected = plain(one(*words), "stages"), plain(asked(*words), "stages")
+        expected = plain(asked(*words), "stages")
+        ball = OF_ONE_BALL.get(name.partition("_")[0], "linf") if "ball" not in expected["optim"] else "linf"
+        job = () if ball == "linf" else ("optim=plain", f"optim.ball={ball}", "optim.epsilon=0.1")
+        found = plain(one(*words, job=job), "stages")
         if group == "optim":
             epsilon = expected["optim"]["epsilon"]
             assert found["optim"].pop("epsilon") == 0.1
@@ -129,6 +133,7 @@ REFUSED = [
     ("solver.steps=[", "it cannot be read; it must be key=value."),
     ("solver/steps=3", "solver/steps is no group of options; a setting has dots."),
     ("optim.InnerOpt=adam", "write it with a slash: optim/InnerOpt=adam."),
+    ("optim=ddn", "it looks in the l2 ball, and the job in the linf ball. Take one that has optim.ball, or"),
     ("schedule=listed", "schedule.shares must be given: schedule.shares=..."),
     ("solver.steps=${seed}", "no name with an underscore in front in it, and no reference"),
     ("optim._target_=os.system", "no name with an underscore in front in it, and no reference"),

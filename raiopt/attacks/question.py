@@ -96,7 +96,7 @@ class Attack:
         if self.epsilons is not None:
             self._check_epsilons(self.epsilons)
         if self.max_passes is not None:
-            checks.number("solver.max_passes", self.max_passes, low=1, integer=True)
+            checks.number("solver.max_passes", self.max_passes, integer=True)
             self.check_passes()
 
     def _check_target(self) -> None:

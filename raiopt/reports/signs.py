@@ -196,7 +196,7 @@ RULES = (
         MOSTLY_RISING,
         "The loss of {still_rising:,} of {survivors:,} survivors still rose in the last tenth of the steps.",
         "The search ended too early: with more steps, more would break.",
-        ("{more_steps}",),
+        ("{more_steps}", "{more_passes}"),
         alone=True,
     ),
     Rule(
@@ -207,7 +207,7 @@ RULES = (
         MOSTLY_SHORT,
         "The perturbation of {short_of_ball:,} of {survivors:,} survivors is shorter than 90 % of epsilon.",
         "The attack does not use its ball: steps too small or too few, or gradients that lead nowhere.",
-        ("{more_steps}", "{start}"),
+        ("{more_steps}", "{more_passes}", "{start}"),
     ),
     Rule(
         "restarts",
@@ -259,13 +259,14 @@ def facts_of(run: Run) -> dict[str, Any]:
         facts["without_gradients"] = broken
     facts["zero_steps"] = percent(facts.get("zero_gradient_share"))
     facts["criterion"] = choices.get("criterion", "not known")
-    restarts = run.job.options.get("solver.restarts")
+    restarts, limit = (run.job.options.get(f"solver.{name}") for name in ("restarts", "max_passes"))
     random = choices.get("init", "zero") != "zero"
     return {
         **facts,
         "harmless": "saturated" if facts["criterion"] in NOT_SATURATING else "",
         "coupled": bool(record.get("coupled")),
         "more_steps": _more_steps(record),
+        "more_passes": f"solver.max_passes={4 * limit}" if isinstance(limit, int) else "",
         "more_restarts": 4 * restarts if isinstance(restarts, int) and restarts > 1 else 5,
         "start": "" if random else f"init={STARTS.get(record.get('norm') or '', 'gaussian')}",
     }

@@ -299,6 +299,12 @@ def test_the_remedy_reaches_the_stage_that_sets_its_own_steps(tmp_path, words, r
     assert sign(judge(load_run(made)), "convergence").remedy == [remedy]
 
 
+def test_the_remedy_raises_a_limit_of_passes_too(tmp_path):
+    signs, overrides = {"survivors": 9, "still_rising": 9}, {"solver.max_passes": 41}
+    made = make(tmp_path, "run", signs=signs, attack="apgd, 200 steps", overrides=overrides)
+    assert sign(judge(load_run(made)), "convergence").remedy == ["solver.steps=800", "solver.max_passes=164"]
+
+
 def test_a_loss_of_logits_does_not_saturate(tmp_path):
     run = attacked(
         tmp_path / "run", Brightness(slope=30.0), criterion=attacks.margin, about={"choices": {"criterion": "margin"}}
