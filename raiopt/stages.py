@@ -128,7 +128,8 @@ class _Stage:
             ours, theirs = (_ball(part)["ball"] for part in (self.config.optim, before))
             if ours != theirs:
                 rule = f"it looks in the {ours} ball, and the job in {f'the {theirs} ball' if theirs else 'none'}"
-                raise self._refused(f"optim={option}", rule, " Take one that has optim.ball, or another optim of the job.")
+                hint = " Take one that has optim.ball, or another optim of the job."
+                raise self._refused(f"optim={option}", rule, hint)
 
     def _set(self, key: str, value: Any) -> None:
         try:
