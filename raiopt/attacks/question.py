@@ -115,7 +115,7 @@ class Attack:
         if self.num_targets > 1 and not (len(rules) == 1 and isinstance(rules[0], str)):
             raise ValueError(
                 f"solver.num_targets={self.num_targets} needs one rule that orders the classes: solver.target="
-                f"{', '.join(RULES[:-1])} or {RULES[-1]}."
+                f"{', '.join(RULES[:-1])} or {RULES[-1]}; without, solver.num_targets=1."
             )
 
     def _check_epsilons(self, epsilons: Any) -> None:
