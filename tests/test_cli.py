@@ -142,7 +142,7 @@ def test_a_sweep_is_a_table_of_its_jobs(tmp_path, capsys):
 
 
 def test_a_job_that_fails_is_a_row_and_the_others_finish(tmp_path, capsys):
-    assert main(["-m", "optim.lr=0.1,-1,0.2", *SMALL, "save=none"]) == 1
+    assert main([*SMALL, "-m", "optim.lr=0.1,-1,0.2", "save=none"]) == 1
     table = pl.read_parquet(next(tmp_path.glob("outputs/*/*/sweep.parquet")))
     assert table["status"].to_list() == ["finished", "failed", "finished"]
     assert "lr=-1.0 must be" in table["error"][1]
@@ -249,7 +249,6 @@ def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
         (["data=image_folder", "data.root=nowhere"], "nowhere"),
         (["solver.target=[]"], "solver.target=[] names none: a class, next"),
         (["solver.num_targets=2"], "solver.num_targets=2 needs one rule that orders the classes: solver.target=next"),
-        (["solver.target=malt", "solver.num_targets=10"], "solver.num_targets=10 must be below the number of classes"),
         (["schedule=cosine", "optim=apgd"], "has a rule of its own for the size of its steps: take schedule=auto"),
         (["solver.targeted=true", "solver.target=12"], "solver.target=12 must be an integer, at least 0, at most 9"),
         (
@@ -384,7 +383,7 @@ def test_ctrl_c_in_a_sweep_leaves_the_table_so_far(tmp_path, monkeypatch, capsys
         return real(*arguments)
 
     monkeypatch.setattr("raiopt.experiment.load", interrupted)
-    words = ["hydra/launcher=basic", "-m", "optim.lr=0.1,0.2,0.3", "data.limit=2", "solver.steps=0"]
+    words = ["-m", "hydra/launcher=basic", "optim.lr=0.1,0.2,0.3", "data.limit=2", "solver.steps=0"]
     assert main(words) == 130
     table = next(tmp_path.glob("outputs/*/*/sweep.parquet"))
     assert pl.read_parquet(table)["status"].to_list() == ["finished", "killed", "missing"]

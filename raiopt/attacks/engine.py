@@ -71,7 +71,7 @@ class Engine:
     ) -> None:
         self.view, self.batch_size, self.on_step = view, batch_size, on_step
         self.classes, self.stages = classes, stages
-        self.attacks = [stage.attack for stage in stages] or [attack]
+        self.attacks = [each.for_classes(classes) for each in [stage.attack for stage in stages] or [attack]]
         self.examples = []
         for name, each in zip([f"stages.{stage.name}" for stage in stages] or [""], self.attacks, strict=True):
             with told_as(name) if name else nullcontext():

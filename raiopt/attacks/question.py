@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -43,7 +43,8 @@ class Attack:
         target: Move towards a class instead of away from the label: a number, "next" (those after the label),
             "least_likely" (smallest clean logits), "likely" (largest) or "malt" (nearest boundaries, see
             `raiopt.attacks.targets`); a list of them is tried side by side.
-        num_targets: So many classes of the order that `target` gives are tried side by side.
+        num_targets: So many classes of the order that `target` gives are tried side by side; all but the label, if the
+            model has no more.
         epsilons: Increasing radii, in place of the optimizer's: each sample's record is that of the smallest that
             breaks it.
         curve: How they are tried: "bisect", for an example for one epsilon is one for every larger one; or "all".
@@ -167,9 +168,13 @@ class Attack:
         """Every so many steps losses are noted, so that an attack of many steps leaves no endless trace."""
         return 1 + self.steps // 1000
 
-    def most_steps(self, a_step: int = 2) -> int:
-        """Returns how many steps of so many passes a sample can take at most."""
-        return int(self.steps_after(torch.zeros(1, dtype=torch.int64), a_step))
+    def most_steps(self, a_step: int = 2, before: int = 0) -> int:
+        """Returns how many steps of so many passes a sample can take at most, after those that find its targets."""
+        return int(self.steps_after(torch.tensor([before]), a_step))
+
+    def for_classes(self, classes: int) -> "Attack":
+        """Returns the question for a model of so many classes, of which there may be fewer than targets."""
+        return replace(self, num_targets=max(1, min(self.num_targets, classes - 1)))
 
     def by_norm(self, *, smallest: bool) -> bool:
         """Says whether the iterate with the smallest norm is kept; `smallest`: the optimizer looks for that."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from raiopt.attacks.question import Attack
 from raiopt.attacks.rows import take_rows, with_rows
 from raiopt.attacks.start import Start
-from raiopt.attacks.trial import Past, Trial, Trier
+from raiopt.attacks.trial import FOUND, Past, Trial, Trier
 
 SAME = ("epsilons", "curve", "max_passes", "attack_misclassified", "quantize", "verify_8bit", "seed")
 """What all stages of a question have in common."""
@@ -65,21 +65,26 @@ class Stages:
         return torch.stack([trier.can_go_on(spent) for trier in self.triers]).any(0)
 
     def __call__(self, chosen: Tensor, epsilon: Tensor | None, spent: Tensor) -> Trial:
-        """Tries the chosen samples; what is found of each is that of the stage that broke it, else of the last."""
+        """Tries the chosen samples; what is found of each is that of the stage that broke it.
+
+        Of one that none broke it is that of the last stage along gradients, whose signs of trouble say something.
+        """
         found, passes = None, torch.zeros(2, len(chosen), dtype=torch.int64, device=chosen.device)
-        still_open = torch.ones_like(chosen, dtype=torch.bool)
+        ranks = torch.zeros_like(chosen)
         for number, trier in enumerate(self.triers):
             so_far = spent + passes.sum(0)
             may = trier.affords(so_far) & trier.has_goal[chosen]
-            at = (still_open & may).nonzero().flatten()
+            at = ((ranks < FOUND) & may).nonzero().flatten()
             if not len(at):
                 continue
             trial = trier(chosen[at], None if epsilon is None else epsilon[at], so_far[at])
             self._note(number, chosen[at], trial)
             passes[:, at] += torch.stack([trial.search.forward_passes, trial.search.backward_passes])
-            still_open[at] = ~trial.verdict.broken
-            trial = replace(_widened(trial, self.width), stage=torch.full_like(at, number))
-            found = _spread(trial, at, len(chosen)) if found is None else with_rows(found, at, trial)
+            trial, rank = replace(_widened(trial, self.width), stage=torch.full_like(at, number)), trier.rank(trial)
+            kept = (rank >= ranks[at]).nonzero().flatten()
+            ranks[at] = rank.maximum(ranks[at])
+            found = _spread(trial, at, len(chosen)) if found is None else found
+            found = with_rows(found, at[kept], take_rows(trial, kept))
         assert found is not None  # `can_go_on` said of each that a stage tries it
         return replace(found, search=replace(found.search, forward_passes=passes[0], backward_passes=passes[1]))
 

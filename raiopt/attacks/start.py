@@ -22,6 +22,9 @@ from raiopt.perturbations.models import AdditivePerturbation, PerturbationModel
 from raiopt.perturbations.solver import published
 from raiopt.sampling import keyed_generator
 
+TIE = 1e-6
+"""A loss of at most this size, where all classes are equally likely, is 0 there."""
+
 
 @dataclass
 class Start:
@@ -173,9 +176,13 @@ def prepare(attack: Attack, rows: Rows) -> Start:
         if rows.epsilon is not None and not shared:
             group["epsilon"] = rows.epsilon.view(-1, *[1] * (parameter.ndim - 1))
     start = Start(perturbation, parameter, optimizer, shared, bounds, generators, quantize=attack.quantize)
+    most = attack.most_steps(start.passes_a_step, attack.passes_to_aim(rows.clean.shape[1]))
+    for group in optimizer.param_groups:
+        if "steps" in group and attack.max_passes is not None:  # what it plans for
+            group["steps"] = max(1, min(group["steps"], most))
     if attack.schedule is not None:
         with told_as("schedule"):
-            start.schedule = attack.schedule(optimizer, attack.most_steps(start.passes_a_step))
+            start.schedule = attack.schedule(optimizer, most)
     _check_together(attack, start)
     started = [parameter[None]] if shared else parameter.split(1)
     _fill(attack, started, generators, None if rows.epsilon is None else rows.epsilon.tolist())
@@ -243,6 +250,11 @@ def tried(attack: Attack, shape: Sequence[int], classes: int) -> Start:
         raise ValueError(
             f"solver.restarts={attack.restarts} has no effect: every restart begins alike. Give a random start, as in "
             "init=uniform_linf."
+        )
+    if getattr(start.optimizer, "needs_boundary", False) and losses.abs().max() > TIE:
+        raise ValueError(
+            f"criterion: it gives {losses[0].item():.4g} where all classes are equally likely, and the optimizer "
+            f"({type(start.optimizer).__name__}) needs a loss that is 0 at the decision boundary: criterion=margin."
         )
     attack.check_passes(start.passes_a_step, attack.passes_to_aim(classes))
     with told_as("perturbation"):

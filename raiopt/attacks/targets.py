@@ -31,9 +31,10 @@ def ordered(rule: int | str, count: int, logits: Tensor, labels: Tensor) -> Tens
         raise ValueError(f"solver.num_targets={count} must be below the number of classes, which is {classes}.")
     if rule == "next":
         return (labels[:, None] + 1 + torch.arange(count, device=labels.device)) % classes
+    last = float("inf" if rule == "least_likely" else "-inf")
+    others = logits.scatter(1, labels[:, None], last)
     if rule == "least_likely":
-        return logits.argsort(dim=1, stable=True)[:, :count]
-    others = logits.scatter(1, labels[:, None], float("-inf"))
+        return others.argsort(dim=1, stable=True)[:, :count]
     return others.argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
@@ -60,8 +61,11 @@ def nearest(
         taken = candidates(logits.shape[1])
         likely = ordered("likely", taken, logits.detach(), labels)
         gaps = logits.gather(1, labels[:, None]) - logits.gather(1, likely)
-        slopes = [torch.autograd.grad(gaps[:, k].sum(), images, retain_graph=k + 1 < taken)[0] for k in range(taken)]
-    dual = {None: 2.0, 2.0: 2.0, float("inf"): 1.0}.get(p, float("inf"))
-    sizes = torch.stack([norms(slope.flatten(1), dual)[:, 0] for slope in slopes], dim=1)
+        dual = {None: 2.0, 2.0: 2.0, float("inf"): 1.0}.get(p, float("inf"))
+        sizes = []
+        for k in range(taken):  # of all gradients together, memory would hold as many images
+            slope = torch.autograd.grad(gaps[:, k].sum(), images, retain_graph=k + 1 < taken)[0]
+            sizes.append(norms(slope.flatten(1), dual))
+    sizes = torch.cat(sizes, dim=1)
     distances = gaps.detach().float() / sizes.clamp_(min=torch.finfo(sizes.dtype).tiny)
     return likely.gather(1, distances.argsort(dim=1, stable=True)[:, :count]), taken

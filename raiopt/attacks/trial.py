@@ -17,6 +17,8 @@ from raiopt.attacks.watch import Search
 
 log = logging.getLogger("raiopt")
 Model = Callable[[Tensor], Tensor]
+FOUND = 4
+"""The rank of what a targeted search brought to its target, or any other to another class; see `Trier.rank`."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Trial:
         whole: No sample could leave the batch.
         broken_at: (n, radii): the radii at which a search broke it, where several are tried.
         stride: `search` notes the losses of every so many steps.
-        stage: Of several, the number of that which broke it, else of the last that tried it.
+        stage: Of several, the number of that which broke it, else of the last that tried it along gradients, if any.
         past: What each of several stages did; None if it tried no sample.
     """
 
@@ -113,6 +115,13 @@ class Trier:
         """Which of the n samples have a class to move towards, or from."""
         goals, labels = self.samples.goals, self.samples.labels
         return (goals != labels[:, None]).any(1) if self.attack.towards else torch.ones_like(labels, dtype=torch.bool)
+
+    def rank(self, trial: Trial) -> Tensor:
+        """Returns how much what it tried (n,) says of each sample; `FOUND` and more: no other stage has to try it."""
+        rank = torch.full_like(trial.search.goal, 1 if self.a_step == 1 else 2)  # 1 pass: without gradients
+        rank = rank.masked_fill(trial.verdict.broken, 3)
+        reached = trial.verdict.prediction == trial.search.goal
+        return rank.masked_fill(trial.verdict.broken & (reached | (not self.attack.targeted)), FOUND)
 
     def take(self, index: Tensor) -> "Trier":
         """Returns what tries these of the samples."""

@@ -261,7 +261,7 @@ def apgd(
 
 
 def fmn(params: Any, InnerOpt: Any, *, ball: str = "l2", steps: int, gamma: float = 0.05, **shared: Any) -> Any:
-    """Smallest perturbations by radii that shrink while a sample is fooled: FMN; needs criterion=margin."""
+    """Smallest perturbations by radii that shrink while a sample is fooled: FMN; the margin suits it."""
     from raiopt.optim import FMNOptim
 
     p = BALLS[checks.choice("ball", ball, list(BALLS))]
@@ -283,7 +283,7 @@ def alma(params: Any, InnerOpt: Any, *, mu: float = 0.9, **shared: Any) -> Any:
 
 
 def cw(params: Any, InnerOpt: Any, *, steps: int, searches: int = 9, c: float = 1.0, **shared: Any) -> Any:
-    """Smallest L2 perturbations by a search for the weight of the loss: Carlini and Wagner; needs criterion=margin."""
+    """Smallest L2 perturbations by a search for the weight of the loss: Carlini and Wagner; the margin suits it."""
     from raiopt.optim import CWOptim
 
     return CWOptim(params, InnerOpt, steps=steps, searches=searches, c=c, **shared)

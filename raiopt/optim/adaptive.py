@@ -145,10 +145,13 @@ class AdaptiveStepOptim(SteepestProjectedOptim):
         q: float = 0.8,
         **shared: Any,
     ) -> None:
-        checks.number("steps", steps, low=0, integer=True)
-        self.checkpoints = checkpoints(steps, p)
         weight = 1.0 if p == 1 else weight
-        super().__init__(params, InnerOpt, p=p, epsilon=epsilon, lr=lr, weight=weight, q=q, **shared)
+        own = with_defaults(shared, steps=steps)
+        super().__init__(params, InnerOpt, p=p, epsilon=epsilon, lr=lr, weight=weight, q=q, **own)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        checks.number("steps", group["steps"], low=0, integer=True)
 
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         if param.grad is None:
@@ -163,8 +166,9 @@ class AdaptiveStepOptim(SteepestProjectedOptim):
         better = losses < lowest
         for kept, now in ((best, param), (slope, param.grad), (lowest, losses)):
             torch.where(better, now, kept, out=kept)
-        if turn in self.checkpoints:
-            passed = turn - max((at for at in self.checkpoints if at < turn), default=0)
+        judged = checkpoints(optim_group["steps"], self.p)
+        if turn in judged:
+            passed = turn - max((at for at in judged if at < turn), default=0)
             back = (self._sparser if self.p == 1 else self._halved)(param, optim_group, progress >= RISES * passed)
             torch.where(back, best, param, out=param)
             torch.where(back, slope, param.grad, out=param.grad)

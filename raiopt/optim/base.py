@@ -108,6 +108,8 @@ class ParamTransformingOptimizer(Optimizer):
     smallest: bool = False
     #: Whether it decides on the size of its steps by itself, so that no schedule should.
     own_steps: bool = False
+    #: Whether it needs a loss that is 0 where two classes are equally likely.
+    needs_boundary: bool = False
     #: Whether it moves by the losses alone, so that nobody needs to compute a gradient for it.
     gradient_free: bool = False
     #: How many gradients a step asks for beside that which it is given.
@@ -180,7 +182,7 @@ class ParamTransformingOptimizer(Optimizer):
         `name.<number of the parameter>`: so it is saved, loaded and copied with the inner optimizer's own state.
         Members of one chain need names of their own.
         """
-        owner = next(islice(self._each_parameter(), optim_group["index"], None))[1]
+        owner = self._parameter(optim_group)
         state, key = self._kept(name, optim_group)
         kept = state[key] if key in state else torch.zeros_like(owner)
         state[key] = kept.to(owner.device, owner.dtype)  # torch casts only what a checkpoint holds under a parameter
@@ -191,14 +193,21 @@ class ParamTransformingOptimizer(Optimizer):
 
         Args:
             name: As in `_memory`.
-            rows: The parameter as the transform sees it. The numbers have its type, float32 at least.
+            rows: The parameter as the transform sees it. The numbers have its type, float32 at least. Those of one row
+                of the parameter stand in one row of the state, so that they leave the batch with it.
         """
         state, key = self._kept(name, optim_group)
         dtype = torch.promote_types(rows.dtype, torch.float32)
         if key not in state:
-            state[key] = torch.full((len(rows), *[1] * (rows.ndim - 1)), fill, dtype=dtype, device=rows.device)
+            owner = self._parameter(optim_group)
+            count = min(len(rows), len(owner) if owner.ndim else 1)
+            state[key] = torch.full((count, len(rows) // count), fill, dtype=dtype, device=rows.device)
         state[key] = state[key].to(rows.device, dtype)
-        return state[key]
+        return state[key].view(-1, *[1] * (rows.ndim - 1))
+
+    def _parameter(self, optim_group: dict[str, Any]) -> Tensor:
+        """Returns the parameter whose transform is running, as it is in its group."""
+        return next(islice(self._each_parameter(), optim_group["index"], None))[1]
 
     def _turn(self, name: str, optim_group: dict[str, Any]) -> int:
         """Returns how often it was called with this name before, for the parameter whose transform is running."""

@@ -60,15 +60,13 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         super().__init__(params, InnerOpt, **shared)
         for make in members:
             member = self._member(make)
-            if self._chain and member.replaces_gradient:
-                raise ValueError(
-                    f"{type(member).__name__} must stand first in a chain: it takes a gradient of its own, so that "
-                    f"what {type(self._chain[-1]).__name__} makes of the other one would have no effect."
-                )
+            self._check_place(member)
             member._twins = sum(type(other) is type(member) for other in self._chain)
             self._chain += (member,)
         moving = [member for member in self._chain if _moves(member)]
         self.further_gradients = sum(member.further_gradients for member in self._chain)
+        for name in ("smallest", "own_steps", "needs_boundary"):
+            setattr(self, name, any(getattr(member, name) for member in self._chain))
         self.ball, self.pixels = (moving[-1].ball, moving[-1].pixels) if moving else (None, False)
 
     def _member(self, make: Callable[..., ParamTransformingOptimizer]) -> ParamTransformingOptimizer:
@@ -81,6 +79,19 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         if not isinstance(member, ParamTransformingOptimizer):
             raise TypeError(f"A chain is made of transforming optimizers, but {make!r} makes {type(member).__name__}.")
         return member
+
+    def _check_place(self, member: ParamTransformingOptimizer) -> None:
+        name = type(member).__name__
+        if self._chain and member.replaces_gradient:
+            raise ValueError(
+                f"{name} must stand first in a chain: it takes a gradient of its own, so that what "
+                f"{type(self._chain[-1]).__name__} makes of the other one would have no effect."
+            )
+        changed = [type(other).__name__ for other in self._chain if not other.replaces_gradient]
+        if changed and member.further_gradients:
+            raise ValueError(
+                f"{name} compares gradients as they are, so that it must stand before {changed[0]}, which changes them."
+            )
 
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         for member in self._chain:

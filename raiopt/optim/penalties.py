@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 from raiopt import checks, transforms
 from raiopt.optim.inner import InnerOptimizer
 from raiopt.optim.signatures import with_defaults
-from raiopt.optim.smallest import SmallestOptim
+from raiopt.optim.smallest import NOTHING, SmallestOptim
 
 
 class CWOptim(SmallestOptim):
@@ -88,7 +88,8 @@ class ALMAOptim(SmallestOptim):
     they should fall to 0: take a scheduler.
 
     Reads `losses` and `fooled`: see `raiopt.perturbations.solver.published`. Needs a loss that is 0 at the decision
-    boundary, as the margin or, as in the paper, dlr; one that is negative before raises a ValueError in the first step.
+    boundary, as the margin or, as in the paper, dlr; `raiopt.attack` refuses others, and one that is negative before
+    raises a ValueError in the first step.
 
     Args:
         epsilon: The largest norm that counts; infinity for none.
@@ -104,6 +105,7 @@ class ALMAOptim(SmallestOptim):
     """
 
     ball = 2
+    needs_boundary = True
 
     def __init__(
         self,
@@ -125,19 +127,20 @@ class ALMAOptim(SmallestOptim):
             return
         y, fooled = (self._published(name, optim_group, param) for name in ("losses", "fooled"))
         turn = self._turn("turn", optim_group)
+        if turn == 0 and len(optim_group["losses"]) <= len(param) and ((y < 0) & ~fooled).any():
+            raise ValueError(
+                f"{type(self).__name__} needs losses of at least 0 until a sample is fooled, and got "
+                f"{y.min().item():.4g}: take the margin or dlr (criterion=margin) instead of the cross entropy."
+            )
         first, steep = (self._row_memory(name, optim_group, param) for name in ("first", "steep"))
-        least = torch.finfo(first.dtype).tiny
-        if turn == 0:
-            if len(optim_group["losses"]) <= len(param) and ((y < 0) & ~fooled).any():
-                raise ValueError(
-                    f"{type(self).__name__} needs losses of at least 0 until a sample is fooled, and got "
-                    f"{y.min().item():.4g}: take the margin or dlr (criterion=margin) instead of the cross entropy."
-                )
-            first.copy_(y.abs().clamp(min=1e-6))
-            steep.copy_(transforms.norms(param.grad, 2).clamp_(min=least))
-        gradient = param.grad.mul_(self._slope(y / first, fooled, param, optim_group, turn) / steep)
-        gradient.addcdiv_(param, transforms.norms(param, 2).clamp_(min=least))
-        gradient.mul_(first / steep / transforms.norms(gradient, 2).clamp_(min=1))
+        new = steep == 0  # until a datum has a gradient, which must not be so small that dividing by it overflows
+        first.copy_(torch.where(new, y.abs().clamp(min=1e-6), first))
+        slopes = transforms.norms(param.grad, 2)
+        steep.copy_(torch.where(new & (slopes > NOTHING), slopes, steep))
+        slope = self._slope(y / first, fooled, param, optim_group, turn)
+        gradient = param.grad.mul_(torch.where(steep > 0, slope / steep, 0.0))
+        gradient.addcdiv_(param, transforms.norms(param, 2).clamp_(min=torch.finfo(first.dtype).tiny))
+        gradient.mul_(torch.where(steep > 0, first / steep, 0.0) / transforms.norms(gradient, 2).clamp_(min=1))
         gradient.add_(way := self._memory("way", optim_group), alpha=optim_group["mu"])
         way.copy_(gradient)
 

@@ -113,10 +113,15 @@ class DDNOptim(_RadiusOptim):
         if param.grad is None:
             return
         turn, radius = self._turn("turn", optim_group), self._radius(param, optim_group)
+        most = self._row_memory("most", optim_group, param, FARTHEST)
         if turn == 0:
             radius.fill_(1.0)
+            if optim_group.get("lower") is not None and optim_group.get("upper") is not None:
+                nothing = torch.zeros_like(param)
+                corner = (nothing - optim_group["lower"]).maximum(nothing + optim_group["upper"])
+                most.copy_(transforms.norms(corner, 2))
         fooled = self._published("fooled", optim_group, param)
-        radius.mul_(1 + torch.where(fooled, -1.0, 1.0) * optim_group["gamma"])
+        radius.mul_(1 + torch.where(fooled, -1.0, 1.0) * optim_group["gamma"]).copy_(radius.minimum(most))
         transforms.normalize_(param.grad, 2).mul_(_cosine(turn / optim_group["steps"], FINAL_SHARE))
 
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:

@@ -273,8 +273,9 @@ def facts_of(run: Run) -> dict[str, Any]:
 
 
 def _more_steps(record: Mapping[str, Any]) -> str:
-    """Returns the word that makes the search longer; of several stages the last, whose traces the survivors have."""
-    stage = (record.get("stages") or [{}])[-1]
+    """Returns the word that makes the search longer; of several stages that which survivors have their traces of."""
+    stages = record.get("stages") or [{}]
+    stage = next((each for each in reversed(stages) if not each.get("gradient_free")), stages[-1])
     words = {str(word).partition("=")[0]: str(word) for word in stage.get("words", ())}
     own = words.get("solver.steps")
     found = re.search(r"=(\d+)$", own) if own else re.search(r"(\d+) steps", record.get("attack") or "")

@@ -13,7 +13,10 @@ from torch.optim import SGD
 
 from raiopt.builders import attacks
 from raiopt.optim import (
+    AdaptiveStepOptim,
     ChainedParamTransformingOptimizer,
+    DDNOptim,
+    FMNOptim,
     L0ProjectedOptim,
     L2ProjectedOptim,
     LinfProjectedOptim,
@@ -27,6 +30,7 @@ from raiopt.results.metrics import metrics
 from tests.attacks.parts import Counting, Linear, images, net, question, random_start, table
 
 INF = math.inf
+SQUARE = partial(SquareOptim, p=INF)
 OPTIMIZERS = {
     INF: partial(LinfProjectedOptim, epsilon=1.0, lr=0.25),
     2: partial(L2ProjectedOptim, epsilon=1.0, lr=0.25),
@@ -216,6 +220,18 @@ def test_a_limit_counts_all_that_a_step_takes(make, a_step, passes):
     assert max(spent) <= passes < min(spent) + 2 * a_step
     with pytest.raises(ValueError, match=f"must be at least {max(3, 1 + a_step)}: a step takes {max(2, a_step)} "):
         table(images(6), attack=changed(attack, max_passes=a_step))
+
+
+@pytest.mark.parametrize("make", [partial(AdaptiveStepOptim, p=INF), SQUARE, partial(FMNOptim, p=2), DDNOptim])
+def test_an_optimizer_plans_for_the_steps_that_the_limit_leaves(make):
+    x, labels = images(6), Linear()(images(6)).argmax(1)
+    asked = {"stop": "never", "target": "malt", "criterion": attacks.margin}
+    settings = {} if make is DDNOptim else {"epsilon": 1 / 64}
+    a_step = 1 if make is SQUARE else 2
+    limited = question(optimizer=partial(make, steps=30, **settings), steps=30, max_passes=4 + 9 * a_step, **asked)
+    alike = question(optimizer=partial(make, steps=9, **settings), steps=9, **asked)
+    limited, alike = (table(x, labels, attack).drop("stopped") for attack in (limited, alike))
+    assert limited.equals(alike)
 
 
 def test_the_evaluation_alone_is_limited_too():

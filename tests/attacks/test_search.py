@@ -75,6 +75,7 @@ CASES = {
     "towards": {"optimizer": L2, "target": "likely", "num_targets": 2},
     "apgd": {"optimizer": partial(AdaptiveStepOptim, p=2, epsilon=0.7, steps=15, lr=0.1)},
     "apgd for l1": {"optimizer": partial(AdaptiveStepOptim, p=1, epsilon=3.0, steps=15, lr=0.1)},
+    "apgd of rows": {"optimizer": partial(AdaptiveStepOptim, p=2, epsilon=0.2, steps=15, lr=0.1, param_ndim=1)},
     "steepest": {"optimizer": partial(SteepestProjectedOptim, p=2, epsilon=0.7, lr=0.1)},
     "schedule": {"optimizer": L2, "schedule": attacks.cosine},
     "last": {"optimizer": L2, "use_best": False},

@@ -13,7 +13,7 @@ from raiopt import stages as words
 from raiopt.attacks import Stage
 from raiopt.attacks.stages import SAME
 from raiopt.builders import attacks
-from raiopt.optim import L2ProjectedOptim, LinfProjectedOptim
+from raiopt.optim import L2ProjectedOptim, LinfProjectedOptim, SquareOptim
 from tests.attacks.parts import Counting, Linear, images, net, question, random_start, run, table
 
 PASSES = ["forward_passes", "backward_passes"]
@@ -72,6 +72,39 @@ def test_stages_of_other_losses_targets_and_restarts_are_their_attacks_too():
     assert len(broken) > 1
     assert not found["verified"].all()
     assert set(found.filter(~pl.col("verified"))["stage"]) == {"margin"}
+
+
+SQUARE = partial(SquareOptim, p=float("inf"), epsilon=1 / 32, steps=6)
+
+
+def test_a_survivor_has_the_record_of_the_last_stage_along_gradients():
+    x, plan = images(N), [stage("a", lr=1 / 2048), stage("square", optimizer=SQUARE, init=attacks.zero, steps=6)]
+    labels = Linear()(x).argmax(1)
+    found, alone = table(x, labels, stages=plan), table(x, labels, plan[0].attack)
+    held = ~found["verified"]
+    assert held.any()
+    assert set(found.filter(held)["stage"]) == {"a"}
+    assert set(found.filter(~held)["stage"]) == {"a", "square"}
+    assert_frame_equal(found.filter(held).drop("stage", *PASSES), alone.filter(held).drop("stage", *PASSES))
+    assert (found.filter(held)["forward_passes"] == 4 + 7).all()
+    assert set(table(x, labels, stages=plan[1:])["stage"]) == {"square"}
+
+
+def test_what_changed_its_label_alone_goes_on_to_the_next_stage_if_a_target_is_asked_for():
+    x, model = images(60, seed=3, spread=0.4), net().float()
+    make = partial(question, optimizer=partial(L2ProjectedOptim, epsilon=0.5, lr=0.1), targeted=True, target="next")
+    plan = [Stage("short", make(criterion=attacks.cross_entropy, steps=3)), Stage("long", make(steps=12))]
+    labels = model(x).argmax(1)
+    short, found = table(x, labels, plan[0].attack, model), table(x, labels, model=model, stages=plan)
+
+    def reached(frame):
+        return frame["verified"] & (frame["adversarial_prediction"] == frame["target"])
+
+    assert (short["verified"] & ~reached(short)).any()
+    assert (found["stage"] == "short").sum() == (reached(short) | (short["verified"] & ~reached(found))).sum()
+    assert not (short["verified"] & ~found["verified"]).any()
+    assert not (reached(short) & ~reached(found)).any()
+    assert reached(found).sum() > reached(short).sum()
 
 
 @given(data=st.data())

@@ -11,7 +11,7 @@ from torch import nn
 
 from raiopt.attacks.targets import nearest, ordered
 from raiopt.builders import attacks
-from tests.attacks.parts import Classes, Counting, images, net, question, table, tried
+from tests.attacks.parts import Classes, Counting, images, net, question, random_start, table, tried
 from tests.reference import array
 from tests.strategies import tensors
 
@@ -26,7 +26,7 @@ def test_orders_of_classes(logits, count):
     for row, label in enumerate(LABELS.tolist()):
         others = [k for k in np.argsort(-logits[row].numpy(), kind="stable") if k != label]
         assert likely[row].tolist() == others[:count]
-        assert least[row].tolist() == np.argsort(logits[row].numpy(), kind="stable")[:count].tolist()
+        assert least[row].tolist() == [k for k in np.argsort(logits[row].numpy(), kind="stable") if k != label][:count]
         assert after[row].tolist() == [(label + k) % 5 for k in range(1, count + 1)]
 
 
@@ -52,6 +52,14 @@ def test_the_nearest_boundaries_of_a_linear_model(p):
         assert found[row].tolist() == others[:3]
     assert taken == 4
     assert not x.requires_grad
+
+
+@pytest.mark.parametrize("target", ["next", "likely", "malt", "least_likely"])
+def test_where_there_are_fewer_classes_all_are_tried(target):
+    x = images(8)
+    all_five = table(x, attack=question(target=target, num_targets=5, restarts=2, init=random_start))
+    assert all_five.equals(table(x, attack=question(target=target, restarts=2, init=random_start)))
+    assert all_five["verified"].any()
 
 
 def test_malt_pays_for_its_gradients():

@@ -10,6 +10,7 @@ from torch.optim import SGD, Adam
 
 from raiopt import transforms
 from raiopt.optim import (
+    ALMAOptim,
     ChainedParamTransformingOptimizer,
     ClampedGradientOptimizer,
     ClampedParameterOptimizer,
@@ -106,6 +107,19 @@ def test_the_ball_is_that_of_the_last_member_with_one() -> None:
     assert ball(linf, IN_L2) == 2
     assert ball(L1NormedGradientOptim) is None
     assert ball() is None
+
+
+def test_a_chain_looks_for_what_a_member_looks_for() -> None:
+    class Sized(L1NormedGradientOptim):
+        own_steps = True
+
+    def told(*members: Any) -> tuple[bool, bool, bool]:
+        chain = ChainedParamTransformingOptimizer(*members, params=[leaf(1.0)], lr=0.1)
+        return chain.smallest, chain.own_steps, chain.needs_boundary
+
+    assert told(L1NormedGradientOptim, IN_L2) == (False, False, False)
+    assert told(MomentumGradientOptim, Sized) == (False, True, False)
+    assert told(partial(ALMAOptim, epsilon=1.0), L1NormedGradientOptim) == (True, False, True)
 
 
 def test_a_chain_may_be_a_member() -> None:

@@ -269,6 +269,12 @@ def test_lookahead_stands_first() -> None:
         chained(L1NormedGradientOptim, LookaheadGradientOptim, x=leaf())
 
 
+def test_variance_is_tuned_before_anything_changes_the_gradient() -> None:
+    chained(LookaheadGradientOptim, TUNED, L1NormedGradientOptim, x=leaf())
+    with pytest.raises(ValueError, match=r"VarianceTuned.* must stand before L1NormedGradientOptim, which"):
+        chained(LookaheadGradientOptim, L1NormedGradientOptim, TUNED, x=leaf())
+
+
 def test_lookahead_and_momentum_have_one_mu() -> None:
     with pytest.raises(ValueError, match=r"mu=0\.5 would have no effect"):
         chained(LookaheadGradientOptim, partial(MomentumGradientOptim, mu=0.5), x=leaf())

@@ -16,7 +16,7 @@ from raiopt import attack
 from raiopt.attacks.inference import Inference
 from raiopt.attacks.rows import select_rows
 from raiopt.optim import ALMAOptim, CWOptim, DDNOptim, FMNOptim
-from raiopt.perturbations import margin
+from raiopt.perturbations import cross_entropy, margin
 from raiopt.perturbations.solver import published
 from tests.reference import Array, array, norms
 
@@ -160,7 +160,7 @@ def test_a_radius_shrinks_if_fooled_and_holds_the_point(name: str, seed: int) ->
         before = optimizer.state["radius.0"].clone()
         ((point, fooled),) = walked(optimizer, x, weights, 1)
         radius = optimizer.state["radius.0"]
-        assert (torch.where(fooled.view(-1, 1, 1), radius <= before, radius >= before)).all()
+        assert (torch.where(fooled[:, None], radius <= before, radius >= before)).all()
         assert (norms(array(point), optimizer.ball) <= array(radius).reshape(-1) * (1 + 1e-6)).all()
 
 
@@ -203,9 +203,42 @@ def test_one_run_is_the_whole_curve() -> None:
 
 
 def test_alma_refuses_a_loss_that_is_negative_before_success() -> None:
-    model, images, labels = problem()
+    x = torch.zeros(1, 2, requires_grad=True)
+    x.grad, optimizer = torch.ones(1, 2), ALMAOptim([x], lr=0.1)
+    optimizer.param_groups[0].update(losses=torch.tensor([-1.0]), fooled=torch.tensor([False]))
     with pytest.raises(ValueError, match="ALMAOptim needs losses of at least 0 until a sample is fooled, and got -"):
-        attack(model, (images, labels), partial(ALMAOptim, lr=0.1), steps=5)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("settings", [{}, {"target": "likely"}])
+def test_alma_refuses_a_loss_that_is_not_zero_at_the_boundary(settings: dict[str, Any]) -> None:
+    model, images, labels = problem()
+    with pytest.raises(ValueError, match=r"where all classes are equally likely, .*ALMAOptim.* criterion=margin"):
+        attack(model, (images, labels), partial(ALMAOptim, lr=0.1), criterion=cross_entropy, steps=5, **settings)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_a_datum_without_a_gradient_stays_and_moves_when_it_has_one(name: str) -> None:
+    make, settings = MAKE[name]
+    optimizer, x, _ = rows(make, 0, **settings)
+    for turn in range(4):
+        x.grad = torch.zeros_like(x)
+        x.grad[1] = 1.0 if turn == 3 else 0.0
+        with published(optimizer, losses=torch.full((4,), 20.0), fooled=torch.zeros(4, dtype=torch.bool)):
+            optimizer.step()
+        assert x.isfinite().all()
+        assert not x[[0, 2, 3]].any()
+    assert (x[1] < 0).all()
+
+
+def test_the_radius_of_what_never_fools_stays_in_the_box() -> None:
+    optimizer, x, weights = rows(DDNOptim, 0, steps=300, gamma=0.5)
+    for _ in range(300):
+        x.grad = weights.clone()
+        with published(optimizer, losses=torch.ones(4), fooled=torch.zeros(4, dtype=torch.bool)):
+            optimizer.step()
+    assert torch.allclose(optimizer.state["radius.0"], torch.tensor(0.6 * math.sqrt(12), dtype=torch.float64))
+    assert x.isfinite().all()
 
 
 @pytest.mark.parametrize(
