@@ -117,7 +117,7 @@ class Trier:
         return (goals != labels[:, None]).any(1) if self.attack.towards else torch.ones_like(labels, dtype=torch.bool)
 
     def rank(self, trial: Trial) -> Tensor:
-        """Returns how much what it tried (n,) says of each sample; `FOUND` and more: no other stage has to try it."""
+        """Returns how much a trial says of each of its samples (n,); those of rank `FOUND` need no other stage."""
         rank = torch.full_like(trial.search.goal, 1 if self.a_step == 1 else 2)  # 1 pass: without gradients
         rank = rank.masked_fill(trial.verdict.broken, 3)
         reached = trial.verdict.prediction == trial.search.goal
