@@ -135,7 +135,12 @@ def _describe(folder: RunFolder, job: Job, engine: Engine, model: Classifier, da
         batch_size=engine.batch_size,
         attack=job.words,
         stages=[
-            {"name": stage.name, "words": list(stage.words), "gradient_free": each.gradient_free}
+            {
+                "name": stage.name,
+                "words": list(stage.words),
+                "steps": stage.attack.steps,
+                "gradient_free": each.gradient_free,
+            }
             for stage, each in zip(job.stages, engine.examples if job.stages else [], strict=True)
         ],
         ball=str(start.ball),

@@ -62,9 +62,10 @@ def check_words(words: list[str]) -> None:
         try:
             parser.parse_override(word)
         except HydraException:
-            raise ValueError(
-                f"{word} cannot be read. Put a text with special characters in quotes: '{key}=\"...\"'"
-            ) from None
+            remedy = f"Put a text with special characters in quotes: '{key}=\"...\"'"
+            if re.match(r"stages[.=]", word):
+                remedy = "Stages are lists of words with names of letters, digits, '-' and '_': stages={first:[...]}."
+            raise ValueError(f"{word} cannot be read. {remedy}") from None
 
 
 def explain(error: BaseException, words: Sequence[str] = ()) -> str:
@@ -75,7 +76,7 @@ def explain(error: BaseException, words: Sequence[str] = ()) -> str:
     text = _innermost(error)
     if match := re.search(r"Could not find '([^']+)/([^/']+)'", text):
         return _unknown_option(*match.groups())
-    if match := re.search(r"Could not override '([^']+)'", text):
+    if match := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
         return _unknown_key(match[1], words)
     wrong = next((word for word in words if re.match(r"stages[.=]", word)), None)
     if wrong and re.search(r"ListConfig|Dict\[str, List", text):

@@ -74,7 +74,7 @@ def attack(
         checks.number("batch_size", batch_size, low=1, integer=True)
     asked = {"optimizer": optimizer, "criterion": criterion, "init": init, "steps": steps, **settings}
     question, plan = _question(perturbation, asked), list[Stage]()
-    for name, changes in (stages or {}).items():
+    for name, changes in _checked_stages(stages):
         with told_as(f"stages.{name}"):
             plan.append(Stage(name, _question(perturbation, {**asked, **changes})))
     modules = [model] if isinstance(model, nn.Module) else []
@@ -98,6 +98,17 @@ def attack(
 
 
 attack.__signature__ = completed(inspect.signature(attack), inspect.signature(Attack))  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def _checked_stages(stages: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields the name of each stage and which arguments it replaces."""
+    example = 'in {"first": {"steps": 10}, "rest": {"restarts": 5}}'
+    if not isinstance(stages, Mapping | None):
+        raise TypeError(f"stages={stages!r} must be a mapping of names to arguments, as {example}.")
+    for name, changes in (stages or {}).items():
+        if not isinstance(name, str) or not isinstance(changes, Mapping):
+            raise TypeError(f"stages: {name!r}: {changes!r} must be a name and a mapping of arguments, as {example}.")
+        yield name, changes
 
 
 def _question(perturbation: Callable[..., Any], asked: dict[str, Any]) -> Attack:

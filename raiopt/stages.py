@@ -135,9 +135,12 @@ class _Stage:
         try:
             OmegaConf.update(self.config, key, value, merge=True)
         except (ConfigAttributeError, ConfigKeyError):
-            known = _names(self.config, PARTS)
-            near = checks.near(key, known) or [name for name in known if name.endswith(f".{key.rpartition('.')[2]}")]
-            hint = f" Did you mean {near[0]}?" if near else ""
+            known, (parent, _, last) = _names(self.config, PARTS), key.rpartition(".")
+            beside = [name for name in known if name.rpartition(".")[0] == parent]
+            near = [name for name in beside if checks.near(last, [name.rpartition(".")[2]])]
+            near = near or [name for name in known if name.endswith(f".{last}")]
+            others = [name.rpartition(".")[2] for name in beside]
+            hint = f" Did you mean {near[0]}?" if near else f" {parent} has {', '.join(others)}." if others else ""
             raise self._refused(f"{key}={value}", f"{key} is not an option", hint) from None
         except OmegaConfBaseException as error:
             raise self._refused(f"{key}={value}", str(error).partition("\n")[0].rstrip(".")) from None

@@ -225,6 +225,8 @@ def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
         (["experiment=nosuch"], "experiment=nosuch is not an option of experiment. There are fast, mi_fgsm"),
         (["optim.epsilon=-1"], "optim: epsilon=-1.0 must be a finite number, at least 0"),
         (["optim.epsilon=nan"], "optim: epsilon=nan must be a finite number"),
+        (["experiment=standard", "~stages.sqare"], "stages.sqare is not an option. Did you mean stages.square"),
+        (["stages.a=solver.steps=3"], "stages.a=solver.steps=3 cannot be read. Stages are lists of words"),
         (["optim=fmn", "optim.ball=null"], "optim.ball: it must have a value, not null"),
         (["optim.epsilon=much"], "optim.epsilon: Value 'much' of type 'str' could not be converted to Float"),
         (["optim.lr=-0.1"], "optim: lr=-0.1 must be a finite number, at least 0"),

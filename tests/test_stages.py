@@ -117,6 +117,7 @@ def test_no_stages_are_none_and_their_order_is_kept():
 REFUSED = [
     ("steps=3", "a stage can change optim, criterion, init, schedule, solver alone. Did you mean solver.steps?"),
     ("solver.stepz=3", "solver.stepz is not an option. Did you mean solver.steps?"),
+    ("optim.stepp=x", "optim.stepp is not an option. optim has lr, grad_scale, grad_bias, InnerOpt."),
     ("optim.lrs=3", "optim.lrs is not an option. Did you mean optim.lr?"),
     ("optim=sgned", "optim='sgned' must be one of .* Did you mean 'signed'?"),
     ("optm=signed", "a stage can change optim, criterion, init, schedule, solver alone. Did you mean optim?"),

@@ -136,7 +136,7 @@ def _huge_epsilon(run: Run, group: Group) -> Sign:
         why = "The run did not finish." if not run.metrics else "No radius reaches every image."
         return Sign(name, Level.UNKNOWN, why, meaning)
     if run.record["ball"].endswith("of any size"):
-        robust, remedy = run.metrics["robust_accuracy"], [facts_of(run)["more_steps"], "criterion=margin"]
+        robust, remedy = run.metrics["robust_accuracy"], _stronger(run)
         level = Level.RED if robust else Level.GREEN
         found = f"{percent(robust)} are robust to perturbations of any size."
         return Sign(name, level, found, meaning, remedy if robust else [])
@@ -153,8 +153,13 @@ def _huge_epsilon(run: Run, group: Group) -> Sign:
         f"{percent(point.robust)} are robust at {point.epsilon:g} ({point.run.folder.name}), where no image need be "
         f"recognisable: guessing gets {percent(chance)}."
     )
-    remedy = [facts_of(point.run)["more_steps"], "criterion=margin"]
-    return Sign(name, level, found, meaning, [] if level is Level.GREEN else remedy)
+    return Sign(name, level, found, meaning, [] if level is Level.GREEN else _stronger(point.run))
+
+
+def _stronger(run: Run) -> list[str]:
+    """Returns the words for a longer search along the margin."""
+    facts = facts_of(run)
+    return [facts["more_steps"], *["criterion=margin"] * (facts["criterion"] != "margin")]
 
 
 def huge_radius(run: Run) -> float | None:

@@ -274,13 +274,13 @@ def facts_of(run: Run) -> dict[str, Any]:
 
 def _more_steps(record: Mapping[str, Any]) -> str:
     """Returns the word that makes the search longer; of several stages that which survivors have their traces of."""
-    stages = record.get("stages") or [{}]
+    stages = [stage for stage in record.get("stages") or [] if stage.get("attacked", True)] or [{}]
     stage = next((each for each in reversed(stages) if not each.get("gradient_free")), stages[-1])
     words = {str(word).partition("=")[0]: str(word) for word in stage.get("words", ())}
-    own = words.get("solver.steps")
-    found = re.search(r"=(\d+)$", own) if own else re.search(r"(\d+) steps", record.get("attack") or "")
-    word = f"solver.steps={4 * max(10, int(found[1]) if found else 100)}"
-    return f"stages.{stage['name']}=[{','.join({**words, 'solver.steps': word}.values())}]" if own else word
+    found = re.search(r"(\d+) steps", record.get("attack") or "")
+    word = f"solver.steps={4 * max(10, stage.get('steps') or int(found[1] if found else 100))}"
+    changed = ",".join({**words, "solver.steps": word}.values())
+    return f"stages.{stage['name']}=[{changed}]" if "solver.steps" in words else word
 
 
 def _without_gradients(stages: Sequence[Mapping[str, Any]]) -> int | None:

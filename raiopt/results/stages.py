@@ -47,7 +47,7 @@ def with_counts(
     """Returns the record of each stage, with what all batches noted of it.
 
     Args:
-        stages: What is known of each before: name, words, gradient_free.
+        stages: What is known of each before: name, words, steps, gradient_free.
         samples: How many there are in all.
     """
     told = []

@@ -126,7 +126,7 @@ def summary_rows(figures: dict[str, Any], norm: str | None = None) -> list[tuple
     for p in sorted(("l0", "l1", "l2", "linf"), key=lambda p: p != norm):
         median, largest = figures[f"median_{p}"], figures[f"largest_{p}"]
         rows.append(
-            (f"{p.replace('l', 'L', 1)} of what broke", _norms(median, largest, ",.0f" if p == "l0" else ".4g"))
+            (f"{p.replace('l', 'L', 1)} of what broke", _norms(median, largest, ",.0f" if p == "l0" else ",.4g"))
         )
     if figures["verified_8bit"] is not None:
         rows.append(("broken as 8-bit images", f"{figures['verified_8bit']:,} of {figures['verified']:,}"))

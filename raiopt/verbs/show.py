@@ -184,7 +184,7 @@ def _told(run: Run, row: dict[str, Any]) -> list[tuple[str, str]]:
         ("left for the label", percent(left)),
         ("loss", f"{before}under attack {row['adversarial_loss']:.4g}"),
         ("target", "-" if row["target"] is None else _name(run, row["target"])),
-        ("perturbation", f"Linf {row['linf']:.4g}, L2 {row['l2']:.4g}, L1 {row['l1']:.4g}, L0 {row['l0']:,}"),
+        ("perturbation", f"Linf {row['linf']:.4g}, L2 {row['l2']:.4g}, L1 {row['l1']:,.4g}, L0 {row['l0']:,}"),
         ("stopped", f"{row['stopped']}, after {row['steps']:,} steps, the best of which was {row['best_step']:,}"),
         ("passes", f"{row['forward_passes']:,} forward, {row['backward_passes']:,} backward"),
     ]

@@ -286,16 +286,21 @@ def test_a_remedy_makes_the_attack_honest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "remedy"),
+    ("words", "steps", "remedy"),
     [
-        (["criterion=margin"], "solver.steps=800"),
-        (["solver.steps=30", "init=zero"], "stages.last=[solver.steps=120,init=zero]"),
+        (["criterion=margin"], 200, "solver.steps=800"),
+        (["solver.steps=30", "init=zero"], 30, "stages.last=[solver.steps=120,init=zero]"),
     ],
 )
-def test_the_remedy_reaches_the_stage_that_sets_its_own_steps(tmp_path, words, remedy):
-    stages = [{"name": "first", "words": ["solver.steps=7"]}, {"name": "last", "words": words}]
+def test_the_remedy_reaches_the_stage_whose_traces_survivors_have(tmp_path, words, steps, remedy):
+    stages = [
+        {"name": "first", "words": ["solver.steps=7"], "steps": 7, "attacked": 9},
+        {"name": "last", "words": words, "steps": steps, "attacked": 9},
+        {"name": "square", "words": ["optim=square"], "steps": 5000, "attacked": 9, "broken": 0, "gradient_free": True},
+        {"name": "never", "words": ["solver.steps=60"], "steps": 60, "attacked": 0},
+    ]
     signs = {"survivors": 9, "still_rising": 9}
-    made = make(tmp_path, "run", signs=signs, stages=stages, attack="apgd, 200 steps")
+    made = make(tmp_path, "run", signs=signs, stages=stages, attack="first, then last")
     assert sign(judge(load_run(made)), "convergence").remedy == [remedy]
 
 

@@ -86,7 +86,7 @@ def test_a_sample_is_told_as_the_table_has_it(runs, shown, verified):
         f"clean prediction {row['clean_prediction']}, sure by {100 * row['clean_confidence']:.1f} %",
         f"under attack {row['adversarial_prediction']}, sure by {100 * row['adversarial_confidence']:.1f} %",
         f"verdict {'broken, verified' if verified else 'not broken'} ",
-        f"Linf {row['linf']:.4g}, L2 {row['l2']:.4g}, L1 {row['l1']:.4g}, L0 {row['l0']:,}",
+        f"Linf {row['linf']:.4g}, L2 {row['l2']:.4g}, L1 {row['l1']:,.4g}, L0 {row['l0']:,}",
         f"stopped {row['stopped']}, after {row['steps']} steps",
         f"passes {row['forward_passes']} forward, {row['backward_passes']} backward",
         "A terminal with colours would show it.",
