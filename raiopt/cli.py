@@ -26,7 +26,6 @@ from raiopt.verbs import carry_out as carry_out_verb
 
 LOOKING = {"--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help"}
 """Flags with which Hydra shows something and runs nothing."""
-MANY = {"-m", "--multirun"}
 _ended: list[Exception | None] = []  # for each job of this process what it failed with
 
 
@@ -126,7 +125,7 @@ def _hydra_raises() -> Iterator[None]:
 @contextmanager
 def _arguments(words: list[str]) -> Iterator[None]:
     before = sys.argv
-    sys.argv = ["raiopt", *sorted(words, key=lambda word: word not in MANY)]  # argparse takes no words before and after
+    sys.argv = ["raiopt", *sorted(words, key=lambda word: word not in ("-m", "--multirun"))]  # words on one side of it
     try:
         yield
     finally:

@@ -136,10 +136,9 @@ class _Stage:
             OmegaConf.update(self.config, key, value, merge=True)
         except (ConfigAttributeError, ConfigKeyError):
             known, (parent, _, last) = _names(self.config, PARTS), key.rpartition(".")
-            beside = [name for name in known if name.rpartition(".")[0] == parent]
-            near = [name for name in beside if checks.near(last, [name.rpartition(".")[2]])]
+            others = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent]
+            near = [f"{parent}.{name}" for name in checks.near(last, others)]
             near = near or [name for name in known if name.endswith(f".{last}")]
-            others = [name.rpartition(".")[2] for name in beside]
             hint = f" Did you mean {near[0]}?" if near else f" {parent} has {', '.join(others)}." if others else ""
             raise self._refused(f"{key}={value}", f"{key} is not an option", hint) from None
         except OmegaConfBaseException as error:

@@ -80,9 +80,10 @@ class Stages:
             trial = trier(chosen[at], None if epsilon is None else epsilon[at], so_far[at])
             self._note(number, chosen[at], trial)
             passes[:, at] += torch.stack([trial.search.forward_passes, trial.search.backward_passes])
-            trial, rank = replace(_widened(trial, self.width), stage=torch.full_like(at, number)), trier.rank(trial)
+            rank = trier.rank(trial)
             kept = (rank >= ranks[at]).nonzero().flatten()
             ranks[at] = rank.maximum(ranks[at])
+            trial = replace(_widened(trial, self.width), stage=torch.full_like(at, number))
             found = _spread(trial, at, len(chosen)) if found is None else found
             found = with_rows(found, at[kept], take_rows(trial, kept))
         assert found is not None  # `can_go_on` said of each that a stage tries it

@@ -31,11 +31,9 @@ def ordered(rule: int | str, count: int, logits: Tensor, labels: Tensor) -> Tens
         raise ValueError(f"solver.num_targets={count} must be below the number of classes, which is {classes}.")
     if rule == "next":
         return (labels[:, None] + 1 + torch.arange(count, device=labels.device)) % classes
-    last = float("inf" if rule == "least_likely" else "-inf")
-    others = logits.scatter(1, labels[:, None], last)
-    if rule == "least_likely":
-        return others.argsort(dim=1, stable=True)[:, :count]
-    return others.argsort(dim=1, descending=True, stable=True)[:, :count]
+    largest_first = rule != "least_likely"
+    others = logits.scatter(1, labels[:, None], float("-inf" if largest_first else "inf"))
+    return others.argsort(dim=1, descending=largest_first, stable=True)[:, :count]
 
 
 def candidates(classes: int) -> int:
