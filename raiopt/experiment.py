@@ -21,6 +21,7 @@ from raiopt.results.exhibits import Exhibits, candidates_of
 from raiopt.results.folder import RunFolder, replace_file, write_json
 from raiopt.results.gallery import draw_gallery, exhibits_of
 from raiopt.results.metrics import metrics, signs_of
+from raiopt.results.parquet import scan_parquet
 from raiopt.results.samples import trace_frame
 from raiopt.results.stages import counted, with_counts
 from raiopt.results.terminal import Advance, coupling, doubts, headline, progress
@@ -339,7 +340,7 @@ def _finish(
     record = folder.record
     _trace(engine, chunks).write_parquet(folder / "trace.parquet")
     chunks.merge_perturbations()
-    samples = pl.scan_parquet(folder / "samples.parquet")
+    samples = scan_parquet(folder / "samples.parquet")
     targeted = all(attack.targeted for attack in engine.attacks)
     figures = metrics(samples, engine.attack.epsilons, targeted=targeted)
     stages = with_counts(record["stages"], [entry.get("stages", []) for entry in noted], figures["samples"])
@@ -373,7 +374,7 @@ def _trace(engine: Engine, chunks: Chunks) -> pl.DataFrame:
 
 
 def _report_undecided(folder: RunFolder) -> None:
-    lost = pl.scan_parquet(folder / "samples.parquet").filter(pl.col("stopped") == "not_finite").collect()
+    lost = scan_parquet(folder / "samples.parquet").filter(pl.col("stopped") == "not_finite").collect()
     for row in lost.head(5).iter_rows(named=True):
         where = "the clean image" if row["not_finite_step"] is None else f"step {row['not_finite_step']}"
         log.warning("Sample %s (id %d): not finite at %s: not decided.", row["name"], row["id"], where)

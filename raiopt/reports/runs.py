@@ -12,6 +12,7 @@ import polars as pl
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from raiopt.results.parquet import scan_parquet
 from raiopt.results.records import JobRecord, is_volatile, read_job, read_jobs
 from raiopt.results.shards import grouped, merged
 
@@ -90,10 +91,10 @@ def _scanned(files: list[Path]) -> pl.LazyFrame:
         if not file.is_file():  # a pipe would be waited for without end
             raise ValueError(f"{file} is {'no ordinary file' if file.exists() else 'not there'}.")
         try:
-            pl.read_parquet_schema(file)
+            scan_parquet(file).collect_schema()
         except (OSError, pl.exceptions.PolarsError) as error:
             raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
-    return pl.scan_parquet(files)
+    return scan_parquet(files)
 
 
 def load_run(folder: Path | str) -> Run:

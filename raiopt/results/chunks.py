@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raiopt.attacks import Outcome, Trial
 from raiopt.results.folder import read_record, replace_file
+from raiopt.results.parquet import scan_parquet
 from raiopt.results.samples import samples_frame, steps_frames
 
 MERGED = 64 * 2**20
@@ -79,7 +80,7 @@ class Chunks:
         if len(files) == 1:
             shutil.copyfile(files[0], path)
         else:
-            pl.scan_parquet(files).sink_parquet(path)
+            scan_parquet(files).sink_parquet(path)
 
     def exhibits(self, number: int) -> dict[str, Tensor]:
         """Returns what may be shown of a chunk, as it was written."""

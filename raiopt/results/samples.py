@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from raiopt.attacks import STOPPED, Attack, Outcome, Trial
+from raiopt.results.parquet import scan_parquet
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 _ATTACKED: dict[str, Any] = {
@@ -189,10 +190,10 @@ def trace_frame(files: list[Path], attack: Attack, *, a_step: int = 2, stage: st
         stage: Its name, if it is one of several; passes are those that it made itself.
     """
     table, so_far, sign = [], np.zeros(0, dtype=bool), -1 if attack.towards else 1
-    taken = pl.scan_parquet(files).select("steps").collect()["steps"].to_numpy() if files else so_far
+    taken = scan_parquet(files).select("steps").collect()["steps"].to_numpy() if files else so_far
     for at in range(1 + attack.steps // attack.stride) if files else ():
         step = at * attack.stride
-        columns = pl.scan_parquet(files).select(f"gain_{at}", f"fooled_{at}").collect()
+        columns = scan_parquet(files).select(f"gain_{at}", f"fooled_{at}").collect()
         losses = sign * columns[f"gain_{at}"].to_numpy().astype(np.float64)
         fooled = columns[f"fooled_{at}"].to_numpy()
         so_far = fooled | so_far if at else fooled

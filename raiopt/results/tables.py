@@ -120,5 +120,6 @@ def question(job: JobRecord) -> str:
 
 def save_sweep(frame: pl.DataFrame, folder: Path) -> None:
     """Writes sweep.parquet and sweep.csv into the folder of the sweep."""
+    folder = folder.absolute()  # polars reads a leading ~ as the home directory
     frame.write_parquet(folder / "sweep.parquet")
     frame.write_csv(folder / "sweep.csv")

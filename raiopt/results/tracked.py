@@ -8,9 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from raiopt.results.folder import SCHEMA, read_record
+from raiopt.results.parquet import scan_parquet
 from raiopt.results.records import is_volatile
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
@@ -110,7 +109,7 @@ def _curves(file: Path) -> list[tuple[str, float, int]]:
     """Returns the entries of a table of steps that are numbers."""
     if not file.exists():
         return []
-    table = pl.read_parquet(file)
+    table = scan_parquet(file).collect()
     stages = table["stage"] if "stage" in table.columns else [None] * len(table)
     prefixes = ["step" if stage is None else f"step/{stage}" for stage in stages]
     return [
