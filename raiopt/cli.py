@@ -1,5 +1,6 @@
 """The command: `raiopt key=value ...` runs a job, `-m` a sweep, and a word in front is a verb."""
 
+import logging
 import os
 import shlex
 import signal
@@ -163,10 +164,9 @@ def job(config: DictConfig) -> dict[str, Any]:
     is_sweep = hydra_config.mode == RunMode.MULTIRUN
     folder = RunFolder(hydra_config.runtime.output_dir)
     about = describe(config, hydra_config)
-    if config.force and not is_sweep and folder.finished_record() is not None:
-        folder.set_aside()
-        folder.path.mkdir()
     try:
+        if config.force and not is_sweep and folder.has_results(about["job_key"]):
+            _set_aside(folder)
         tracking.begin(config)
     except Exception as error:
         _ended.append(error)
@@ -187,6 +187,15 @@ def job(config: DictConfig) -> dict[str, Any]:
         print_summary(folder.record, Path(os.path.relpath(folder.path)))
         print_verdict(judge(load_run(folder.path)))
     return folder.record
+
+
+def _set_aside(folder: RunFolder) -> None:
+    """Moves what the folder holds to `replaced/`, and begins a log in the new one."""
+    folder.set_aside()
+    folder.path.mkdir()
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.close()  # else it writes into the file that moved; it opens the one of this name when it writes
 
 
 def _remove_unused(folder: RunFolder, outputs: Path) -> None:

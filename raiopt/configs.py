@@ -255,6 +255,8 @@ class Job:
     tracker: Any = MISSING
 
 
+SUBDIR = "${raiopt.job_key:}"
+"""The folder of a job in that of its sweep, as Hydra is told it: two questions never share one."""
 _JOB_LOG = {
     "version": 1,
     "formatters": {
@@ -298,7 +300,7 @@ _HYDRA = HydraConf(
         "_self_",
     ],
     run=RunDir("${raiopt.run_folder:${outputs},${name},${raiopt.job_key:}}"),
-    sweep=SweepDir("${raiopt.sweep_folder:${outputs},${name}}", "${raiopt.job_key:}"),
+    sweep=SweepDir("${raiopt.sweep_folder:${outputs},${name}}", SUBDIR),
     job=JobConf(name="raiopt", chdir=False),
     job_logging=_JOB_LOG,
     hydra_logging=_SWEEP_LOG,

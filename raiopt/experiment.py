@@ -96,10 +96,10 @@ def run(
         memory: What earlier jobs of this process left; what this one leaves is added. None: it leaves nothing.
 
     Raises:
-        FileExistsError: If the folder holds a finished run with other weights or data.
+        FileExistsError: If the folder holds results of another question, or a finished run with other weights or data.
     """
     memory = memory or Memory(room=0)
-    finished = folder.finished_record()
+    finished = folder.finished_record(about.get("job_key"))
     if finished is not None:
         return _compared(finished, make(), folder, memory)
     with folder.recording(about):

@@ -67,7 +67,7 @@ def carry_out(
     logging.captureWarnings(True)
     warnings.formatwarning = lambda message, *_, **__: str(message)
     try:
-        finished = folder.finished_record()
+        finished = folder.finished_record(about["job_key"])
         if finished is None:
             overrides = [] if "rerun_of" in about else about["command"][1:]
             _save_question(config, hydra, overrides, folder.path / ".hydra")

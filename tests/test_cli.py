@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from torch.testing import assert_close
 
 from raiopt import zoo
 from raiopt.cli import main
+from raiopt.results.tables import load_sweep
 
 SMALL = ["data.limit=8", "solver.steps=2", "threads=1"]
 OWN = '''
@@ -171,6 +173,72 @@ def test_under_one_name_the_same_question_is_answered_once(tmp_path, capsys):
     assert files == {n: (folder / n).read_bytes() for n in files}
     assert main([*SMALL, "name=first", "optim.lr=0.05"]) == 0
     assert len(folders(tmp_path)) == 2
+
+
+def test_a_folder_given_by_hand_answers_its_own_question_alone(tmp_path, capsys):
+    words, folder = ["data.limit=8", "threads=1", "hydra.run.dir=mine"], tmp_path / "mine"
+    assert main([*words, "solver.steps=1"]) == 0
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "run.log"}
+    capsys.readouterr()
+    assert main([*words, "solver.steps=2", "optim.epsilon=0.3"]) == 1
+    said = capsys.readouterr()
+    assert "finished before" not in said.out
+    assert "mine holds the results of another question: raiopt " in said.err
+    assert "solver.steps=1. Nothing was overwritten; give another name=... or hydra.run.dir=..." in said.err
+    assert files == {path: path.read_bytes() for path in files}
+    assert main([*words, "solver.steps=1"]) == 0
+    assert "finished before" in capsys.readouterr().out
+
+    log = (folder / "run.log").read_text()
+    assert main([*words, "solver.steps=2", "optim.epsilon=0.3", "force=true"]) == 0
+    assert (record(folder)["epsilon"], record(folder)["choices"]["optim"]) == (0.3, "linf_projected")
+    moved = tmp_path / "replaced" / "mine-1"
+    assert all((moved / path.relative_to(folder)).read_bytes() == content for path, content in files.items())
+    assert (moved / "run.log").read_text() == log
+    assert "Done with 8 of 8 samples" in (folder / "run.log").read_text()
+
+
+def test_finished_batches_of_another_question_are_not_removed(tmp_path, capsys, monkeypatch):
+    words = ["data.limit=8", "threads=1", "batch_size=4", "hydra.run.dir=mine"]
+    with monkeypatch.context() as patch:
+        patch.setattr("raiopt.experiment._finish", lambda *_: 1 / 0)
+        assert main([*words, "solver.steps=1"]) == 1
+    chunks = sorted((tmp_path / "mine" / "chunks").iterdir())
+    assert main([*words, "solver.steps=2"]) == 1
+    assert "holds the results of another question" in capsys.readouterr().err
+    assert sorted((tmp_path / "mine" / "chunks").iterdir()) == chunks
+    assert main([*words, "solver.steps=1"]) == 0
+    assert record(tmp_path / "mine")["continued"]["batches"] == 2
+
+
+def test_force_never_moves_the_working_directory(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert main([*SMALL, "hydra.run.dir=."]) == 0
+    assert main([*SMALL, "hydra.run.dir=.", "force=true"]) == 1
+    assert "holds the working directory" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_jobs_of_a_sweep_never_share_a_folder(tmp_path, capsys):
+    words = ["-m", *SMALL, "hydra/launcher=basic", "hydra.sweep.dir=mine"]
+    assert main([*words, "hydra.sweep.subdir=one", "optim.epsilon=0.1,0.3"]) == 1
+    assert "hydra.sweep.subdir=one has no effect" in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
+    assert main([*words, "optim.epsilon=0.1,0.3"]) == 0
+    first, second = sorted(
+        (path.parent for path in tmp_path.glob("mine/*/run.json")), key=lambda f: record(f)["epsilon"]
+    )
+    assert main([*words, "optim.epsilon=0.1,0.3,0.5"]) == 0
+    shutil.rmtree(second)
+    first.rename(second)
+    table = load_sweep("mine")
+    assert table.filter(job=second.name)["status"].to_list() == ["unreadable"]
+    assert "of another question" in table.filter(job=second.name)["error"].item()
+    capsys.readouterr()
+    assert main([*words, "optim.epsilon=0.1,0.3,0.5"]) == 0
+    assert "1 of 3 jobs were finished before" in capsys.readouterr().out
+    assert [record(folder)["epsilon"] for folder in (first, second)] == [0.1, 0.3]
+    assert record(tmp_path / "mine" / "replaced" / f"{second.name}-1")["epsilon"] == 0.1
 
 
 def test_a_finished_run_about_other_weights_is_not_overwritten(tmp_path, capsys):

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import platform
+import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,10 +37,34 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def finished_record(self) -> dict[str, Any] | None:
-        """Returns the record of a finished run of this schema, if the folder holds one."""
+    def finished_record(self, job_key: str | None) -> dict[str, Any] | None:
+        """Returns the record of a finished run of this question and schema, if the folder holds one.
+
+        Raises:
+            FileExistsError: If the folder holds the results of another question, all of them or those of its first
+                batches.
+        """
         record = read_record(self.path)
-        return record if record.get("status") == "finished" and record.get("schema") == SCHEMA else None
+        if (other := self.other_question(job_key)) is not None:
+            raise FileExistsError(
+                f"{self.path} holds the results of another question: {shlex.join(other.get('command') or ['?'])}. "
+                "Nothing was overwritten; give another name=... or hydra.run.dir=..., or force=true, which moves them "
+                f"to {self.path.parent / 'replaced'}."
+            )
+        return record if _is_ours(record) and record["status"] == "finished" else None
+
+    def other_question(self, job_key: str | None) -> dict[str, Any] | None:
+        """Returns the record of a run of another question whose results a new run would spoil; None if there is none.
+
+        These are the results of a finished run, and the finished batches of one that did not come to its end.
+        """
+        record, begun = read_record(self.path), read_record(self / "chunks")
+        held = [begun, *([record] if record.get("status") == "finished" else [])]
+        return next((one for one in held if _is_ours(one) and one.get("job_key") != job_key), None)
+
+    def has_results(self, job_key: str | None) -> bool:
+        """Says whether a new run would have something to move aside: a finished run, or results of another question."""
+        return self.other_question(job_key) is not None or self.finished_record(job_key) is not None
 
     def save(self, **fields: Any) -> None:
         """Adds fields to the record and replaces run.json in one step, so that no reader sees half of it."""
@@ -50,9 +75,17 @@ class RunFolder:
         """Moves everything that is in the folder to `replaced/` beside it, if there is a record; returns where to.
 
         What a run left behind is not lost when its question is asked again by force, or by a newer version.
+
+        Raises:
+            FileExistsError: If another process works in it.
+            ValueError: If it is the working directory, or holds that.
         """
         if not (self / "run.json").exists():
             return None
+        if Path.cwd().is_relative_to(self.path.resolve()):
+            raise ValueError(f"{self.path} cannot move to replaced/, for it holds the working directory.")
+        with locked(self.path):  # says so if another process works in it
+            pass
         place = self.path.parent / "replaced"
         taken = (place / f"{self.path.name}-{number}" for number in itertools.count(1))
         target = next(path for path in taken if not path.exists())
@@ -89,6 +122,10 @@ class RunFolder:
                 )
                 raise
             self.save(status="finished", seconds=round(time.perf_counter() - began, 3))
+
+
+def _is_ours(record: Mapping[str, Any]) -> bool:
+    return record.get("schema") == SCHEMA
 
 
 def write_json(path: Path, content: Any, indent: int | None = None) -> None:

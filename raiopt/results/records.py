@@ -98,6 +98,9 @@ def read_job(folder: Path, listed: Mapping[str, Any] = MappingProxyType({})) -> 
         schema = record.get("schema") if isinstance(record, dict) else None
         why = f"its run.json has the schema {schema}, and this version of raiopt reads {SCHEMA}"
         return JobRecord(name, "unreadable", options or {}, why)
+    if listed and record.get("job_key", name) != name:
+        why = f"its run.json is of another question, the job {record['job_key']}"
+        return JobRecord(name, "unreadable", options or {}, why)
     options = record.get("overrides", {}) if options is None else options
     message = (record.get("error") or {}).get("message") or ""
     return JobRecord(name, record.get("status", "unreadable"), options, _first_line(message), record)

@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from raiopt.configs import SUBDIR
 from raiopt.jobs import plain
 from raiopt.stages import staged
 from raiopt.sweep.job_key import key_of
@@ -27,9 +28,18 @@ class Composer:
     Args:
         loader: Of Hydra.
         master: The config of the whole sweep.
+
+    Raises:
+        ValueError: If hydra.sweep.subdir asks for other names of the jobs' folders.
     """
 
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
+        given = OmegaConf.to_container(master.hydra.sweep, resolve=False)
+        if isinstance(given, dict) and given["subdir"] != SUBDIR:
+            raise ValueError(
+                f"hydra.sweep.subdir={given['subdir']} has no effect: the key of a job names its folder. Leave it out; "
+                "the folder of the sweep is name=... or hydra.sweep.dir=..."
+            )
         self.loader, self.master = loader, master
         self.folder = Path(master.hydra.sweep.dir).absolute()
         self._hydra = OmegaConf.to_container(master.hydra, resolve=False, enum_to_str=True)

@@ -40,7 +40,8 @@ def plan(tasks: Sequence[Task], retry: str = "failed", force: bool = False) -> P
     made = Plan()
     for task in tasks:
         record = read_record(Path(task.folder))
-        status = record.get("status") if record.get("schema") == SCHEMA else None
+        is_of_task = record.get("schema") == SCHEMA and record.get("job_key") == task.key
+        status = record.get("status") if is_of_task else None
         if status == "finished" and not force:
             made.finished.append((task, record))
         elif (status == "failed" and retry != "failed") or (status in ("killed", "running") and retry == "none"):
@@ -60,15 +61,16 @@ def check_shards(tasks: Sequence[Task]) -> None:
 
 
 def clear(task: Task) -> dict[str, Any]:
-    """Moves aside what the folder of a task holds if it is of another version, damaged, or finished and forced.
+    """Moves aside what a task's folder holds of another version or question, damaged, or finished and forced.
 
     Returns the record that stays there.
 
     What came to be finished since the plan was made, by a job that a cluster still had, is seen by the job itself.
     """
-    record = read_record(Path(task.folder))
-    if record.get("schema") != SCHEMA or (record.get("status") == "finished" and task.config.get("force")):
-        RunFolder(task.folder).set_aside()
+    folder, record = RunFolder(task.folder), read_record(Path(task.folder))
+    forced = record.get("status") == "finished" and task.config.get("force")
+    if record.get("schema") != SCHEMA or forced or folder.other_question(task.key) is not None:
+        folder.set_aside()
         return {}
     return record
 

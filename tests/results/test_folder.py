@@ -5,6 +5,7 @@ import json
 import pytest
 
 from raiopt.results.folder import SCHEMA, RunFolder, git_state, read_record
+from raiopt.results.lock import locked
 
 
 def on_disk(folder):
@@ -15,10 +16,10 @@ def test_running_then_finished(tmp_path):
     folder = RunFolder(tmp_path)
     with folder.recording({"seed": 3}):
         assert on_disk(folder)["status"] == "running"
-        assert folder.finished_record() is None
+        assert folder.finished_record(None) is None
         folder.save(metrics={"robust_accuracy": 0.5})
     record = on_disk(folder)
-    assert record == folder.finished_record()
+    assert record == folder.finished_record(None)
     assert (record["status"], record["schema"], record["seed"]) == ("finished", SCHEMA, 3)
     assert record["versions"]["torch"]
     assert record["seconds"] >= 0
@@ -33,7 +34,7 @@ def test_an_error_is_recorded_and_goes_on(tmp_path, error):
     record = on_disk(folder)
     assert record["status"] == ("failed" if isinstance(error, ValueError) else "killed")
     assert record["error"] == {"type": type(error).__name__, "message": str(error) or "interrupted"}
-    assert folder.finished_record() is None
+    assert folder.finished_record(None) is None
 
 
 def test_a_record_that_cannot_be_written_leaves_the_last_one(tmp_path):
@@ -53,7 +54,7 @@ def test_what_is_no_record_reads_as_empty(tmp_path, content):
 
 def test_a_finished_run_of_another_schema_is_not_ours(tmp_path):
     RunFolder(tmp_path).save(status="finished", schema=SCHEMA + 1)
-    assert RunFolder(tmp_path).finished_record() is None
+    assert RunFolder(tmp_path).finished_record(None) is None
 
 
 def test_git_state_outside_a_checkout_is_none(tmp_path):
@@ -65,3 +66,33 @@ def test_git_is_asked_once_a_folder(tmp_path, monkeypatch):
     first = git_state(tmp_path)
     monkeypatch.setattr("raiopt.results.folder.subprocess.run", lambda *_, **__: pytest.fail("asked again"))
     assert git_state(tmp_path) == first
+
+
+def test_results_of_another_question_are_never_an_answer(tmp_path):
+    folder, batches = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run" / "chunks")
+    folder.path.mkdir()
+    folder.save(status="failed", schema=SCHEMA, job_key="a", command=["raiopt", "note=b c"])
+    assert folder.finished_record("b") is None  # it has nothing to lose
+    folder.save(status="finished")
+    assert folder.finished_record("a") == on_disk(folder)
+    with pytest.raises(FileExistsError, match=r"another question: raiopt 'note=b c'\. Nothing was overwritten"):
+        folder.finished_record("b")
+    batches.path.mkdir()
+    batches.save(schema=SCHEMA, job_key="a")
+    folder.save(status="killed")
+    assert folder.finished_record("a") is None
+    with pytest.raises(FileExistsError, match="another question"):
+        folder.finished_record("b")
+
+
+def test_a_folder_that_is_in_use_stays_where_it_is(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / "run")
+    (folder.path / "deeper").mkdir(parents=True)
+    folder.save(status="finished", schema=SCHEMA)
+    monkeypatch.chdir(folder / "deeper")
+    with pytest.raises(ValueError, match="holds the working directory"):
+        folder.set_aside()
+    monkeypatch.chdir(tmp_path)
+    with locked(folder.path), pytest.raises(FileExistsError, match="in use"):
+        RunFolder(folder.path).set_aside()
+    assert folder.set_aside() == tmp_path / "replaced" / "run-1"

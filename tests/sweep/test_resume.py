@@ -18,7 +18,9 @@ def task(root, key, **overrides):
 
 def recorded(root, key, text=None, **record):
     (root / key).mkdir(parents=True)
-    (root / key / "run.json").write_text(json.dumps({"schema": SCHEMA, **record}) if text is None else text)
+    (root / key / "run.json").write_text(
+        json.dumps({"schema": SCHEMA, "job_key": key, **record}) if text is None else text
+    )
     return task(root, key)
 
 
@@ -96,3 +98,13 @@ def test_a_damaged_list_is_told(tmp_path, text):
     (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(ValueError, match=r"sweep.json cannot be read .*: move it away, and give the command again"):
         read_list(tmp_path)
+
+
+def test_a_record_of_another_question_answers_no_task(tmp_path):
+    tasks = [recorded(tmp_path, status, status=status, job_key="other") for status in ("finished", "failed", "killed")]
+    made = plan(tasks, "none")
+    assert (made.todo, made.finished, made.left) == (tasks, [], [])
+    (tmp_path / "killed" / "chunks").mkdir()
+    (tmp_path / "killed" / "chunks" / "run.json").write_text(json.dumps({"schema": SCHEMA, "job_key": "other"}))
+    assert [bool(clear(one)) for one in tasks] == [False, True, False]
+    assert {path.name for path in (tmp_path / "replaced").iterdir()} == {"finished-1", "killed-1"}
