@@ -1,6 +1,7 @@
 """The command in a folder of somebody else, and its child processes: nothing there runs."""
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
@@ -15,13 +16,13 @@ TRACKED = ["tracker=mlflow", "tracker.uri=http://127.0.0.1:9"]
 MLFLOW = "from raiopt.results import trackers\ntrackers.find_spec = lambda name: type('Spec', (), {'origin': 'file'})\n"
 VERBS = {
     "run": SMALL,
-    "sweep": ["-m", "name=new", "seed=0,1", *SMALL],
-    "sweep that goes on": ["-m", "name=s", "seed=0,1,2", *SMALL],
+    "sweep": ["-m", "seed=0,1", *SMALL],
+    "sweep that goes on": ["-m", "name=s", "seed=0,1,{seed}", *SMALL],
     "tracker": [*SMALL, *TRACKED],
     "report": ["report", "outputs/s", "--force"],
     "list": ["list", "runs"],
     "show": ["show", "outputs/s"],
-    "export": ["export", "{run}", "--png", "images"],
+    "export": ["export", "{run}", "--png", "images", "--force"],
     "rerun": ["rerun", "{run}"],
     "doctor": ["doctor", "--images", "1"],
 }
@@ -37,7 +38,7 @@ def base(tmp_path_factory):
     (base / "site" / "sitecustomize.py").write_text(MLFLOW)
     (base / "ran").mkdir()
     (base / "theirs").mkdir()
-    done = command(base, *VERBS["sweep that goes on"][:2], "seed=0,1", *SMALL)
+    done = command(base, "-m", "name=s", "seed=0,1", *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
     return base
 
@@ -53,7 +54,8 @@ def command(base, *words, start=None, **environment):
 
 def filled(words, base):
     run = min((base / "theirs").glob("outputs/s/*/run.json")).parent.relative_to(base / "theirs")
-    return [word.format(run=run) for word in words]
+    jobs = len(list((base / "theirs").glob("outputs/s/*/run.json")))
+    return [word.format(run=run, seed=jobs) for word in words]
 
 
 def ran(base):
@@ -123,6 +125,54 @@ def test_neither_is_one_by_a_job_of_slurm(base, tmp_path):
     job = {"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1", "SLURM_NODEID": "0"}
     command(base, start=["sh", "-c", begin], **path, **job)
     assert ran(base) == []
+
+
+def configure(repository, place):
+    """Makes a repository whose every setting that names a program leaves a mark when git heeds it."""
+
+    def program(name):
+        return f"touch {place / name}; false"
+
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@x"]
+    (repository / "kept.txt").write_text("before\n")
+    (repository / ".gitattributes").write_text("* filter=evil diff=evil merge=evil\n")
+    for words in (["init", "-q"], ["add", "kept.txt", ".gitattributes"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], cwd=repository, check=True)
+    names = """filter.evil.clean filter.evil.smudge filter.evil.process diff.evil.textconv diff.evil.command
+        diff.external merge.evil.driver core.fsmonitor core.sshCommand core.pager core.editor core.askPass core.gitProxy
+        pager.status credential.helper gpg.program sequence.editor"""
+    aliases = [f"alias.{name}" for name in ("status", "rev-parse", "st")]
+    for name in [*names.split(), *aliases]:
+        value = f"!{program(name)}" if name.startswith(("alias", "credential")) else program(name)
+        subprocess.run(["git", "config", name, value], cwd=repository, check=True)
+    (repository / "hooks").mkdir()
+    for name in ("post-index-change", "fsmonitor-watchman", "post-checkout", "pre-commit", "reference-transaction"):
+        (repository / "hooks" / name).write_text(f"#!/bin/sh\n{program(name)}\n")
+        (repository / "hooks" / name).chmod(0o755)
+    subprocess.run(["git", "config", "core.hooksPath", repository / "hooks"], cwd=repository, check=True)
+    (repository / "kept.txt").write_text("after!\n")  # its content has to be looked at
+
+
+@pytest.fixture(scope="module")
+def repository(base):
+    configure(base / "theirs", base / "ran")
+    ran(base)
+    yield
+    shutil.rmtree(base / "theirs" / ".git")
+
+
+@pytest.mark.usefixtures("repository")
+@pytest.mark.parametrize("verb", ["run", "sweep", "report", "list", "show", "rerun", "doctor"])
+def test_nothing_that_the_repository_of_the_current_folder_configures_runs(base, verb):
+    done = command(base, *filled(VERBS[verb], base))
+    assert ran(base) == []
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.usefixtures("repository")
+def test_a_plain_git_status_there_would_run_something(base):
+    subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=base / "theirs", capture_output=True)
+    assert {"core.fsmonitor", "filter.evil.clean"} & set(ran(base))
 
 
 def test_what_a_users_own_code_starts_has_its_folder(tmp_path):
