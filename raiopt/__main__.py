@@ -1,8 +1,13 @@
 """`python -m raiopt` is the command `raiopt`."""
 
+import os
 import sys
 
-from raiopt.cli import main
-
 if __name__ == "__main__":
+    if not sys.flags.safe_path and sys.path[0] in ("", os.getcwd()):
+        del sys.path[
+            0
+        ]  # -m puts the current folder first, whose modules the command does not take for those it imports
+    from raiopt.cli import main
+
     sys.exit(main())

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from raiopt import checks
 from raiopt.attacks import Attack, Engine, Inference, ModelView, Stage, Start, default_batch_size, told_as
 from raiopt.memory import Memory, ReadData
+from raiopt.results.checkouts import commits_of
 from raiopt.results.chunks import Chunks
 from raiopt.results.exhibits import Exhibits, candidates_of
 from raiopt.results.folder import RunFolder, replace_file, write_json
@@ -133,6 +134,7 @@ def _describe(folder: RunFolder, job: Job, engine: Engine, model: Classifier, da
         model={"name": model.name, "preset": model.preset, "classes": engine.classes},
         data={"name": data.name, "samples": len(data), **part},
         hashes={"weights": memory.weights_hash(model)},
+        code=commits_of(_named_modules(job)),
         batch_size=engine.batch_size,
         attack=job.words,
         stages=[
@@ -157,6 +159,13 @@ def _describe(folder: RunFolder, job: Job, engine: Engine, model: Classifier, da
         coupled=start.coupled,
         whole=not start.independent,
     )
+
+
+def _named_modules(job: Job) -> list[str]:
+    """Returns the modules of the functions that were given by name, as in model.factory=module:function."""
+    made = (job.model, job.data, job.attack.perturbation, *(stage.attack.perturbation for stage in job.stages))
+    named = [(getattr(make, "keywords", None) or {}).get("factory") for make in made]
+    return sorted({name.partition(":")[0] for name in named if isinstance(name, str)})
 
 
 def _continued(chunks: Chunks, folder: RunFolder) -> dict[str, Any]:

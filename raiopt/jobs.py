@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from raiopt import checks
 from raiopt.configs import Inference as ModelOptions
 from raiopt.configs import Job, Sharding
+from raiopt.processes import forget_start
 from raiopt.results.folder import RunFolder
 from raiopt.stages import staged, words_of
 
@@ -92,6 +93,7 @@ def begin_worker(threads: int, gpus: str | None) -> None:
         threads: Of torch, for jobs that do not say how many.
         gpus: The numbers of the GPUs that it may use, with commas between; None: any.
     """
+    forget_start()
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     os.environ["OMP_NUM_THREADS"] = str(threads)

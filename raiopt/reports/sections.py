@@ -105,7 +105,10 @@ def _facts(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if device:
         yield "device", f"{device.get('name')}, {device.get('threads')} threads"
     if git:
-        yield "git commit", f"{git.get('commit')}{' and changes' * bool(git.get('changed'))}"
+        yield "git commit of raiopt", f"{git.get('commit')}{' and changes' * bool(git.get('changed'))}"
+    code = record.get("code")
+    for module, commit in code.items() if isinstance(code, dict) else ():
+        yield f"git commit of {module}", str(commit)
     if "seed" in record:
         yield "seed", str(record["seed"])
     if "started" in record:

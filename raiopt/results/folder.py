@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from raiopt.results.checkouts import own_state
 from raiopt.results.lock import locked
 
 SCHEMA = 1
@@ -108,7 +108,7 @@ class RunFolder:
                 **about,
                 started=datetime.now(UTC).isoformat(timespec="seconds"),
                 versions=versions(),
-                git=git_state(Path.cwd()),
+                git=own_state(),
             )
             try:
                 yield
@@ -166,19 +166,3 @@ def read_record(path: Path) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that results depend on; looked up once."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-
-
-@cache
-def git_state(path: Path) -> dict[str, Any] | None:
-    """Returns the commit that is checked out at `path` and whether files differ from it; None outside a checkout.
-
-    Asked once: a process has its code from then, whatever is changed afterwards.
-    """
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=path, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None

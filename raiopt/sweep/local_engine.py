@@ -1,7 +1,6 @@
 """Warm worker processes on this machine: one job at a time each, with the model in memory between jobs."""
 
 import functools
-import multiprocessing
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from raiopt import checks
 from raiopt.jobs import begin_worker, work, written_to
+from raiopt.processes import process_context, without_current_folder
 from raiopt.sweep.launcher import SweepLauncher
 from raiopt.sweep.task import Ended, Task
 
@@ -144,10 +144,10 @@ class _Slot:
 
 def server() -> ForkServerContext:
     """Returns what forks workers from a process that has imported torch; that process is started by the first call."""
-    context = multiprocessing.get_context("forkserver")
+    context = process_context("forkserver")
     context.set_forkserver_preload(["raiopt.experiment", "raiopt.jobs"])
     os.environ.setdefault("POLARS_MAX_THREADS", "1")  # read when polars is imported; the tables of a job are small
-    with written_to(_said()):
+    with written_to(_said()), without_current_folder():
         forkserver.ensure_running()
     return context
 

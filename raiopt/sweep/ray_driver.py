@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import chdir
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from time import monotonic, sleep
@@ -110,15 +111,18 @@ class Cluster:
     ) -> None:
         import ray  # pyright: ignore[reportMissingImports]
 
+        # Without a working_dir, Ray's workers look for modules first in the folder in which it is started.
+        here, has_folder = os.getcwd(), "working_dir" in (runtime_env or {})
         own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE_BYTES, "_temp_dir": scratch}
         try:
-            ray.init(
-                address=address or "local",
-                runtime_env=runtime_env,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **({} if address else own),
-            )
+            with chdir(here if has_folder else scratch):
+                ray.init(
+                    address=address or "local",
+                    runtime_env=runtime_env if has_folder else with_absolute_paths(runtime_env, here),
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **({} if address else own),
+                )
         except ConnectionError as error:
             raise ValueError(no_cluster(address, one_line(error))) from error
         self.ray, self.jobs, self.timeout_min = ray, dict[Any, Job](), timeout_min
@@ -133,7 +137,7 @@ class Cluster:
         calls = 1 if self.needs["num_gpus"] and self.most_gpus > 1 else 0
         run = ray.remote(num_returns="streaming", max_retries=0, max_calls=calls, **self.needs)
         self.work = run(_work)
-        self.folder = None if "working_dir" in (runtime_env or {}) else os.getcwd()
+        self.folder = None if has_folder else here
 
     def _nodes(self) -> list[dict[str, float]]:
         return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
@@ -223,6 +227,22 @@ def _work(task: dict[str, Any], folder: str | None) -> Iterator[str]:
     from raiopt.jobs import work
 
     work(task)
+
+
+def with_absolute_paths(runtime_env: dict[str, Any] | None, folder: str) -> dict[str, Any] | None:
+    """Returns a runtime_env that means the same wherever Ray is started as it does in a folder.
+
+    >>> with_absolute_paths({"pip": "needs.txt", "py_modules": ["own", "s3://bucket/own.zip"]}, "/home/me")
+    {'pip': '/home/me/needs.txt', 'py_modules': ['/home/me/own', 's3://bucket/own.zip']}
+    """
+
+    def absolute(name: str, value: Any) -> Any:
+        if name == "py_modules" and isinstance(value, list):
+            return [entry if "://" in str(entry) else os.path.join(folder, entry) for entry in value]
+        is_file = name in ("pip", "uv") or (name == "conda" and str(value).endswith((".yml", ".yaml")))
+        return os.path.join(folder, value) if is_file and isinstance(value, str) else value
+
+    return None if runtime_env is None else {name: absolute(name, value) for name, value in runtime_env.items()}
 
 
 def lacking(needs: dict[str, float], nodes: Sequence[dict[str, float]]) -> str:

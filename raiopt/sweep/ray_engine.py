@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import Any
 
 from raiopt import checks
 from raiopt.jobs import plain
+from raiopt.processes import python_command
 from raiopt.sweep.launcher import SweepLauncher
 from raiopt.sweep.ray_driver import GRACE, no_cluster, one_line
 from raiopt.sweep.task import Ended, Task
@@ -146,7 +146,7 @@ class RayEngine:
         options = json.dumps({**self._options, "scratch": str(self._scratch)})
         with open(self._scratch / "log", "wb") as log:
             return subprocess.Popen(
-                [sys.executable, "-P", "-c", PROGRAM, str(descriptor), options],
+                python_command("-c", PROGRAM, str(descriptor), options),
                 pass_fds=[descriptor],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

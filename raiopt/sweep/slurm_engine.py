@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from raiopt import checks
+from raiopt.processes import python_command
 from raiopt.results.folder import read_record, write_json
 from raiopt.sweep import slurm_queue as slurm
 from raiopt.sweep.launcher import FINAL, SweepLauncher
@@ -192,7 +194,7 @@ class SlurmEngine:
         from submitit import SlurmExecutor
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-        executor = SlurmExecutor(self.files)
+        executor = SlurmExecutor(self.files, python=shlex.join(python_command()))
         executor.update_parameters(job_name=self.name, **self.asked.for_submitit())
         before = [_changed(task) for task in tasks]
         try:

@@ -1,7 +1,6 @@
 """A process that logs the jobs of a command, so that no tracker can stop, slow down or fail a job."""
 
 import math
-import multiprocessing
 import os
 import re
 import shlex
@@ -21,6 +20,7 @@ from pebble import ProcessExpired, ProcessPool
 from yaml import YAMLError
 
 from raiopt.jobs import begin_worker
+from raiopt.processes import process_context
 
 if TYPE_CHECKING:
     from raiopt.results.trackers import Mlflow, Session
@@ -45,8 +45,8 @@ class TrackerProcess:
     def __init__(self, place: "Mlflow") -> None:
         self.place = place
         self.limit = (LOCAL if place.file else LIMIT) * (20 if place.artifacts == "all" else 1)
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPool(1, initializer=_begin, context=context)  # pyright: ignore[reportArgumentType]
+        context: Any = process_context("spawn")
+        self._pool = ProcessPool(1, initializer=_begin, context=context)
         self._jobs: dict[Path, Future[str | None]] = {}
         self._in_a_row = 0
         self._begun = self._asked(_prepare, LOCAL)

@@ -1,12 +1,12 @@
 """`raiopt report`: one page about runs, and figures for a paper."""
 
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raiopt.processes import python_command
 from raiopt.reports.report import Report, check_free, make_report
 from raiopt.reports.runs import Run, load_runs
 from raiopt.reports.signs import Level
@@ -55,9 +55,8 @@ def _figures(folders: Sequence[Path], place: Path, wanted: bool) -> Iterator[Non
     if not wanted:
         yield
         return
-    process = subprocess.Popen(
-        [sys.executable, "-c", DRAW, place, *folders], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    command = python_command("-c", DRAW, place, *folders)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         yield
         _, told = process.communicate()

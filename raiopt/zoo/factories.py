@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from typing import Any
 
 import torch
@@ -31,10 +33,9 @@ def imported(name: str, path: str) -> Callable[..., Any]:
     module_name, colon, attribute = path.partition(":")
     if not (colon and module_name and attribute):
         raise ValueError(f'{name}={path!r} must be "package.module:function".')
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        with _current_folder(module_name.partition(".")[0]):
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module was found; something that it imports was not
@@ -45,6 +46,27 @@ def imported(name: str, path: str) -> Callable[..., Any]:
     if not callable(function):
         raise ValueError(f"{name}={path!r}: {module.__file__ or module_name} has no function {attribute!r}.")
     return function
+
+
+@contextmanager
+def _current_folder(package: str) -> Iterator[None]:
+    """Has the current folder searched first while a package of it is imported, and from then on last.
+
+    So its modules are found, but none of them takes the place of an installed one that something imports later. A
+    package that is installed does not see the folder in front at all.
+    """
+    folder = os.getcwd()
+    if folder in sys.path:
+        yield
+        return
+    is_there = PathFinder.find_spec(package, [folder]) is not None
+    sys.path.insert(0 if is_there else len(sys.path), folder)
+    try:
+        yield
+    finally:
+        if is_there and folder in sys.path:
+            sys.path.remove(folder)
+            sys.path.append(folder)
 
 
 def _made(name: str, path: str, kwargs: Mapping[str, Any] | None) -> Any:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from raiopt.results.folder import SCHEMA, RunFolder, git_state, read_record
+from raiopt.results.folder import SCHEMA, RunFolder, read_record
 from raiopt.results.lock import locked
 
 
@@ -55,17 +55,6 @@ def test_what_is_no_record_reads_as_empty(tmp_path, content):
 def test_a_finished_run_of_another_schema_is_not_ours(tmp_path):
     RunFolder(tmp_path).save(status="finished", schema=SCHEMA + 1)
     assert RunFolder(tmp_path).finished_record(None) is None
-
-
-def test_git_state_outside_a_checkout_is_none(tmp_path):
-    assert git_state(tmp_path) is None
-    assert git_state(tmp_path / "missing") is None
-
-
-def test_git_is_asked_once_a_folder(tmp_path, monkeypatch):
-    first = git_state(tmp_path)
-    monkeypatch.setattr("raiopt.results.folder.subprocess.run", lambda *_, **__: pytest.fail("asked again"))
-    assert git_state(tmp_path) == first
 
 
 def test_results_of_another_question_are_never_an_answer(tmp_path):

@@ -240,6 +240,20 @@ def test_workers_work_where_the_sweep_was_started_unless_ray_brings_a_folder(clu
     assert cluster(runtime_env={"working_dir": "."}).folder is None
 
 
+def test_ray_starts_where_nothing_is_that_its_workers_could_import(cluster, monkeypatch, tmp_path):
+    began = []
+    monkeypatch.setattr(fake_ray, "init", lambda **options: began.append((os.getcwd(), options["runtime_env"])))
+    here = os.getcwd()
+    (tmp_path / "scratch").mkdir()
+    cluster(scratch=str(tmp_path / "scratch"), runtime_env={"py_modules": ["own"], "conda": "name"})
+    cluster(scratch=str(tmp_path / "scratch"), runtime_env={"working_dir": "own", "pip": "needs.txt"})
+    assert began == [
+        (str(tmp_path / "scratch"), {"py_modules": [f"{here}/own"], "conda": "name"}),
+        (here, {"working_dir": "own", "pip": "needs.txt"}),
+    ]
+    assert os.getcwd() == here
+
+
 def test_a_running_cluster_is_joined_and_another_one_is_our_own(cluster):
     for address in (None, "head:6379"):
         cluster(address=address)

@@ -81,6 +81,25 @@ def test_a_failure_inside_ones_own_module_is_not_hidden(mine):
         imported("model.factory", f"{mine}_broken:make")
 
 
+def test_the_current_folder_is_first_only_while_its_own_module_is_imported(mine, tmp_path):
+    order = "import sys\nfirst = sys.path[0]\ndef make(): return first\n"
+    (tmp_path / f"{mine}_order.py").write_text(order)
+    assert imported("model.factory", f"{mine}_order:make")() == str(tmp_path)
+    assert sys.path[-1] == str(tmp_path)
+    assert str(tmp_path) not in sys.path[:-1]
+
+
+def test_an_installed_module_is_imported_before_one_of_the_current_folder(tmp_path, monkeypatch):
+    installed = tmp_path / "installed"
+    installed.mkdir()
+    monkeypatch.syspath_prepend(installed)
+    name = f"raiopt_test_{tmp_path.name.replace('-', '_')}"
+    (installed / f"{name}.py").write_text(f"import {name}_needed\ndef make(): return {name}_needed.__file__\n")
+    (installed / f"{name}_needed.py").touch()
+    (tmp_path / f"{name}_needed.py").touch()
+    assert imported("model.factory", f"{name}:make")() == str(installed / f"{name}_needed.py")
+
+
 def test_a_model_must_be_a_module(mine):
     with pytest.raises(TypeError, match=r"model\.factory='.*:give' must return a torch\.nn\.Module, not NoneType"):
         python_model(f"{mine}:give")

@@ -1,0 +1,79 @@
+"""The one place that says how Python is started in another process: without the current folder in sys.path.
+
+`python -c` and `python -m` look for modules in the current folder first. In a folder of somebody else, its `json.py` or
+`polars.py` would run instead of the module that was meant.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
+from typing import Any, Literal, overload
+
+_VARIABLE, _OURS = "PYTHONSAFEPATH", "raiopt"  # any text switches it on; this one shows that we did
+_guard = threading.RLock()
+
+
+def python_command(*words: Any) -> list[Any]:
+    """Returns the command that starts this Python with the given arguments."""
+    return [sys.executable, "-P", *words]
+
+
+@contextmanager
+def without_current_folder() -> Iterator[None]:
+    """Holds for every Python that multiprocessing starts meanwhile: it takes no options, but hands on the environment.
+
+    It is set for these moments alone: scripts that a user's own code starts may need the folder they are in.
+    """
+    with _guard:
+        before = os.environ.get(_VARIABLE)
+        os.environ[_VARIABLE] = before or _OURS
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_VARIABLE]
+            else:
+                os.environ[_VARIABLE] = before
+
+
+def forget_start() -> None:
+    """Removes from the environment of a new process what `without_current_folder` put there."""
+    if os.environ.get(_VARIABLE) == _OURS:
+        del os.environ[_VARIABLE]
+
+
+class _SpawnProcess(SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        with without_current_folder():
+            return SpawnProcess._Popen(process_obj)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _ForkServerProcess(ForkServerProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        with without_current_folder():  # it starts the server again if that has died
+            return ForkServerProcess._Popen(process_obj)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _SpawnContext(SpawnContext):
+    Process = _SpawnProcess
+
+
+class _ForkServerContext(ForkServerContext):
+    Process = _ForkServerProcess
+
+
+@overload
+def process_context(method: Literal["spawn"]) -> SpawnContext: ...
+@overload
+def process_context(method: Literal["forkserver"]) -> ForkServerContext: ...
+def process_context(method: str) -> SpawnContext | ForkServerContext:
+    """Returns the context of multiprocessing for processes that start in this way, now and whenever one is replaced."""
+    with without_current_folder():
+        resource_tracker.ensure_running()  # else the first lock of the context would start it
+    return _SpawnContext() if method == "spawn" else _ForkServerContext()
