@@ -130,7 +130,7 @@ def _describe(folder: RunFolder, job: Job, engine: Engine, model: Classifier, da
     folder.record.update(
         device={"type": str(device), "name": _device_name(device), "threads": torch.get_num_threads()},
         model={"name": model.name, "preset": model.preset, "classes": engine.classes},
-        data={"name": data.name, "samples": len(data), **part},
+        data={"name": data.name, "samples": len(data), **part, **({} if data.files is None else {"files": data.files})},
         hashes={"weights": memory.weights_hash(model)},
         batch_size=engine.batch_size,
         attack=job.words,

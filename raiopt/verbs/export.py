@@ -219,8 +219,9 @@ def _read_png(file: Path) -> "Tensor":
     """Returns the pixels of a PNG file, uint8 (C, H, W)."""
     import numpy as np
     import torch
-    from PIL import Image
 
-    with Image.open(file) as image:
+    from raiopt.zoo.picture_files import open_picture
+
+    with open_picture(file) as image:
         array = np.array(image)
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())

@@ -71,6 +71,8 @@ def rerun(folder: Path, allow: list[str], outputs: str, *, anyway: bool, words: 
     for key in ("name", "force", "retry", "yes"):
         config[key] = getattr(Job, key)
     config.outputs = outputs
+    if not anyway:
+        _check_files(config, before, folder)
     job, memory = as_decided(build(config, choices(config)), before), Memory()
     now, then = experiment.hashes(job, memory), part(before, "hashes")
     changed = [
@@ -114,6 +116,24 @@ def _record(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise ValueError(f"{path} is no record of a run as this version of raiopt reads it (schema {SCHEMA}).")
     return record
+
+
+def _check_files(config: DictConfig, before: dict[str, Any], folder: Path) -> None:
+    """Raises a ValueError if image files are not those of the run, before one of them is decoded.
+
+    Runs of other data, and of earlier versions, tell no hash of their files.
+    """
+    then = part(before, "data").get("files")
+    if then is None or choices(config)["data"] != "image_folder":
+        return
+    from raiopt.zoo.folders import image_folder_hash
+
+    chosen: Any = plain(config.data)
+    if (now := image_folder_hash(chosen["root"], chosen["limit"], chosen["indices"])) != then:
+        raise ValueError(
+            f"{folder}: not the same image files in {chosen['root']} (hash {str(then)[:10]}, now {now[:10]}). No image "
+            "was decoded and nothing was run; --anyway runs it with those of today."
+        )
 
 
 def as_decided(job: "experiment.Job", before: dict[str, Any]) -> "experiment.Job":
