@@ -18,7 +18,8 @@ from raiopt.attacks import Attack, Engine, Inference, ModelView, Stage, Start, d
 from raiopt.memory import Memory, ReadData
 from raiopt.results.chunks import Chunks
 from raiopt.results.exhibits import Exhibits, candidates_of
-from raiopt.results.folder import RunFolder, replace_file, write_json
+from raiopt.results.files import replace_file, write_json
+from raiopt.results.folder import RunFolder
 from raiopt.results.gallery import draw_gallery, exhibits_of
 from raiopt.results.metrics import metrics, signs_of
 from raiopt.results.samples import trace_frame
@@ -337,7 +338,7 @@ def _finish(
     """Joins the chunks into the tables, the figures and the picture of the run."""
     chunks.merge_samples(folder / "samples.parquet")
     record = folder.record
-    _trace(engine, chunks).write_parquet(folder / "trace.parquet")
+    replace_file(folder / "trace.parquet", _trace(engine, chunks).write_parquet)
     chunks.merge_perturbations()
     samples = pl.scan_parquet(folder / "samples.parquet")
     targeted = all(attack.targeted for attack in engine.attacks)

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from raiopt.results.files import own
 from raiopt.results.metrics import metrics, signs_of
 from raiopt.results.records import JobRecord, is_volatile, read_job, read_jobs
 from raiopt.results.stages import merged_stages
@@ -49,7 +50,7 @@ def load_samples(folder: Path | str) -> pl.LazyFrame:
         return _samples(folder.parent, group)
     if not (folder / "samples.parquet").exists():
         raise FileNotFoundError(f"{folder} has no samples.parquet: its job is not finished, or it is no job's folder.")
-    return pl.scan_parquet(folder / "samples.parquet")
+    return pl.scan_parquet(own(folder / "samples.parquet"))
 
 
 def grouped(jobs: Iterable[JobRecord]) -> list[list[JobRecord]]:
@@ -108,7 +109,7 @@ def merged(folder: Path, group: Sequence[JobRecord]) -> JobRecord:
 
 
 def _samples(folder: Path, group: Sequence[JobRecord]) -> pl.LazyFrame:
-    return pl.scan_parquet([folder / job.name / "samples.parquet" for job in group])
+    return pl.scan_parquet([own(folder / job.name / "samples.parquet") for job in group])
 
 
 def _unfit(group: Sequence[JobRecord]) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from raiopt.results.files import own, read_file
 from raiopt.results.folder import SCHEMA, read_record
 from raiopt.results.records import is_volatile
 
@@ -110,7 +111,7 @@ def _curves(file: Path) -> list[tuple[str, float, int]]:
     """Returns the entries of a table of steps that are numbers."""
     if not file.exists():
         return []
-    table = pl.read_parquet(file)
+    table = pl.read_parquet(own(file))
     stages = table["stage"] if "stage" in table.columns else [None] * len(table)
     prefixes = ["step" if stage is None else f"step/{stage}" for stage in stages]
     return [
@@ -145,7 +146,7 @@ def _tags(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the object that a file holds; an empty one if there is none that can be read."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

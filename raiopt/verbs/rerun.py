@@ -14,7 +14,8 @@ from raiopt.configs import Job
 from raiopt.jobs import build, carry_out, logged, plain
 from raiopt.reports.differences import Comparison, compare, part
 from raiopt.reports.runs import load_run
-from raiopt.results.folder import SCHEMA, RunFolder, write_json
+from raiopt.results.files import LogFile, read_file, write_json
+from raiopt.results.folder import SCHEMA, RunFolder
 from raiopt.results.records import is_volatile
 from raiopt.saved import LARGEST, choices, saved_config
 from raiopt.sweep.job_key import job_key
@@ -86,7 +87,7 @@ def rerun(folder: Path, allow: list[str], outputs: str, *, anyway: bool, words: 
         )
     new = RunFolder(Path(outputs, f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"))
     new.path.mkdir(parents=True)
-    log_file, terminal = logging.FileHandler(new / "run.log"), logging.StreamHandler()
+    log_file, terminal = LogFile(new / "run.log"), logging.StreamHandler()
     terminal.setLevel(logging.WARNING)
     terminal.setFormatter(logging.Formatter("%(message)s"))
     with logged(log_file, terminal):
@@ -107,10 +108,11 @@ def _record(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: give the folder of one job, as in outputs/NAME/JOB.")
-    if path.stat().st_size > LARGEST:
+    content = read_file(path, LARGEST + 1)
+    if len(content) > LARGEST:
         raise ValueError(f"{path} is larger than {LARGEST:,} bytes: it is no record of a run.")
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}.") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
