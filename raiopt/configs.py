@@ -265,7 +265,7 @@ _JOB_LOG = {
     },
     "handlers": {
         "file": {
-            "class": "logging.FileHandler",
+            "class": "raiopt.results.files.LogFile",
             "formatter": "file",
             "filename": "${hydra.runtime.output_dir}/run.log",
         },

@@ -19,7 +19,8 @@ from raiopt.memory import Memory, ReadData
 from raiopt.results.checkouts import commits_of
 from raiopt.results.chunks import Chunks
 from raiopt.results.exhibits import Exhibits, candidates_of
-from raiopt.results.folder import RunFolder, replace_file, write_json
+from raiopt.results.files import replace_file, write_json
+from raiopt.results.folder import RunFolder
 from raiopt.results.gallery import draw_gallery, exhibits_of
 from raiopt.results.metrics import metrics, signs_of
 from raiopt.results.parquet import scan_parquet
@@ -132,7 +133,7 @@ def _describe(folder: RunFolder, job: Job, engine: Engine, model: Classifier, da
     folder.record.update(
         device={"type": str(device), "name": _device_name(device), "threads": torch.get_num_threads()},
         model={"name": model.name, "preset": model.preset, "classes": engine.classes},
-        data={"name": data.name, "samples": len(data), **part},
+        data={"name": data.name, "samples": len(data), **part, **({} if data.files is None else {"files": data.files})},
         hashes={"weights": memory.weights_hash(model)},
         code=commits_of(_named_modules(job)),
         batch_size=engine.batch_size,
@@ -347,7 +348,7 @@ def _finish(
     """Joins the chunks into the tables, the figures and the picture of the run."""
     chunks.merge_samples(folder / "samples.parquet")
     record = folder.record
-    _trace(engine, chunks).write_parquet(folder / "trace.parquet")
+    replace_file(folder / "trace.parquet", _trace(engine, chunks).write_parquet)
     chunks.merge_perturbations()
     samples = scan_parquet(folder / "samples.parquet")
     targeted = all(attack.targeted for attack in engine.attacks)

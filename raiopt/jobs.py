@@ -23,6 +23,7 @@ from raiopt import checks
 from raiopt.configs import Inference as ModelOptions
 from raiopt.configs import Job, Sharding
 from raiopt.processes import forget_start
+from raiopt.results.files import make_folder, open_to_append, write_text
 from raiopt.results.folder import RunFolder
 from raiopt.stages import staged, words_of
 
@@ -81,9 +82,9 @@ def carry_out(
 
 
 def _save_question(config: DictConfig, hydra: Any, overrides: list[str], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, parents=True)
     for name, content in {"config": config, "hydra": hydra, "overrides": overrides}.items():
-        OmegaConf.save(OmegaConf.create(content), folder / f"{name}.yaml")
+        write_text(folder / f"{name}.yaml", OmegaConf.to_yaml(OmegaConf.create(content)))
 
 
 def begin_worker(threads: int, gpus: str | None) -> None:
@@ -112,11 +113,11 @@ def work(task: dict[str, Any]) -> None:
     import torch
 
     folder = RunFolder(task["folder"], patience=PATIENCE)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.path, parents=True)
     config: Any = OmegaConf.create(task["config"])
     if config.get("threads") is None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    with open(folder / "run.log", "ab") as log_file, written_to(log_file.fileno()), logged(logging.StreamHandler()):
+    with open_to_append(folder / "run.log") as log_file, written_to(log_file.fileno()), logged(logging.StreamHandler()):
         carry_out(config, task["hydra"], task["about"], folder, _memory())
 
 

@@ -13,6 +13,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from raiopt.configs import INNER, Job, store
 from raiopt.jobs import build
+from raiopt.results.files import LinkError, read_file
 from raiopt.stages import staged
 
 if TYPE_CHECKING:
@@ -145,13 +146,13 @@ class _Saved:
         return merged
 
     def _text(self) -> str:
-        for path in (self.path.parent, self.path):
-            if path.is_symlink():
-                raise UnsafeConfig(f"{path} is a link; a run's folder holds its config itself.")
-        if not self.path.is_file():
-            raise FileNotFoundError(f"{self.path} is not there: give the folder of one job, as in outputs/NAME/JOB.")
-        with self.path.open("rb") as stream:
-            content = stream.read(LARGEST + 1)
+        try:
+            content = read_file(self.path, LARGEST + 1)
+        except LinkError as error:
+            raise UnsafeConfig(f"{error}  A run's folder holds its config itself.") from None
+        except (FileNotFoundError, NotADirectoryError):
+            missing = f"{self.path} is not there: give the folder of one job, as in outputs/NAME/JOB."
+            raise FileNotFoundError(missing) from None
         if len(content) > LARGEST:
             raise UnsafeConfig(f"{self.path} is larger than {LARGEST:,} bytes: it is no config of a run.")
         try:

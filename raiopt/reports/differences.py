@@ -12,6 +12,7 @@ import polars as pl
 from safetensors import SafetensorError, safe_open
 
 from raiopt.reports.runs import Run, load_run
+from raiopt.results.files import own
 from raiopt.results.records import is_volatile
 
 FIGURES = ("samples", "clean_accuracy", "robust_accuracy", "robust_accuracies", "undecided")
@@ -239,7 +240,7 @@ class _Perturbations:
 
     def __init__(self, folder: Path) -> None:
         single = folder / "perturbations.safetensors"
-        files = [single] if single.is_file() else sorted((folder / "perturbations").glob("*.safetensors"))
+        files = [single] if single.exists() else sorted((folder / "perturbations").glob("*.safetensors"))
         self.places: dict[int, tuple[Path, int]] = {}
         self._opened: tuple[Path | None, Any] = None, None
         for path in files:
@@ -259,7 +260,7 @@ class _Perturbations:
 
     def _open(self, path: Path) -> Any:
         if self._opened[0] != path:
-            self._opened = path, safe_open(path, framework="numpy")
+            self._opened = path, safe_open(own(path), framework="numpy")
         return self._opened[1]
 
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from raiopt.reports.runs import Run, differing_options, labels
 from raiopt.reports.signs import Level
 from raiopt.reports.thumbnails import KINDS
 from raiopt.reports.trust import Verdict, verdicts
-from raiopt.results.folder import replace_file
+from raiopt.results.files import make_folder, replace_file
 from raiopt.results.tables import jobs_frame
 from raiopt.results.terminal import percent, stage_rows
 
@@ -59,14 +60,14 @@ class Report:
             FileExistsError: If the file is there and not to be replaced.
         """
         check_free(file, replace=replace)
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent, parents=True)
         page = self.html.encode("utf-8", "xmlcharrefreplace")  # a name may hold half of a surrogate pair
         replace_file(file, lambda temporary: temporary.write_bytes(page))
 
 
 def check_free(file: Path, *, replace: bool) -> None:
     """Raises FileExistsError if the file is there and is not to be replaced."""
-    if file.exists() and not replace:
+    if os.path.lexists(file) and not replace:
         raise FileExistsError(f"{file} is there already: --force replaces it, --out FILE writes another one.")
 
 

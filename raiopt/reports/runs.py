@@ -12,6 +12,7 @@ import polars as pl
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from raiopt.results.files import own, read_file
 from raiopt.results.parquet import scan_parquet
 from raiopt.results.records import JobRecord, is_volatile, read_job, read_jobs
 from raiopt.results.shards import grouped, merged
@@ -50,7 +51,7 @@ class Run:
     def class_names(self) -> list[str] | None:
         """The names of the classes, where they are known."""
         try:
-            names = json.loads((self.folder / "classes.json").read_bytes())
+            names = json.loads(read_file(self.folder / "classes.json"))
         except (OSError, ValueError):
             return None
         return [str(name) for name in names] if isinstance(names, list) else None
@@ -78,18 +79,18 @@ class Run:
             ValueError: If they cannot be read; the message names the file.
         """
         path = self.folder / "exhibits.safetensors"
-        if not path.is_file():  # a pipe would be waited for without end
+        if not path.exists():
             return {}
         try:
-            return load_file(path)
+            return load_file(own(path))
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from None
 
 
 def _scanned(files: list[Path]) -> pl.LazyFrame:
     for file in files:
-        if not file.is_file():  # a pipe would be waited for without end
-            raise ValueError(f"{file} is {'no ordinary file' if file.exists() else 'not there'}.")
+        if not file.exists():
+            raise ValueError(f"{file} is not there.")
         try:
             scan_parquet(file).collect_schema()
         except (OSError, pl.exceptions.PolarsError) as error:
@@ -142,7 +143,11 @@ def load_runs(folders: Sequence[Path | str]) -> list[Run]:
 def _below(folder: Path, depth: int) -> list[Run]:
     if (folder / "run.json").exists():
         return [load_run(folder)]
-    children = sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in ("replaced", "figures"))
+    children = sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_dir() and not path.is_symlink() and path.name not in ("replaced", "figures")
+    )
     jobs = [child for child in children if (child / "run.json").exists()]
     is_sweep = (folder / "sweep.json").exists()
     runs = [_run(folder, group) for group in grouped(read_jobs(folder))] if jobs or is_sweep else []

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import yaml
 
+from raiopt.results.files import read_file
 from raiopt.results.records import is_volatile, read_jobs
 from raiopt.results.shards import merged_shards
 from raiopt.results.tables import METRICS, given_options, jobs_frame, options_of
@@ -131,7 +132,7 @@ def _told(one: dict[str, Any], other: dict[str, Any], axes: list[str], folder: P
 def _apart(one: Path, other: Path) -> list[str]:
     """Returns the options in which the configs of two jobs differ; none if they cannot be read."""
     try:
-        first, second = (_flat(yaml.safe_load((job / ".hydra" / "config.yaml").read_bytes())) for job in (one, other))
+        first, second = (_flat(yaml.safe_load(read_file(job / ".hydra" / "config.yaml"))) for job in (one, other))
     except (OSError, yaml.YAMLError):
         return []
     return [name for name in {**first, **second} if first.get(name, ...) != second.get(name, ...)]

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from raiopt.attacks import Outcome, Trial
-from raiopt.results.folder import read_record, replace_file
+from raiopt.results.files import is_own, make_folder, own, own_files, read_file, replace_file
+from raiopt.results.folder import read_record
 from raiopt.results.parquet import scan_parquet
 from raiopt.results.samples import samples_frame, steps_frames
 
@@ -32,7 +33,7 @@ class Chunks:
 
     def begin(self, record: dict[str, Any]) -> None:
         """Keeps the record of the run that the chunks are of; that of the folder is replaced by every start."""
-        self.parts.mkdir(exist_ok=True)
+        make_folder(self.parts)
         replace_file(self.parts / "run.json", lambda path: path.write_text(json.dumps(record), encoding="utf-8"))
 
     def begun(self) -> dict[str, Any]:
@@ -42,7 +43,7 @@ class Chunks:
     def finished(self, number: int) -> dict[str, Any] | None:
         """Returns what was noted of a chunk if it is finished, else None."""
         try:
-            about = json.loads((self._part(number, "json")).read_text(encoding="utf-8"))
+            about = json.loads(read_file(self._part(number, "json")))
         except (OSError, ValueError):
             return None
         return about if isinstance(about, dict) else None
@@ -65,34 +66,34 @@ class Chunks:
             replace_file(self._part(number, "exhibits.safetensors"), lambda path: path.write_bytes(shown))
         stored = _joined([_stored(outcome, self.save) for outcome in outcomes if outcome.trial is not None])
         if stored:
-            self.perturbations.mkdir(exist_ok=True)
+            make_folder(self.perturbations)
             file = self.perturbations / f"{number:06}.safetensors"
             replace_file(file, lambda path: path.write_bytes(save(stored)))
         replace_file(self._part(number, "json"), lambda path: path.write_text(json.dumps(about), encoding="utf-8"))
 
     def tables(self, kind: str) -> list[Path]:
         """Returns the Parquet files of one kind, as samples or steps, in the order of the chunks."""
-        return sorted(self.parts.glob(f"*.{kind}.parquet"))
+        return own_files(self.parts, f"*.{kind}.parquet")
 
     def merge_samples(self, path: Path) -> None:
         """Joins the tables of samples into one file."""
         files = self.tables("samples")
         if len(files) == 1:
-            shutil.copyfile(files[0], path)
+            replace_file(path, lambda temporary: shutil.copyfile(files[0], temporary))
         else:
-            scan_parquet(files).sink_parquet(path)
+            replace_file(path, scan_parquet(files).sink_parquet)
 
     def exhibits(self, number: int) -> dict[str, Tensor]:
         """Returns what may be shown of a chunk, as it was written."""
         path = self._part(number, "exhibits.safetensors")
-        return load_file(path) if path.exists() else {}
+        return load_file(own(path)) if path.exists() else {}
 
     def merge_perturbations(self) -> None:
         """Joins the perturbations into one file, unless there are too many for that."""
         if self.save == "none":
             return
-        if not self.merged.exists():  # else a run was killed behind this, and its files may be gone
-            files = sorted(self.perturbations.glob("*.safetensors"))
+        if not is_own(self.merged):  # else a run was killed behind this, and its files may be gone
+            files = own_files(self.perturbations, "*.safetensors")
             if sum(path.stat().st_size for path in files) > MERGED:
                 return
             if len(files) == 1:
@@ -153,5 +154,5 @@ def load_perturbations(folder: Path | str) -> Iterator[dict[str, Tensor]]:
     """Yields the stored perturbations of a run's folder, file by file: `ids`, `delta`, and what else is in them."""
     path = Path(folder)
     single = path / "perturbations.safetensors"
-    for file in [single] if single.is_file() else sorted((path / "perturbations").glob("*.safetensors")):
+    for file in [own(single)] if single.exists() else own_files(path / "perturbations", "*.safetensors"):
         yield load_file(file)

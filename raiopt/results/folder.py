@@ -6,7 +6,7 @@ import os
 import platform
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raiopt.results.checkouts import own_state
+from raiopt.results.files import check_folder, make_folder, read_file, write_json
 from raiopt.results.lock import locked
 
 SCHEMA = 1
@@ -89,7 +90,7 @@ class RunFolder:
         place = self.path.parent / "replaced"
         taken = (place / f"{self.path.name}-{number}" for number in itertools.count(1))
         target = next(path for path in taken if not path.exists())
-        place.mkdir(exist_ok=True)
+        make_folder(place)
         os.replace(self.path, target)
         return target
 
@@ -100,7 +101,7 @@ class RunFolder:
         Raises:
             FileExistsError: If another process works in the folder.
         """
-        with locked(self.path, self.patience):
+        with locked(check_folder(self.path), self.patience):
             began = time.perf_counter()
             self.save(
                 schema=SCHEMA,
@@ -128,19 +129,6 @@ def _is_ours(record: Mapping[str, Any]) -> bool:
     return record.get("schema") == SCHEMA
 
 
-def write_json(path: Path, content: Any, indent: int | None = None) -> None:
-    """Writes what JSON can hold into a file, in one step."""
-    text = json.dumps(content, indent=indent, allow_nan=False) + "\n"
-    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file beside its place, then moves it there in one step."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
-
-
 def mark_killed(path: Path, about: Mapping[str, Any], why: str) -> None:
     """Writes into the record of a job that can no longer do so itself that it was killed, and why.
 
@@ -148,7 +136,7 @@ def mark_killed(path: Path, about: Mapping[str, Any], why: str) -> None:
         about: What the record shall say where the job did not come to writing one.
     """
     folder = RunFolder(path)
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path, parents=True)
     folder.record = {"schema": SCHEMA, **about, **read_record(path)}
     folder.save(status="killed", error={"type": "Killed", "message": why})
 
@@ -156,7 +144,7 @@ def mark_killed(path: Path, about: Mapping[str, Any], why: str) -> None:
 def read_record(path: Path) -> dict[str, Any]:
     """Returns the content of run.json in the folder `path`; empty if there is none that can be read."""
     try:
-        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        record = json.loads(read_file(path / "run.json"))
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}

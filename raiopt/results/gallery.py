@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from raiopt.results.files import replace_file
 from raiopt.results.pictures import around_grey, fitted, picture
 
 SHOWN = 8
@@ -71,7 +72,8 @@ def draw_gallery(exhibits: Sequence[Exhibit], path: Path, title: str) -> None:
             page.paste(cell, (x + (CELL - cell.width) // 2, y + (CELL - cell.height) // 2))
             draw.rectangle((x - 1, y - 1, x + CELL, y + CELL), outline="#d0d5dd")
             draw.text((x, y + CELL + 5), _fit(draw, caption, small, CELL), colour, small)
-    page.save(path, compress_level=4)  # half the time of the default for a file that is 6 % larger
+    # Level 4 takes half the time of the default for a file that is 6 % larger.
+    replace_file(path, lambda temporary: page.save(temporary, "PNG", compress_level=4))
 
 
 @cache

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from raiopt.results.files import make_folder, read_file, remove_left, write_json
+
 
 @contextmanager
 def locked(folder: Path, patience: float = 0) -> Iterator[None]:
@@ -24,16 +26,20 @@ def locked(folder: Path, patience: float = 0) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout  # takes as long as all else that `raiopt --help` imports
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, parents=True)
     # filelock looks whether the file that it locked is still there: so it can be removed, others waiting or not.
     lock, holder = FileLock(folder / ".lock", timeout=patience), folder / ".lock.json"
     try:
+        if (folder / ".lock").is_symlink():
+            (folder / ".lock").unlink()
         lock.acquire()
     except Timeout:
         raise FileExistsError(f"{folder} is in use: {_told(holder)}. Wait for it, or end it.") from None
     try:
         about = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now(UTC).isoformat("T", "seconds")}
-        holder.write_text(json.dumps(about), encoding="utf-8")
+        write_json(holder, about)
+        for place in (folder, folder / "perturbations"):
+            remove_left(place)
         yield
     finally:
         holder.unlink(missing_ok=True)
@@ -43,7 +49,7 @@ def locked(folder: Path, patience: float = 0) -> Iterator[None]:
 
 def _told(holder: Path) -> str:
     try:
-        about: Any = json.loads(holder.read_text(encoding="utf-8"))
+        about: Any = json.loads(read_file(holder))
         return f"process {about['pid']} on {about['host']} works in it since {about['since']}"
     except (OSError, ValueError, KeyError, TypeError):  # it is just about to write it
         return "another process works in it"

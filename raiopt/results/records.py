@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from raiopt import checks
+from raiopt.results.files import read_file
 from raiopt.results.folder import SCHEMA
 
 VOLATILE = ("name", "outputs", "device", "threads", "note", "progress", "tracker", "force", "retry", "yes", "hydra")
@@ -60,7 +61,8 @@ def read_jobs(folder: Path | str) -> list[JobRecord]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not there; give the folder of a sweep, as in outputs/NAME.")
     listed = _listed(folder)
-    found = {entry.name for entry in os.scandir(folder) if entry.is_dir() and os.path.exists(f"{entry.path}/run.json")}
+    folders = (entry for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))
+    found = {entry.name for entry in folders if os.path.exists(f"{entry.path}/run.json")}
     if not found | listed.keys():
         hint = "is the folder of one job, not of a sweep" if (folder / "run.json").exists() else "holds no jobs"
         raise ValueError(f"{folder} {hint}; give the folder of a sweep, as in outputs/NAME.")
@@ -72,7 +74,10 @@ def _listed(folder: Path) -> dict[str, dict[str, Any]]:
     """Returns the jobs that sweep.json lists; none in a sweep that has no such file."""
     path = folder / "sweep.json"
     try:
-        return dict(json.loads(path.read_bytes())["jobs"])
+        jobs = dict(json.loads(read_file(path))["jobs"])
+        if outside := [name for name in jobs if Path(name).name != name]:
+            raise ValueError(f"{outside[0]!r} is no name of a folder in it")
+        return jobs
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -89,7 +94,7 @@ def read_job(folder: Path, listed: Mapping[str, Any] = MappingProxyType({})) -> 
     """Returns the job in a folder; what sweep.json lists of its options goes first."""
     name, options = folder.name, listed.get("overrides")
     try:
-        record = _without_controls(json.loads((folder / "run.json").read_bytes()))
+        record = _without_controls(json.loads(read_file(folder / "run.json")))
     except FileNotFoundError:
         return JobRecord(name, "missing", options or {}, "did not start")
     except (OSError, ValueError) as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from raiopt.results.files import replace_file
 from raiopt.results.records import JobRecord, is_volatile, read_jobs
 from raiopt.results.shards import merged_shards
 
@@ -121,5 +122,5 @@ def question(job: JobRecord) -> str:
 def save_sweep(frame: pl.DataFrame, folder: Path) -> None:
     """Writes sweep.parquet and sweep.csv into the folder of the sweep."""
     folder = folder.absolute()  # polars reads a leading ~ as the home directory
-    frame.write_parquet(folder / "sweep.parquet")
-    frame.write_csv(folder / "sweep.csv")
+    replace_file(folder / "sweep.parquet", frame.write_parquet)
+    replace_file(folder / "sweep.csv", frame.write_csv)

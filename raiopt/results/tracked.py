@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from raiopt.results.files import read_file
 from raiopt.results.folder import SCHEMA, read_record
 from raiopt.results.parquet import scan_parquet
 from raiopt.results.records import is_volatile
@@ -144,7 +145,7 @@ def _tags(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the object that a file holds; an empty one if there is none that can be read."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raiopt import checks
-from raiopt.results.folder import write_json
+from raiopt.results.files import files_below, is_own, read_file, write_json
 from raiopt.results.records import read_jobs
 from raiopt.results.tables import load_sweep
 from raiopt.results.tracked import read_json, told
@@ -179,7 +179,7 @@ class Session:
             tags = {"mlflow.source.name": words, "raiopt.swept": ", ".join(listed.get("swept", []))}
             self._fill(run, {}, {**tags, "raiopt.folder": str(sweep.absolute())}, figures)
             for name in ("sweep.csv", "report.html"):
-                if self.place.artifacts != "none" and (sweep / name).exists():
+                if self.place.artifacts != "none" and is_own(sweep / name):
                     self.client.log_artifact(run, str(sweep / name))
             self.client.set_terminated(run, "FINISHED" if finished == len(jobs) else "FAILED")
 
@@ -226,11 +226,11 @@ class Session:
         """Logs the files of a job; run.json under another name, for else its copy would pass for a run."""
         if self.place.artifacts == "none":
             return
-        self.client.log_text(run, (folder / "run.json").read_text(encoding="utf-8"), "record.json")
+        self.client.log_text(run, read_file(folder / "run.json").decode(), "record.json")
         small = [folder / "gallery.png", folder / "run.log", folder / ".hydra" / "config.yaml"]
-        kept = [path for path in folder.rglob("*") if path.name != "run.json" and not path.name.startswith(".")]
+        kept = [path for path in files_below(folder) if path.name != "run.json" and not path.name.startswith(".")]
         for path in kept if self.place.artifacts == "all" else small:
-            if path.is_file():
+            if is_own(path):
                 inside = path.relative_to(folder).parent.as_posix().lstrip(".")
                 self.client.log_artifact(run, str(path), inside or None)
 

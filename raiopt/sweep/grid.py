@@ -14,6 +14,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from raiopt import checks
+from raiopt.results.files import write_text
 from raiopt.results.lock import locked
 from raiopt.sweep import tracking
 from raiopt.sweep.compose import Composer
@@ -66,7 +67,7 @@ class GridSweeper(Sweeper):
             run = self._prepared(planned.todo, len(planned.finished))
             check_hashes(planned.finished)
             write_list(folder, about, SweepRecorder.swept, arguments)
-            OmegaConf.save(self.config, folder / "multirun.yaml")
+            write_text(folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
             SweepRecorder.asked = frozenset(task.key for task in tasks)
             SweepRecorder.tell(len(planned.finished))
             for task, _ in [*planned.finished, *planned.left]:

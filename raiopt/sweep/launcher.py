@@ -102,7 +102,7 @@ def _settled(ended: Ended, before: dict[str, Any]) -> dict[str, Any]:
     try:
         mark_killed(folder, ended.task.about, why)
     except OSError as error:
-        log.warning("%s: %s.", folder, error.strerror)
+        log.warning("%s: %s.", folder, error.strerror or error)
     return {**ended.task.about, **record, "status": "killed", "error": {"type": "Killed", "message": why}}
 
 

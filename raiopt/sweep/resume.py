@@ -1,13 +1,15 @@
 """What is left to do of a sweep: its list of jobs, and what their folders say."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from raiopt import checks
-from raiopt.results.folder import SCHEMA, RunFolder, read_record, write_json
+from raiopt.results.files import LinkError, read_file, write_json
+from raiopt.results.folder import SCHEMA, RunFolder, read_record
 from raiopt.sweep.task import Task
 
 RETRY = ("failed", "killed", "none")
@@ -98,7 +100,7 @@ def read_list(folder: Path) -> dict[str, Any]:
         ValueError: If the folder holds something else than a sweep, or the list cannot be read.
     """
     path = folder / "sweep.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
         others = [name for name in names if name[0] != "." and name != "sweep.json.tmp"]  # as a full disk leaves it
         if others and not any(folder.glob("*/run.json")):
@@ -107,9 +109,9 @@ def read_list(folder: Path) -> dict[str, Any]:
             )
         return {"schema": SCHEMA, "swept": [], "commands": [], "jobs": {}}
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = json.loads(read_file(path))
         if not isinstance(about, dict) or not {"swept", "commands", "jobs"} <= set(about):
             raise ValueError("keys are missing")
-    except ValueError as error:
+    except (LinkError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}): move it away, and give the command again.") from None
     return about

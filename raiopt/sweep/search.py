@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from raiopt import checks
+from raiopt.results.files import read_file, replace_file, write_text
 from raiopt.results.lock import locked
 from raiopt.results.records import is_volatile
 from raiopt.results.tables import METRICS
@@ -107,7 +109,7 @@ class OptunaSweeper(Sweeper):
             check_hashes(finished)
             for task, _ in finished:
                 tracking.tell(task.folder)
-            OmegaConf.save(self.config, folder / "multirun.yaml")
+            write_text(folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
             SweepRecorder.tell()
             run_tasks(engine, trials, Progress(self.n_trials - trials.over(), trials.over(), SweepRecorder.swept))
             SweepRecorder.found = trials.told()
@@ -277,5 +279,5 @@ def _middle(key: str, kind: Any) -> str:
 def _mend(journal: Path) -> None:
     """Takes away what a process left that was killed while it wrote the journal: half a line, and its lock."""
     Path(f"{journal}.lock").unlink(missing_ok=True)
-    if journal.exists() and not (content := journal.read_bytes()).endswith(b"\n"):
-        journal.write_bytes(content[: content.rfind(b"\n") + 1])
+    if os.path.lexists(journal) and not (content := read_file(journal)).endswith(b"\n"):
+        replace_file(journal, lambda path: path.write_bytes(content[: content.rfind(b"\n") + 1]))

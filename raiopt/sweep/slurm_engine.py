@@ -15,7 +15,8 @@ from typing import Any
 
 from raiopt import checks
 from raiopt.processes import python_command
-from raiopt.results.folder import read_record, write_json
+from raiopt.results.files import make_folder, read_file, write_json
+from raiopt.results.folder import read_record
 from raiopt.sweep import slurm_queue as slurm
 from raiopt.sweep.launcher import FINAL, SweepLauncher
 from raiopt.sweep.task import Ended, Task
@@ -194,7 +195,7 @@ class SlurmEngine:
         from submitit import SlurmExecutor
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-        executor = SlurmExecutor(self.files, python=shlex.join(python_command()))
+        executor = SlurmExecutor(make_folder(self.files, parents=True), python=shlex.join(python_command()))
         executor.update_parameters(job_name=self.name, **self.asked.for_submitit())
         before = [_changed(task) for task in tasks]
         try:
@@ -212,7 +213,7 @@ class SlurmEngine:
 
     def _noted(self) -> dict[str, Any]:
         try:
-            return json.loads((self.files / "jobs.json").read_text(encoding="utf-8"))
+            return json.loads(read_file(self.files / "jobs.json"))
         except (OSError, ValueError):
             return {}
 

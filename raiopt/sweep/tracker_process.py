@@ -21,6 +21,7 @@ from yaml import YAMLError
 
 from raiopt.jobs import begin_worker
 from raiopt.processes import process_context
+from raiopt.results.files import open_to_append, read_file
 
 if TYPE_CHECKING:
     from raiopt.results.trackers import Mlflow, Session
@@ -113,8 +114,8 @@ class TrackerProcess:
         line = f"tracker=mlflow: {which}: {why}. Results are complete without it. To log them later: {remedy}"
         print(f"raiopt: {line}", file=sys.stderr, flush=True)
         for folder in lost:
-            with suppress(OSError), open(folder / "run.log", "a", encoding="utf-8") as log:
-                log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S,000} WARNING raiopt: {line}\n")
+            with suppress(OSError), open_to_append(folder / "run.log") as log:
+                log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S,000} WARNING raiopt: {line}\n".encode())
 
 
 def _why(future: Future[str | None]) -> str | None:
@@ -184,8 +185,10 @@ def asked(folder: Path) -> dict[str, Any] | None:
     References to other options are followed; anything else that a config may refer to is no business of a tracker.
     """
     try:
-        config = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=False)
-    except (OSError, YAMLError, OmegaConfBaseException):
+        config = OmegaConf.to_container(
+            OmegaConf.create(read_file(folder / ".hydra" / "config.yaml").decode()), resolve=False
+        )
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException):
         return None
     options = dict(_flat(config))
     return {name: options.get(value[2:-1], value) if _refers(value) else value for name, value in options.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raiopt.reports.runs import Run, load_run
+from raiopt.results.files import make_folder, replace_file
 from raiopt.verbs import Parser
 
 if TYPE_CHECKING:
@@ -72,11 +73,11 @@ def export_png(run: Run, folder: Path, *, everything: bool = False, allow: Seque
     place_of = {number: place for place, number in enumerate(data.ids)}
     if unknown := sorted(rows.keys() - place_of.keys()):
         raise ValueError(f"{run.folder} tells of a sample {unknown[0]}, which its data do not have.")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, parents=True)
     for old in [*folder.glob("[0-9]*_as_*.png"), folder / LIST]:
         old.unlink(missing_ok=True)
     fools = done = 0
-    with open(folder / LIST, "w", encoding="utf-8", newline="") as stream, progress(len(rows)) as advance:
+    with open(folder / LIST, "x", encoding="utf-8", newline="") as stream, progress(len(rows)) as advance:
         table = csv.writer(stream)
         table.writerow(COLUMNS)
         for ids, delta in _stored(run, rows):
@@ -212,15 +213,17 @@ def _save_png(file: Path, pixels: "Tensor") -> None:
     from PIL import Image
 
     array = pixels.permute(1, 2, 0).contiguous().numpy()
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file)
+    image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    replace_file(file, lambda temporary: image.save(temporary, "PNG"))
 
 
 def _read_png(file: Path) -> "Tensor":
     """Returns the pixels of a PNG file, uint8 (C, H, W)."""
     import numpy as np
     import torch
-    from PIL import Image
 
-    with Image.open(file) as image:
+    from raiopt.zoo.picture_files import open_picture
+
+    with open_picture(file) as image:
         array = np.array(image)
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())

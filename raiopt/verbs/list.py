@@ -65,7 +65,11 @@ def _places(folder: Path, depth: int) -> Iterator[Path]:
         yield folder
     elif depth:
         for entry in os.scandir(folder):
-            if entry.is_dir() and entry.name not in ("replaced", "figures") and not entry.name.startswith("."):
+            if (
+                entry.is_dir(follow_symlinks=False)
+                and entry.name not in ("replaced", "figures")
+                and not entry.name.startswith(".")
+            ):
                 yield from _places(Path(entry.path), depth - 1)
 
 

@@ -14,7 +14,8 @@ from raiopt.configs import Job
 from raiopt.jobs import build, carry_out, logged, plain
 from raiopt.reports.differences import Comparison, compare, part
 from raiopt.reports.runs import load_run
-from raiopt.results.folder import SCHEMA, RunFolder, write_json
+from raiopt.results.files import LogFile, read_file, write_json
+from raiopt.results.folder import SCHEMA, RunFolder
 from raiopt.results.records import is_volatile
 from raiopt.saved import LARGEST, choices, saved_config
 from raiopt.sweep.job_key import job_key
@@ -71,6 +72,8 @@ def rerun(folder: Path, allow: list[str], outputs: str, *, anyway: bool, words: 
     for key in ("name", "force", "retry", "yes"):
         config[key] = getattr(Job, key)
     config.outputs = outputs
+    if not anyway:
+        _check_files(config, before, folder)
     job, memory = as_decided(build(config, choices(config)), before), Memory()
     now, then = experiment.hashes(job, memory), part(before, "hashes")
     changed = [
@@ -84,7 +87,7 @@ def rerun(folder: Path, allow: list[str], outputs: str, *, anyway: bool, words: 
         )
     new = RunFolder(Path(outputs, f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"))
     new.path.mkdir(parents=True)
-    log_file, terminal = logging.FileHandler(new / "run.log"), logging.StreamHandler()
+    log_file, terminal = LogFile(new / "run.log"), logging.StreamHandler()
     terminal.setLevel(logging.WARNING)
     terminal.setFormatter(logging.Formatter("%(message)s"))
     with logged(log_file, terminal):
@@ -105,15 +108,34 @@ def _record(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: give the folder of one job, as in outputs/NAME/JOB.")
-    if path.stat().st_size > LARGEST:
+    content = read_file(path, LARGEST + 1)
+    if len(content) > LARGEST:
         raise ValueError(f"{path} is larger than {LARGEST:,} bytes: it is no record of a run.")
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}.") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise ValueError(f"{path} is no record of a run as this version of raiopt reads it (schema {SCHEMA}).")
     return record
+
+
+def _check_files(config: DictConfig, before: dict[str, Any], folder: Path) -> None:
+    """Raises a ValueError if image files are not those of the run, before one of them is decoded.
+
+    Runs of other data, and of earlier versions, tell no hash of their files.
+    """
+    then = part(before, "data").get("files")
+    if then is None or choices(config)["data"] != "image_folder":
+        return
+    from raiopt.zoo.folders import image_folder_hash
+
+    chosen: Any = plain(config.data)
+    if (now := image_folder_hash(chosen["root"], chosen["limit"], chosen["indices"])) != then:
+        raise ValueError(
+            f"{folder}: not the same image files in {chosen['root']} (hash {str(then)[:10]}, now {now[:10]}). No image "
+            "was decoded and nothing was run; --anyway runs it with those of today."
+        )
 
 
 def as_decided(job: "experiment.Job", before: dict[str, Any]) -> "experiment.Job":

@@ -223,10 +223,12 @@ def _stored_delta(folder: Path, number: int) -> np.ndarray | None:
     """Returns the stored perturbation (C, H, W) of a sample; reads no other. None if there is none."""
     from safetensors import SafetensorError, safe_open
 
+    from raiopt.results.files import own
+
     single = folder / "perturbations.safetensors"
     for path in [single] if single.exists() else sorted((folder / "perturbations").glob("*.safetensors")):
         try:
-            with safe_open(path, framework="numpy") as file:
+            with safe_open(own(path), framework="numpy") as file:
                 (places,) = np.nonzero(file.get_tensor("ids") == number)
                 if len(places):
                     return file.get_slice("delta")[int(places[0]) : int(places[0]) + 1][0]

@@ -15,6 +15,7 @@ from raiopt.zoo.data import ImageData, check_labels, positions
 from raiopt.zoo.folders import class_indices
 from raiopt.zoo.geometry import Geometry, pixels, square
 from raiopt.zoo.loading import once
+from raiopt.zoo.picture_files import only_pictures
 
 # Those whose samples are (PIL image, class index).
 # fmt: off
@@ -61,11 +62,11 @@ def torchvision_data(
     geometry = geometry if size is None else square(size)
 
     def read(i: int) -> Tensor:
-        image, _ = _sample(name, source[i])
+        image, _ = _sample(name, source, i)
         return pixels(image) if geometry is None else geometry.apply(image)
 
     known = _known_labels(name, source)
-    labels = torch.tensor([_sample(name, source[i])[1] for i in ids]) if known is None else known[ids]
+    labels = torch.tensor([_sample(name, source, i)[1] for i in ids]) if known is None else known[ids]
     classes = _class_names(source, categories)
     count = len(classes) if classes else getattr(source, "num_classes", None if known is None else len(known.unique()))
     if classes is not None and categories is not None and set(classes) <= set(categories):
@@ -94,7 +95,8 @@ def _opened(name: str, root: str, split: str, download: bool) -> Any:
     elif download:
         raise ValueError(f"data.download=true has no effect: torchvision cannot download {name}; put it into {root!r}.")
     try:
-        return make(**arguments)
+        with only_pictures():
+            return make(**arguments)
     except (RuntimeError, OSError, ImportError) as error:
         ways = "give data.download=true, or put them there" if "download" in accepted else "put them there"
         raise ValueError(
@@ -113,8 +115,9 @@ def _parameters(make: type) -> set[str]:
     return names
 
 
-def _sample(name: str, sample: Any) -> tuple[Image.Image, int]:
-    image, label = sample
+def _sample(name: str, source: Any, number: int) -> tuple[Image.Image, int]:
+    with only_pictures():
+        image, label = source[number]
     if not isinstance(image, Image.Image):
         raise TypeError(f"data.name={name} gives {type(image).__name__}, not a PIL image.")
     return image, int(label)
@@ -124,7 +127,7 @@ def _known_labels(name: str, source: Any) -> Tensor | None:
     """Returns all labels (N,) from the data set's own list; None if only reading the samples tells them."""
     for attribute in ("targets", "labels"):
         known = getattr(source, attribute, None)
-        if known is not None and len(known) == len(source) and int(known[0]) == _sample(name, source[0])[1]:
+        if known is not None and len(known) == len(source) and int(known[0]) == _sample(name, source, 0)[1]:
             return torch.as_tensor(known).to(torch.int64)
     return None
 

@@ -15,10 +15,10 @@ from raiopt import checks
 from raiopt.zoo.data import ImageData, check_labels, positions
 from raiopt.zoo.geometry import Geometry, pixels, square
 from raiopt.zoo.loading import once
+from raiopt.zoo.picture_files import DAMAGE, content_hash, open_picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 LABELS = ("folder", "predicted")
-DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a broken file
 
 
 @once
@@ -42,14 +42,8 @@ def image_folder(
         geometry, categories, num_classes: the model's.
     """
     checks.choice("data.labels", labels, LABELS)
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"data.root={root!r} is no folder.")
-    files = sorted(_image_files(folder))
-    if not files:
-        raise ValueError(f"data.root={root!r} holds no images ({', '.join(SUFFIXES)}).")
+    folder, files, ids = _chosen(root, limit, indices)
     geometry = geometry if size is None else square(size)
-    ids = positions(len(files), limit, indices)
     every_label = classes = count = None
     if labels == "folder":
         folders = [_class_folder(root, file) for file in files]
@@ -71,9 +65,27 @@ def image_folder(
         read=read,
         classes=classes,
         num_classes=count,
+        files=content_hash(folder, [files[i] for i in ids]),
     )
     check_labels(data, num_classes)
     return data
+
+
+def image_folder_hash(root: str, limit: int | None = None, indices: Sequence[int] | str | None = None) -> str:
+    """Returns `ImageData.files` of `image_folder` with these arguments; no image is decoded for it."""
+    folder, files, ids = _chosen(root, limit, indices)
+    return content_hash(folder, [files[i] for i in ids])
+
+
+def _chosen(root: str, limit: int | None, indices: Sequence[int] | str | None) -> tuple[Path, list[str], list[int]]:
+    """Returns the folder, the paths of all its images, sorted, and the positions of those that are asked for."""
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"data.root={root!r} is no folder.")
+    files = sorted(_image_files(folder))
+    if not files:
+        raise ValueError(f"data.root={root!r} holds no images ({', '.join(SUFFIXES)}).")
+    return folder, files, positions(len(files), limit, indices)
 
 
 def class_indices(names: Sequence[str], categories: Sequence[str] | None, num_classes: int | None) -> dict[str, int]:
@@ -125,8 +137,8 @@ def _class_folder(root: str, file: str) -> str:
 
 
 def _opened(file: Path) -> Image.Image:
+    image = open_picture(file)
     try:
-        image = Image.open(file)
         image.load()
         return image
     except DAMAGE as error:
@@ -148,15 +160,15 @@ def _check_images(files: list[Path], *, same_size: bool) -> None:
 
 def _verified_size(file: Path) -> tuple[int, int]:
     """Returns (width, height) of an image that is whole; decodes it only where nothing cheaper can tell."""
-    try:
-        with Image.open(file) as image:
+    with open_picture(file) as image:
+        try:
             if image.format == "PNG":
                 image.verify()
             elif image.format != "JPEG" or not _ends_as_jpeg(file):
                 image.load()
             return image.size
-    except DAMAGE as error:
-        raise ValueError(f"{file} cannot be read as an image ({error}).") from error
+        except DAMAGE as error:
+            raise ValueError(f"{file} cannot be read as an image ({error}).") from error
 
 
 def _ends_as_jpeg(file: Path) -> bool:

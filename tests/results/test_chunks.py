@@ -157,9 +157,9 @@ def test_a_run_goes_on_behind_its_finished_batches(tmp_path, undisturbed, batche
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("at", range(1, 18))
+@pytest.mark.parametrize("at", range(1, 19))
 def test_a_run_goes_on_wherever_its_writing_stopped(tmp_path, undisturbed, at, after):
-    """There are 17 files: the record that the chunks begin with, 5 for each of 3 batches, and all perturbations."""
+    """There are 18 files: the record that the chunks begin with, 5 for each of 3 batches, samples, perturbations."""
     folder = tmp_path / "run"
     interrupted(folder, chunks, "replace_file", at, after=after)
     run(folder)

@@ -217,7 +217,7 @@ def test_a_table_that_cannot_be_compared_is_told_before_anything_runs(folder, ca
     assert "samples.parquet cannot be read" in capsys.readouterr().err
 
 
-def test_changed_weights_and_data_are_told_before_anything_runs(tmp_path, capsys):
+def test_changed_weights_and_data_are_told_before_anything_runs(tmp_path, capsys, monkeypatch):
     from raiopt.zoo.vision import models
 
     (tmp_path / "images").mkdir()
@@ -247,6 +247,15 @@ def test_changed_weights_and_data_are_told_before_anything_runs(tmp_path, capsys
         lambda record: record["hashes"].update(weights=told(folders("again")[-1], "run.json")["hashes"]["weights"]),
     )
     capsys.readouterr()
+    files = told(folder, "run.json")["data"]["files"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Image, "open", lambda *_, **__: pytest.fail("decoded"))
+        patched.setattr("raiopt.zoo.folders.open_picture", lambda *_, **__: pytest.fail("decoded"))
+        assert again(folder, status=1) is None
+    err = capsys.readouterr().err
+    assert f"not the same image files in images (hash {files[:10]}, now" in err
+    assert "No image was decoded and nothing was run; --anyway runs it" in err
+    edit(folder, lambda record: record["data"].pop("files"))  # as of a version that knew none
     assert again(folder, status=1) is None
     assert f"not the same data (hash {hashed['data'][:10]}, now" in capsys.readouterr().err
 

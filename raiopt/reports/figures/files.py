@@ -21,6 +21,7 @@ from raiopt.reports.figures.curves import AXES, fooled_against, loss_against, ro
 from raiopt.reports.figures.dots import classes, jobs
 from raiopt.reports.figures.maps import confusion_matrix, heatmap
 from raiopt.reports.runs import Run, differing_options
+from raiopt.results.files import make_folder, replace_file
 from raiopt.results.tables import jobs_frame, options_of
 
 METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
@@ -53,7 +54,8 @@ def save_figure(figure: Figure, file: Path | str) -> Path:
         try:  # by its canvas, for savefig draws everything twice
             figure.set_dpi(200 if kind == "png" else 72)
             writer: Any = _CANVASES[kind](figure)
-            getattr(writer, f"print_{kind}")(file, metadata=METADATA[kind])
+            write = getattr(writer, f"print_{kind}")
+            replace_file(file, lambda temporary: write(temporary, metadata=METADATA[kind]))
         finally:
             figure.set_dpi(dots)
             figure.set_canvas(canvas)
@@ -76,8 +78,7 @@ def save_figures(runs: Sequence[Run], folder: Path | str, problems: series.Probl
     >>> save_figures([], tempfile.mkdtemp())
     []
     """
-    place = Path(folder) / "figures"
-    place.mkdir(parents=True, exist_ok=True)
+    place = make_folder(Path(folder) / "figures", parents=True)
     files = []
     for name, draw in _worth_drawing(runs, problems).items():
         figure = draw()
