@@ -88,8 +88,8 @@ class Composer:
     def _composed(self, overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
         """Returns the config as it is asked for, the resolved one, and the choices."""
         parsed = [(text, self._parsed(text)) for text in overrides]
-        groups = tuple(text for text, override in parsed if self._is_group(override.key_or_group))
-        values = [override for _, override in parsed if not self._is_group(override.key_or_group)]
+        groups = tuple(text for text, override in parsed if self._chooses(override))
+        values = [override for _, override in parsed if not self._chooses(override)]
         if all(map(_is_plain, values)):
             choice = self._choices.get(groups)
             if choice is None:
@@ -107,6 +107,10 @@ class Composer:
         with open_dict(config):
             config.pop("hydra")
         return config, {group: choice for group, choice in choices.items() if not group.startswith("hydra")}
+
+    def _chooses(self, override: Override) -> bool:
+        """Whether it chooses an option of a group; a dictionary for a group sets values, in the order of the words."""
+        return self._is_group(override.key_or_group) and not isinstance(override.value(), dict)
 
     def _find_group(self, name: str) -> bool:
         return "/" in name or bool(self.loader.get_group_options(name))

@@ -93,6 +93,7 @@ def by_composer(composer, words):
 @example([["optim.lr=0.1", "note=abc"], ["note=abc"], []])
 @example([["optim=chain", "optim.members=[signed]"], ["optim=chain", "optim.members.0=top_q"]])
 @example([["model.kwargs={a:{b:[1,2]}}", "model=python"], ["model=python", "model.kwargs={a:2}"], ["model=python"]])
+@example([["optim.lr=0.1", "optim={lr:0.3}"], ["optim={lr:0.3}", "optim.lr=0.1"]])
 @example([["optim.lr=abc"], ["seed=3"], []])
 @example([["note=${nowhere}"], ["note=abc"], []])
 def test_jobs_are_composed_as_by_hydra_whatever_came_before(hydra, jobs):
