@@ -13,6 +13,8 @@ from raiopt.transforms.looking import can_look
 STOPPED = ("fooled", "steps", "passes", "not_finite")
 """Why the search for a row ended; `Search.stopped` holds positions in it."""
 FOOLED, STEPS, PASSES, NOT_FINITE = range(4)
+ROUNDING = 2**-16
+"""The gap between two logits, relative to the largest logit, that rounding in float32 may explain."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ class Watch:
         gains = -losses if self.attack.towards else losses
         self.losses, self.fooled = -gains, fooled
         norms = self.start.ball.norms(kept) if self.by_norm or self.start.smallest else None
+        if self.by_norm:  # the smallest norm lies at the decision boundary, where a batch of another size may differ
+            beyond = _beyond_rounding(logits)
+            fooled, left_label = fooled & beyond, left_label & beyond
         if norms is not None and self.start.smallest:  # which may look outside of the ball
             fooled, left_label = (which & self.start.counts(norms) for which in (fooled, left_label))
         found.forward_passes.add_(1)
@@ -206,6 +211,14 @@ def _nothing_yet(rows: Rows, noted: int) -> Search:
         goal=rows.goals,
         spread=torch.full_like(number, float("nan")),
     )
+
+
+def _beyond_rounding(logits: Tensor) -> Tensor:
+    """Says for each row whether its largest logit exceeds the second by more than rounding explains."""
+    if logits.shape[1] < 2:
+        return torch.ones_like(logits[:, 0], dtype=torch.bool)
+    first, second = logits.float().topk(2).values.unbind(1)
+    return first - second > ROUNDING * logits.float().abs().amax(1)
 
 
 def _write(store: Tensor, where: Tensor, value: int | Tensor) -> None:

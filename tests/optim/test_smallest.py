@@ -89,6 +89,28 @@ def test_a_linear_classifier_in_closed_form(make: Any, p: float, steps: int, set
     assert (norm <= expected * WITHIN + (p == 0)).all(), norm / expected
 
 
+class RoundsByBatch(nn.Module):
+    """A classifier whose largest logit is closer to 0 by 3e-6 of itself in batches of any size but N."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.net(x)
+        if len(x) == N:
+            return logits
+        return logits * (1 - 3e-6 * logits.sign() * (logits == logits.amax(1, keepdim=True)))
+
+
+@pytest.mark.parametrize("p", FMN)
+def test_a_success_at_the_boundary_is_confirmed_by_a_model_that_rounds_by_batch_size(p: float) -> None:
+    model, images, labels = problem()
+    expected = nearest(model, images, labels, p)
+    norm = found_by(partial(FMN[p], steps=100), p, 100, (RoundsByBatch(model), images, labels))
+    assert (norm <= expected * WITHIN + (p == 0)).all()
+
+
 def walked(optimizer: Any, x: Tensor, weights: Tensor, steps: int) -> list[tuple[Tensor, Tensor]]:
     """The parameter after each step for the losses 1 - <w, x> - sin of it, and whether each row was fooled before."""
     path = []
