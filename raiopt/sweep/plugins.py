@@ -1,4 +1,4 @@
-"""Registers raiopt's launchers and sweepers with Hydra."""
+"""Makes raiopt's launchers and sweepers known to Hydra."""
 
 import importlib
 import sys
@@ -6,18 +6,18 @@ from types import ModuleType
 
 from hydra.core.plugins import Plugins
 
-from raiopt.config.options import PLUGINS
+from raiopt.configs import PLUGINS
 from raiopt.sweep.grid import GridSweeper
-from raiopt.sweep.local import LocalLauncher
-from raiopt.sweep.ray import RayLauncher
-from raiopt.sweep.slurm import SlurmLauncher
-from raiopt.sweep.tuning import OptunaSweeper
+from raiopt.sweep.local_engine import LocalLauncher
+from raiopt.sweep.ray_engine import RayLauncher
+from raiopt.sweep.search import OptunaSweeper
+from raiopt.sweep.slurm_engine import SlurmLauncher
 
 CLASSES = (GridSweeper, OptunaSweeper, LocalLauncher, SlurmLauncher, RayLauncher)
 
 
 def register_plugins() -> None:
-    """Adds them to the only package from which Hydra takes plugins; other Hydra apps do not see them."""
+    """Puts them into the package from which alone Hydra takes plugins; in this process, not in other Hydra apps."""
     parent_name, _, name = PLUGINS.rpartition(".")
     try:
         parent = importlib.import_module(parent_name)

@@ -1,13 +1,15 @@
-"""Models and data: the built-in digits, torchvision's models and data sets, image folders, and your own."""
+"""Models and data: built-in digits, torchvision's models and data sets, image folders, and one's own."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from torch import Tensor
 
 from raiopt import checks
 from raiopt.zoo.data import Batch, ImageData, Shard
 from raiopt.zoo.datasets import torchvision_data, torchvision_data_sets
-from raiopt.zoo.digits import digits, digits_robust, digits_standard
+from raiopt.zoo.digits import digits, digits_model
 from raiopt.zoo.factories import python_data, python_model
 from raiopt.zoo.folders import image_folder
 from raiopt.zoo.geometry import Geometry
@@ -21,8 +23,7 @@ __all__ = [
     "ImageData",
     "Shard",
     "digits",
-    "digits_robust",
-    "digits_standard",
+    "digits_model",
     "image_folder",
     "load_data",
     "load_model",
@@ -34,21 +35,22 @@ __all__ = [
     "torchvision_models",
 ]
 
-_BUILT_IN = {"digits_robust": digits_robust, "digits_standard": digits_standard}
+_MODELS: dict[str, Literal["robust", "standard"]] = {"digits_robust": "robust", "digits_standard": "standard"}
+_DATA: dict[str, Literal["test", "train"]] = {"digits": "test", "digits_train": "train"}
 
 
 def load_model(name: str) -> Classifier:
-    """Returns a classifier by name: "digits_robust", "digits_standard", or one of torchvision with published weights.
+    """Returns "digits_robust", "digits_standard", or a torchvision classifier with its default published weights.
 
-    It is frozen and in eval mode; a second call returns the same object.
+    Frozen and in eval mode; a second call gives the same object.
 
     Examples:
         >>> load_model("digits_robust").num_classes
         10
     """
-    if name in _BUILT_IN:
-        return _BUILT_IN[name]()
-    checks.choice("name", name, [*_BUILT_IN, *torchvision_models()])
+    if name in _MODELS:
+        return digits_model(_MODELS[name])
+    checks.choice("name", name, [*_MODELS, *torchvision_models()])
     return torchvision_model(name, weights="DEFAULT")
 
 
@@ -60,7 +62,7 @@ def load_data(name: str) -> tuple[Tensor, Tensor]:
         >>> images.shape, labels[:4]
         (torch.Size([500, 3, 64, 64]), tensor([2, 2, 3, 0]))
     """
-    data = digits("test" if checks.choice("name", name, ("digits", "digits_train")) == "digits" else "train")
+    data = digits(_DATA[checks.choice("name", name, _DATA)])
     batch = next(data.batches(len(data)))
     assert batch.labels is not None
     return batch.images, batch.labels

@@ -1,4 +1,4 @@
-"""A cache of loaded models and data, shared by the jobs of a sweep in the same process."""
+"""Loads once per process: a sweep's jobs share models and data."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
-MAX_RESULTS = 8
+KEPT = 8
 
 
 def once(load: Callable[P, R]) -> Callable[P, R]:
-    """Decorates a loader with a cache of its last results: equal arguments return the same object.
+    """Returns `load` with its last few results kept; equal arguments give the very same object.
 
-    A file that is named by an argument is loaded again after it has changed.
+    Lists count as tuples, dicts as their items. A file named by an argument is loaded again after it has changed.
     """
     parameters = signature(load)
     kept: dict[Hashable, R] = {}
@@ -28,11 +28,11 @@ def once(load: Callable[P, R]) -> Callable[P, R]:
         key = _hashable(bound.arguments)
         try:
             hash(key)
-        except TypeError:  # an argument is an array, say, which only Python code can pass
+        except TypeError:  # an array among the arguments: only Python code can give one
             return load(*args, **kwargs)
         if key not in kept:
             result = load(*args, **kwargs)
-            if len(kept) == MAX_RESULTS:
+            if len(kept) == KEPT:
                 del kept[next(iter(kept))]
             kept[key] = result
         return kept[key]

@@ -1,16 +1,13 @@
 """Folders of finished runs with everything that a run leaves, made by hand: no network is attacked."""
 
 import json
-from dataclasses import asdict
 
 import numpy as np
 import polars as pl
 from safetensors.numpy import save_file
 
-from raiopt.results.files import write_json
-from raiopt.results.metrics import check_counts, metrics
-from raiopt.results.record import SCHEMA
-from raiopt.results.record_reader import record_of
+from raiopt.results.folder import SCHEMA, RunFolder
+from raiopt.results.metrics import metrics, signs
 
 CLASSES = 4
 TRACE = ("mean", "q05", "q25", "median", "q75", "q95")
@@ -34,7 +31,7 @@ def whole_run(
     """Writes the folder of a finished run and returns it.
 
     Args:
-        strength: The share of samples that are attacked successfully, the first ones; labels are numbers modulo 4.
+        strength: So many of the samples are broken, from the first on; the label of a sample is its number modulo 4.
         size: Of the images' sides.
         epsilons: Several radii; samples break at them by turns.
         classes: Names of the classes.
@@ -42,15 +39,18 @@ def whole_run(
     """
     rng = np.random.default_rng(seed)
     table = samples_table(samples, round(strength * samples), steps, epsilon, epsilons, rng)
-    radius = epsilon if epsilons is None else None
+    ball = f"Linf {epsilon}" if epsilons is None else f"Linf up to {max(epsilons)}"
     record = {
-        "metrics": {**asdict(metrics(table.lazy(), epsilons)), "attack_seconds": 1.5},
-        "checks": asdict(check_counts(table.lazy(), "linf", radius)),
-        "ball": {"norm": "linf", "epsilon": epsilons or epsilon, "finite": True},
+        "metrics": {**metrics(table.lazy(), epsilons), "attack_seconds": 1.5},
+        "signs": signs(table.lazy(), "linf", epsilon if epsilons is None else None),
+        "norm": "linf",
+        "epsilon": epsilon if epsilons is None else None,
+        "scope": "",
+        "ball": ball,
         "model": {"name": network, "classes": CLASSES},
         "hashes": {"weights": network, "data": "d"},
         "data": {"name": "digits", "samples": samples},
-        "attack": {"optimizers": ["linf_projected", "sgd"], "steps": steps},
+        "attack": f"linf_projected with sgd, {steps} steps",
         "perturbation": {"name": "AdditivePerturbation", "shared": False, "parameter_shape": [3, size, size]},
         "inference": {"fold": True},
         "command": ["raiopt", *(f"{key}={value}" for key, value in fields.get("overrides", {}).items())],
@@ -62,8 +62,7 @@ def whole_run(
     }
     folder = root / name
     folder.mkdir(parents=True)
-    content = record_of({"schema": SCHEMA, "status": "finished", **record, **fields}).as_json()
-    write_json(folder / "run.json", content | {key: value for key, value in fields.items() if key not in content})
+    RunFolder(folder).save(schema=SCHEMA, status="finished", **{**record, **fields})
     table.write_parquet(folder / "samples.parquet")
     trace(steps, strength).write_parquet(folder / "trace.parquet")
     save_file(exhibits(size, epsilon, rng), folder / "exhibits.safetensors")

@@ -1,0 +1,312 @@
+"""The config of a run's folder as data: whoever wrote it, all of it is checked before anything of it runs."""
+
+import re
+import shlex
+from collections.abc import Collection, Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from raiopt.configs import INNER, Job, store
+from raiopt.jobs import build
+from raiopt.results.files import LinkError, read_file
+from raiopt.stages import staged
+
+if TYPE_CHECKING:
+    from raiopt import experiment
+
+LARGEST, DEEPEST, MOST = 2**20, 20, 100_000
+"""So many bytes a file may have, so many levels a config, and so many entries: each is looked at."""
+REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")
+"""What may stand in place of a value: the name of another one, and nothing around it."""
+SHOWN = 80
+"""So many characters of a refused value are told."""
+LEFT_OUT = "tracker"
+"""The group that only says whom to tell of the run: no stranger has a say in that."""
+
+
+class UnsafeConfig(ValueError):
+    """A saved config that asks for more than raiopt's own options do; the message names file, line and key."""
+
+
+class _Option(NamedTuple):
+    name: str
+    settings: DictConfig
+
+
+class _Node(NamedTuple):
+    key: str  # with dots, entries of lists as [0]
+    parent: str
+    name: str  # in a list, its number
+    value: Any  # of a scalar, its text
+    line: int
+
+
+def saved_config(folder: Path | str, allow: Collection[str] = ()) -> DictConfig:
+    """Returns the config in a run's folder, checked as the work of a stranger. Nothing is imported or opened for it.
+
+    It is one that the command could have composed: each group is an option of raiopt's own, with its settings and their
+    types. A setting that the file lacks, for it is new, has its default; so has the tracker in any case. Functions
+    given by name (`model.factory`, `data.factory`, `perturbation.factory`) and `data.download=true` have to be allowed.
+
+    Args:
+        folder: Holds `.hydra/config.yaml`, a file of at most 1 MB.
+        allow: What may be used although it is not raiopt's own: "package.module:function", just as in the file, or
+            "data.download".
+
+    Raises:
+        FileNotFoundError: If the file is not there.
+        UnsafeConfig: If it asks for anything else, or cannot be read.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / ".hydra").mkdir()
+    >>> _ = (folder / ".hydra" / "config.yaml").write_text("seed: 3\\nmodel:\\n  _target_: os.system\\n")
+    >>> try:
+    ...     saved_config(folder)
+    ... except UnsafeConfig as error:
+    ...     print(str(error).partition("config.yaml, ")[2])
+    line 3: model._target_: 'os.system' is no target of raiopt's own.
+    """
+    return _Saved(Path(folder, ".hydra", "config.yaml")).config({allow} if isinstance(allow, str) else set(allow))
+
+
+def saved_job(folder: Path | str, allow: Collection[str] = ()) -> "experiment.Job":
+    """Returns the job whose config is in a run's folder, with nothing loaded yet; arguments and errors as above.
+
+    Paths in it (`model.checkpoint`, `data.root`) are opened when it runs, as data.
+    """
+    config = saved_config(folder, allow)
+    return build(config, choices(config))
+
+
+def choices(config: DictConfig) -> dict[str, str]:
+    """Returns the option of each group that a saved config was made from.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / ".hydra").mkdir()
+    >>> _ = (folder / ".hydra" / "config.yaml").write_text("optim: {_target_: raiopt.builders.optimizers.plain}")
+    >>> {group: choice for group, choice in choices(saved_config(folder)).items() if group.startswith("optim")}
+    {'optim': 'plain', 'optim/InnerOpt': 'sgd'}
+    """
+    nodes = {group: OmegaConf.select(config, group.replace("/", ".")) for group in _options()}
+    return {group: _options()[group][node["_target_"]].name for group, node in nodes.items() if node is not None}
+
+
+class _Saved:
+    """A config file, of which nothing but its YAML is understood yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lines = path, dict[str, int]()
+        text = self._text()
+        try:
+            self._check_syntax(text)
+            for node in _nodes(yaml.compose(text, yaml.SafeLoader)):
+                self.lines[node.key] = node.line
+                if not f"{node.key}.".startswith(f"{LEFT_OUT}."):
+                    self._check(node)
+            given = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        except UnsafeConfig:
+            raise
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:  # the last of a number too long
+            mark = getattr(error, "problem_mark", None)
+            told = [text for name in ("context", "problem") if (text := getattr(error, name, None))]
+            why = " ".join(told) or str(error).partition("\n")[0]
+            raise self._refused_at(mark.line + 1 if mark else 1, why) from None
+        if not isinstance(given, dict) or not given:
+            raise self._refused_at(1, "it must be a mapping of options to their values")
+        self.given: dict[Any, Any] = {key: value for key, value in given.items() if key != LEFT_OUT}
+
+    def config(self, allowed: set[str]) -> DictConfig:
+        """Returns it as raiopt's own config with these values, if there is no more in it."""
+        config = _without_defaults(Job)
+        for group in _options():
+            place = group.replace("/", ".")
+            parent, _, name = place.rpartition(".")
+            if name in list(OmegaConf.select(config, parent) if parent else config):
+                OmegaConf.update(config, place, self._option(group, place).settings, merge=False)
+        try:
+            merged = OmegaConf.merge(config, self.given)
+            assert isinstance(merged, DictConfig)
+            self._check_references(OmegaConf.to_container(merged, resolve=False))
+            OmegaConf.to_container(merged, resolve=True)
+        except OmegaConfBaseException as error:
+            unknown = isinstance(error, (ConfigAttributeError, ConfigKeyError))
+            why = "no option of raiopt has this name" if unknown else str(error).partition("\n")[0]
+            raise self._refused(str(getattr(error, "full_key", None) or ""), why) from None
+        for key in sorted(OmegaConf.missing_keys(merged)):
+            raise self._refused(key, "its value is missing")
+        self._check_allowed(merged, allowed)
+        self._check_stages(merged)
+        return merged
+
+    def _text(self) -> str:
+        try:
+            content = read_file(self.path, LARGEST + 1)
+        except LinkError as error:
+            raise UnsafeConfig(f"{error}  A run's folder holds its config itself.") from None
+        except (FileNotFoundError, NotADirectoryError):
+            missing = f"{self.path} is not there: give the folder of one job, as in outputs/NAME/JOB."
+            raise FileNotFoundError(missing) from None
+        if len(content) > LARGEST:
+            raise UnsafeConfig(f"{self.path} is larger than {LARGEST:,} bytes: it is no config of a run.")
+        try:
+            return content.decode()
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            raise self._refused_at(line, "it must be text in UTF-8") from None
+
+    def _check_syntax(self, text: str) -> None:
+        """Lets through what any YAML reader understands alike, in a size that follows from that of the file."""
+        depth = 0
+        for number, event in enumerate(yaml.parse(text, yaml.SafeLoader)):
+            starts = isinstance(event, yaml.CollectionStartEvent)
+            depth += starts - isinstance(event, yaml.CollectionEndEvent)
+            line = event.start_mark.line + 1
+            if getattr(event, "anchor", None) is not None:
+                raise self._refused_at(line, "anchors and aliases (&, *) are no part of a saved config")
+            if getattr(event, "tag", None) is not None:
+                raise self._refused_at(line, f"tags are no part of a saved config: {_shown(event.tag)}")
+            if number > MOST:
+                raise self._refused_at(line, f"more than {MOST:,} entries are no part of a saved config")
+            if depth > DEEPEST:
+                raise self._refused_at(line, f"more than {DEEPEST} levels are no part of a saved config")
+
+    def _check(self, node: _Node) -> None:
+        places = [group.replace("/", ".") for group in _options()]
+        reserved = node.name in ("_target_", "_partial_") and node.parent in places
+        if node.name.startswith("_") and not reserved:
+            raise self._refused(node.key, "a name with an underscore in front is Hydra's; there is none of it here")
+        if node.name == "<<" or not re.fullmatch(r"[^.[\]]+", node.name):
+            raise self._refused_at(node.line, f"{_shown(node.name)} is no name of a setting")
+        if isinstance(node.value, str) and "${" in node.value and _reference(node.value) is None:
+            why = f"{_shown(node.value)} is no value; only a plain reference is one, as ${{optim.epsilon}}"
+            raise self._refused(node.key, why)
+
+    def _option(self, group: str, place: str) -> _Option:
+        """Returns the option that a group's `_target_` names; the default one if the file says nothing of it."""
+        options, given = _options()[group], self.given
+        for name in place.split("."):
+            if name not in given:
+                return next(option for option in options.values() if option.name == _defaults()[group])
+            given = given[name]
+            if not isinstance(given, dict):
+                raise self._refused(place, f"{_shown(given)} is no option of a group; it must be a mapping")
+        target = given.get("_target_")
+        if not isinstance(target, str) or target not in options:
+            raise self._refused(f"{place}._target_", f"{_shown(target)} is no target of raiopt's own")
+        if given.get("_partial_", True) is not True:
+            raise self._refused(f"{place}._partial_", "it must be true")
+        return options[target]
+
+    def _check_references(self, config: Any) -> None:
+        """Lets through references that lead to one value in a few steps: others may never end, or grow without end."""
+        values = dict(_flat(config))
+        for key, value in values.items():
+            name: Any = None
+            for _ in range(DEEPEST):
+                name = _reference(value)
+                if name not in values:
+                    break
+                value = values[name]
+            if name is not None:
+                raise self._refused(key, f"${{{name}}} leads to no value")
+
+    def _check_allowed(self, config: DictConfig, allowed: set[str]) -> None:
+        for group in _options():
+            place = group.replace("/", ".")
+            settings = OmegaConf.select(config, place) or {}
+            if "factory" in settings and (name := str(settings["factory"])) not in allowed:
+                why = f"{_shown(name)} would be imported and run. If you trust this code: --allow {shlex.quote(name)}"
+                raise self._refused(f"{place}.factory", why)
+            if "download" in settings and settings["download"] and f"{place}.download" not in allowed:
+                why = f"it would write into {_shown(settings['root'])}. If you want that: --allow {place}.download"
+                raise self._refused(f"{place}.download", why)
+
+    def _check_stages(self, config: DictConfig) -> None:
+        """Lets through stages that change settings of raiopt's own options alone; none of these names a function."""
+        try:
+            staged(config)
+        except ValueError as error:
+            key, _, why = str(error).partition(": ")
+            raise self._refused(key, why.rstrip(".")) from None
+
+    def _refused(self, key: str, why: str) -> UnsafeConfig:
+        known = key
+        while known and known not in self.lines:  # the line of what it is in
+            known = re.sub(r"\.?[^.\[]*$|\[\d*\]?$", "", known)
+        return self._refused_at(self.lines.get(known, 1), f"{key}: {why}" if key else why)
+
+    def _refused_at(self, line: int, why: str) -> UnsafeConfig:
+        seen = "".join(c if c.isprintable() else repr(c)[1:-1] for c in why)  # a terminal would obey the others
+        return UnsafeConfig(f"{self.path}, line {line}: {seen}.")
+
+
+@cache
+def _options() -> dict[str, dict[str, _Option]]:
+    """Returns every option of the groups that make up a job, by group and target; groups before what is in them."""
+    found: dict[str, dict[str, _Option]] = {}
+    for entry in store:
+        group = entry["group"]
+        if group and not group.startswith("hydra"):
+            node = entry["node"][group] if entry["package"] == "_global_" else entry["node"]
+            settings = _without_defaults(node)
+            found.setdefault(group, {})[settings["_target_"]] = _Option(entry["name"], settings)
+    return dict(sorted(found.items()))
+
+
+def _without_defaults(node: Any) -> DictConfig:
+    settings = OmegaConf.structured(node)
+    with open_dict(settings):
+        settings.pop("defaults", None)
+    return settings
+
+
+@cache
+def _defaults() -> dict[str, str]:
+    chosen = {group: name for entry in Job().defaults if isinstance(entry, dict) for group, name in entry.items()}
+    return {**chosen, "optim/InnerOpt": INNER}
+
+
+def _nodes(root: Any) -> Iterator[_Node]:
+    """Yields every entry of a YAML document, in order."""
+    todo = [("", root)]
+    while todo:
+        parent, node = todo.pop()
+        entries = []
+        if isinstance(node, yaml.MappingNode):
+            names = [key.value if isinstance(key, yaml.ScalarNode) else "" for key, _ in node.value]
+            keys = [f"{parent}.{name}".lstrip(".") for name in names]
+            entries = [(name, key, *pair) for name, key, pair in zip(names, keys, node.value, strict=True)]
+        elif isinstance(node, yaml.SequenceNode):
+            entries = [(str(number), f"{parent}[{number}]", value, value) for number, value in enumerate(node.value)]
+        for name, key, first, value in entries:
+            yield _Node(key, parent, name, value.value, first.start_mark.line + 1)
+            todo.append((key, value))
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields every single value of nested mappings and lists under its name."""
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            yield from _flat(entry, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for number, entry in enumerate(value):
+            yield from _flat(entry, f"{key}[{number}]")
+    else:
+        yield key, value
+
+
+def _reference(value: Any) -> str | None:
+    found = REFERENCE.fullmatch(value) if isinstance(value, str) else None
+    return found and found[1]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
