@@ -130,10 +130,11 @@ def _describe(folder: RunFolder, job: Job, engine: Engine, model: Classifier, da
     """Puts into the record what is known before the attack; it is written when the model is ready, too."""
     device, start = next(model.buffers()).device, engine.example
     part = {} if job.shard is None else {"shard": job.shard.index, "num_shards": job.shard.count}
+    files = {} if data.files_hash is None else {"files": data.files_hash()}
     folder.record.update(
         device={"type": str(device), "name": _device_name(device), "threads": torch.get_num_threads()},
         model={"name": model.name, "preset": model.preset, "classes": engine.classes},
-        data={"name": data.name, "samples": len(data), **part, **({} if data.files is None else {"files": data.files})},
+        data={"name": data.name, "samples": len(data), **part, **files},
         hashes={"weights": memory.weights_hash(model)},
         code=commits_of(_named_modules(job)),
         batch_size=engine.batch_size,

@@ -31,7 +31,8 @@ class ImageData:
         names: "digits/0017", or a file's path below the data set's folder.
         labels: int64 (N,); None where the model's own clean prediction is the label.
         read: the pixels (C, H, W) of the sample with this id.
-        files: a hash of the files of all samples that were chosen, before they were cut into shards; None: not known.
+        files_hash: returns a hash of the files of all samples that were chosen, before they were cut into shards; all
+            of them are read for it, so it is called only for what is recorded. None: there are no such files.
 
     Examples:
         >>> grey = lambda id: torch.full((1, 2, 2), id / 2)
@@ -47,7 +48,7 @@ class ImageData:
     read: Callable[[int], Tensor]
     classes: tuple[str, ...] | None = None
     num_classes: int | None = None
-    files: str | None = None
+    files_hash: Callable[[], str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -85,7 +86,7 @@ class ImageData:
         chosen = positions(len(self), limit, indices)
         labels = None if self.labels is None else self.labels[chosen]
         ids, names = [self.ids[i] for i in chosen], [self.names[i] for i in chosen]
-        return ImageData(self.name, ids, names, labels, self.read, self.classes, self.num_classes, self.files)
+        return ImageData(self.name, ids, names, labels, self.read, self.classes, self.num_classes, self.files_hash)
 
     def _checked(self, position: int) -> Tensor:
         image = self.read(self.ids[position])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -65,14 +66,14 @@ def image_folder(
         read=read,
         classes=classes,
         num_classes=count,
-        files=content_hash(folder, [files[i] for i in ids]),
+        files_hash=cache(partial(content_hash, folder, [files[i] for i in ids])),
     )
     check_labels(data, num_classes)
     return data
 
 
 def image_folder_hash(root: str, limit: int | None = None, indices: Sequence[int] | str | None = None) -> str:
-    """Returns `ImageData.files` of `image_folder` with these arguments; no image is decoded for it."""
+    """Returns `ImageData.files_hash()` of `image_folder` with these arguments; no image is decoded for it."""
     folder, files, ids = _chosen(root, limit, indices)
     return content_hash(folder, [files[i] for i in ids])
 

@@ -1,5 +1,6 @@
 """Image files of strangers: no program of others, no format beside the list, no size beyond the limits."""
 
+import hashlib
 import os
 import struct
 import zlib
@@ -132,3 +133,16 @@ def test_every_format_of_the_list_is_opened(tmp_path, kind):
         assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
     with open(file, "rb") as stream, open_picture(stream) as image:
         assert image.size == (4, 3)
+
+
+def test_files_are_hashed_only_when_it_is_asked_for_and_once(tmp_path, monkeypatch):
+    Image.new("RGB", (4, 3), "white").save(tmp_path / "x.png")
+    expected = hashlib.sha256(f"x.png {hashlib.sha256((tmp_path / 'x.png').read_bytes()).hexdigest()}\n".encode())
+    hashed, digest = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *words: hashed.append(words) or digest(*words))
+    data = image_folder(str(tmp_path), labels="predicted").select(limit=1)
+    assert data.image(0).shape == (3, 3, 4)
+    assert hashed == []
+    assert data.files_hash is not None
+    assert [data.files_hash(), data.files_hash()] == [expected.hexdigest()] * 2
+    assert len(hashed) == 1
