@@ -38,12 +38,16 @@ nitpicky = True
 
 
 def fill(app: Any, page: str, text: list[str]) -> None:
-    """Puts the tables of the command's settings into their page; takes away the line that ends a doctest."""
+    """Puts the tables of settings and of the record into their pages; takes away the line that ends a doctest."""
     text[0] = re.sub(r"\n\n```(?=\n)", "\n```", text[0])
     if "<!-- settings -->" in text[0]:
         from settings import reference
 
         text[0] = text[0].replace("<!-- settings -->", reference())
+    if "<!-- record -->" in text[0]:
+        import record_fields
+
+        text[0] = text[0].replace("<!-- record -->", record_fields.reference())
 
 
 def setup(app: Any) -> None:

@@ -6,63 +6,38 @@ The names below are loaded on first use, so that importing raiopt does not impor
 from importlib import import_module
 from typing import Any
 
-_HOME = {
-    "ALMAOptim": "raiopt.optim",
-    "AdaptiveStepOptim": "raiopt.optim",
-    "AdditivePerturbation": "raiopt.perturbations",
-    "AffinePerturbation": "raiopt.perturbations",
-    "CWOptim": "raiopt.optim",
-    "ChainedParamTransformingOptimizer": "raiopt.optim",
-    "ClampedGradientOptimizer": "raiopt.optim",
-    "ClampedParameterOptimizer": "raiopt.optim",
-    "DDNOptim": "raiopt.optim",
-    "FMNOptim": "raiopt.optim",
-    "FrankWolfe": "raiopt.optim",
-    "L0ProjectedOptim": "raiopt.optim",
-    "L1FrankWolfe": "raiopt.optim",
-    "L1NormedGradientOptim": "raiopt.optim",
-    "L1ProjectedOptim": "raiopt.optim",
-    "L1qFrankWolfe": "raiopt.optim",
-    "L1qNormedGradientOptim": "raiopt.optim",
-    "L2FrankWolfe": "raiopt.optim",
-    "L2NormedGradientOptim": "raiopt.optim",
-    "L2ProjectedOptim": "raiopt.optim",
-    "LinfFrankWolfe": "raiopt.optim",
-    "LinfNormedGradientOptim": "raiopt.optim",
-    "LinfProjectedOptim": "raiopt.optim",
-    "LookaheadGradientOptim": "raiopt.optim",
-    "LpNormedGradientOptim": "raiopt.optim",
-    "MomentumGradientOptim": "raiopt.optim",
-    "ParamTransformingOptimizer": "raiopt.optim",
-    "PatchPerturbation": "raiopt.perturbations",
-    "ProjectedParameterOptimizer": "raiopt.optim",
-    "SignedGradientOptim": "raiopt.optim",
-    "SquareOptim": "raiopt.optim",
-    "SteepestGradientOptim": "raiopt.optim",
-    "SteepestProjectedOptim": "raiopt.optim",
-    "TopQGradientOptimizer": "raiopt.optim",
-    "VarianceTunedGradientOptim": "raiopt.optim",
-    "as_batch": "raiopt.batching",
-    "attack": "raiopt.library",
-    "gradient_ascent": "raiopt.perturbations",
-    "load_data": "raiopt.zoo",
-    "load_model": "raiopt.zoo",
-    "load_run": "raiopt.reports.runs",
-    "load_runs": "raiopt.reports.runs",
-    "load_samples": "raiopt.results.shards",
-    "load_sweep": "raiopt.results.tables",
-    "random_restart": "raiopt.perturbations",
-    "to_xarray": "raiopt.results.arrays",
+_NAMES = {
+    "attacks": "gradient_ascent random_restart",
+    "batching": "as_batch",
+    "library": "attack",
+    "optim": """
+        ALMAOptim AdaptiveStepOptim CWOptim ChainedParamTransformingOptimizer ClampedGradientOptimizer
+        ClampedParameterOptimizer DDNOptim FMNOptim FrankWolfe L0ProjectedOptim L1FrankWolfe L1NormedGradientOptim
+        L1ProjectedOptim L1qFrankWolfe L1qNormedGradientOptim L2FrankWolfe L2NormedGradientOptim L2ProjectedOptim
+        LinfFrankWolfe LinfNormedGradientOptim LinfProjectedOptim LookaheadGradientOptim LpNormedGradientOptim
+        MomentumGradientOptim ParamTransformingOptimizer ProjectedParameterOptimizer SignedGradientOptim SquareOptim
+        SteepestGradientOptim SteepestProjectedOptim TopQGradientOptimizer Traits VarianceTunedGradientOptim
+    """,
+    "perturbations": "AdditivePerturbation AffinePerturbation PatchPerturbation evaluating freeze frozen negate",
+    "reports.runs": "load_run load_runs",
+    "results.arrays": "to_xarray",
+    "results.shards": "load_samples",
+    "results.tables": "load_sweep",
+    "zoo": "load_data load_model",
 }
+_HOME = {name: f"raiopt.{module}" for module, names in _NAMES.items() for name in names.split()}
+_MODULES = ("attacks", "optim", "perturbations", "reports", "results", "sampling", "transforms", "zoo")
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"raiopt.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'raiopt' has no attribute {name!r}; it offers {', '.join(__all__)}.")
     return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted([*__all__, *_MODULES])

@@ -1,4 +1,4 @@
-"""The meaning of `param_ndim`: how a parameter is seen as a batch of data."""
+"""The meaning of `param_ndim`: how a parameter is viewed as a batch of data."""
 
 import math
 
@@ -6,18 +6,18 @@ from torch import Tensor, strided
 
 
 def merged_dims(shape: tuple[int, ...], param_ndim: int | None) -> int:
-    """Returns how many leading dimensions of `shape` number the data; the others belong to each datum.
+    """Returns the number of leading dimensions that count the data; the others form each datum.
 
     Args:
         shape: The shape of a parameter.
-        param_ndim: The number of trailing dimensions that form one datum. Negative: the number of leading
-            dimensions that do not. None: all of them, so that the whole tensor is one datum.
+        param_ndim: The number of trailing dimensions that form one datum. Negative: the number of leading dimensions
+            that count the data. None: the whole tensor is one datum.
     """
     if param_ndim is None:
         return 0
     if isinstance(param_ndim, bool) or not isinstance(param_ndim, int):
         raise TypeError(f"param_ndim={param_ndim!r} must be an integer or None.")
-    ndim = len(shape)
+    ndim = max(1, len(shape))  # a single number is one datum
     if abs(param_ndim) > ndim:
         raise ValueError(
             f"param_ndim={param_ndim} is out of range for a tensor of shape {tuple(shape)}: "
@@ -29,8 +29,8 @@ def merged_dims(shape: tuple[int, ...], param_ndim: int | None) -> int:
 def as_batch(x: Tensor, param_ndim: int | None) -> Tensor:
     """Returns `x` or a view of it, of shape (N, d0, ...), in which (d0, ...) has `param_ndim` dimensions.
 
-    A transform treats each of the N data alone, so `param_ndim` chooses between one datum per image, per row, per
-    entry, and a single one.
+    Transforms treat each of the N data independently, so `param_ndim` chooses between one datum per image, per row or
+    per entry, and a single one.
 
     Args:
         x: The tensor that the view shares its memory with.

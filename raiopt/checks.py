@@ -1,4 +1,4 @@
-"""Errors about arguments, in one voice: the name, the rule, the value, and the remedy if it is known."""
+"""Errors about arguments, all of one form: the name, the value, the rule, and the remedy if it is known."""
 
 import math
 from collections.abc import Iterable
@@ -17,21 +17,23 @@ def number(
     high: float | None = None,
     above: float | None = None,
     integer: bool = False,
+    scalar: bool = False,
     remedy: str = "",
 ) -> T:
-    """Returns `value` if it is a finite number, or a tensor of such numbers, within the limits.
+    """Returns `value` if it is a finite number, or a tensor of finite numbers, within the limits.
 
     Args:
-        name: What the caller calls the value.
-        value: A bool is no number here, for it is always a mistake.
-        low: The smallest value that is allowed.
-        high: The largest value that is allowed.
+        name: The name of the argument.
+        value: The value; a bool is refused, because it is always a mistake.
+        low: The smallest allowed value.
+        high: The largest allowed value.
         above: The value must be larger than this.
-        integer: Refuse everything that is not a whole number by its type.
-        remedy: A sentence that the message ends with.
+        integer: Refuse all types but integers, tensors included.
+        scalar: Refuse tensors.
+        remedy: A sentence that ends the message.
 
     Raises:
-        TypeError: It is no number at all.
+        TypeError: The value is not a number.
         ValueError: It is NaN, infinite or outside the limits.
 
     >>> number("epsilon", -3, low=0)
@@ -42,7 +44,8 @@ def number(
     kind = "an integer" if integer else "a finite number"
     rule = ", ".join([f"must be {kind}", *(f"{word} {limit}" for word, limit in limits.items() if limit is not None)])
     ending = f"{rule}. {remedy}".rstrip()
-    if hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, Real):
+    has_entries = hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, Real)
+    if has_entries and not (integer or scalar):
         _entries(name, value, low=low, high=high, above=above, ending=ending)
     elif isinstance(value, bool) or not isinstance(value, Integral if integer else Real):
         raise TypeError(f"{name}={value!r} {ending}")
@@ -52,7 +55,7 @@ def number(
 
 
 def _outside(value: Any, low: float | None, high: float | None, above: float | None) -> Any:
-    """Returns where `value` breaks a limit: one bool, or a tensor of them."""
+    """Says whether `value` is outside the limits: one bool, or a tensor of them."""
     wrong = value != value
     if low is not None:
         wrong = wrong | (value < low)
@@ -64,10 +67,10 @@ def _outside(value: Any, low: float | None, high: float | None, above: float | N
 
 
 def _entries(name: str, value: Any, *, ending: str, **limits: float | None) -> None:
-    """Raises unless all entries of a tensor or an array are finite and within the limits."""
+    """Raises unless all entries of a tensor or array are finite and within the limits."""
     if "bool" in str(value.dtype) or "complex" in str(value.dtype):
         raise TypeError(f"{name}, of type {value.dtype}, {ending}")
-    if str(getattr(value, "device", "")) == "meta":  # has a shape, but no values to look at
+    if str(getattr(value, "device", "")) == "meta":  # has a shape, but no values
         return
     wrong = _outside(value, **limits) | (abs(value) == math.inf)
     if wrong.any():
@@ -93,10 +96,10 @@ def choice(name: str, value: T, options: Iterable[T]) -> T:
 
 
 def shard(index: Any, count: Any) -> bool:
-    """Says whether a part of the data is asked for: data.shard, numbered from 0, of data.num_shards.
+    """Says whether the data are one shard, data.shard, of data.num_shards; shards are numbered from 0.
 
     Raises:
-        TypeError, ValueError: If one is given without the other, or they are no such numbers.
+        TypeError, ValueError: If one is given without the other, or they are not valid numbers.
     """
     if index is None and count is None:
         return False
@@ -111,12 +114,12 @@ def shard(index: Any, count: Any) -> bool:
 
 
 def near(word: str, words: Iterable[str]) -> list[str]:
-    """Returns the words that look like `word`, the most similar first."""
+    """Returns the words that are similar to `word`, the most similar first."""
     return get_close_matches(word, list(words))
 
 
 def printable(text: str) -> str:
-    """Returns a text with every control character that a terminal may obey written out.
+    """Returns the text with all control characters escaped, which a terminal would obey.
 
     >>> print(printable("\\x1b[31m red\\n"), end="")
     \\x1b[31m red

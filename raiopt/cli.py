@@ -14,25 +14,27 @@ from omegaconf import DictConfig, OmegaConf
 
 from raiopt import __version__
 from raiopt.checks import printable
-from raiopt.configs import store
-from raiopt.explain import check_words, explain, typed
-from raiopt.jobs import carry_out, plain
-from raiopt.listing import print_help
+from raiopt.config.explain import check_words, explain, typed
+from raiopt.config.jobs import carry_out
+from raiopt.config.listing import print_help
+from raiopt.config.options import store
+from raiopt.config.words import quoted
 from raiopt.results.folder import RunFolder
-from raiopt.stages import quoted
-from raiopt.sweep import tracking
-from raiopt.sweep.job_key import job_key, register_resolvers
-from raiopt.sweep.recorder import SweepRecorder
+from raiopt.results.record import Record
+from raiopt.results.record_reader import read_record
+from raiopt.sweep.job_key import changed_defaults, container_of, describe_job, register_resolvers
+from raiopt.sweep.plan import describe_changes
+from raiopt.sweep.session import CommandSession, current_session
 from raiopt.verbs import carry_out as carry_out_verb
 
 LOOKING = {"--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help"}
 """Flags with which Hydra shows something and runs nothing."""
-_ended: list[Exception | None] = []  # for each job of this process what it failed with
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status: 0, 1 if something failed, 130 after Ctrl-C."""
     words = sys.argv[1:] if argv is None else argv
+    session = CommandSession()
     full_errors = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Threads of torch that wait for each other by spinning take the cores from each other on a busy machine: ten times
     # slower was measured. Read when torch is imported; who sets it otherwise keeps it.
@@ -45,16 +47,16 @@ def main(argv: list[str] | None = None) -> int:
         if (status := carry_out_verb(words)) is not None:
             return status
         if {"-h", "--help"} & set(words):
-            return print_help()
+            return print_help(words)
         if words == ["--version"]:
             print(f"raiopt {__version__}")
             return 0
         words = [quoted(word) for word in words]
         check_words(words)
-        with tracking.ended():
-            return _run(words)
+        with session:
+            return _run(words, session)
     except KeyboardInterrupt as interrupt:
-        then = f" Go on with: {_go_on(words)}" if SweepRecorder.asked else ""
+        then = f" Go on with: {_go_on(words, session)}" if session.job_keys else ""
         print(f"raiopt: {str(interrupt) or 'interrupted'}; what was finished is kept.{then}", file=sys.stderr)
         return 143 if interrupt.args else 130
     except BrokenPipeError:  # the reader of our output went away, as `head` does
@@ -72,41 +74,39 @@ def _terminated(*_: Any) -> None:
     raise KeyboardInterrupt("terminated")
 
 
-def _run(words: list[str]) -> int:
+def _run(words: list[str], session: CommandSession) -> int:
     import hydra
 
     if not LOOKING & set(words):  # these must be quick, above all tab completion
         from raiopt.sweep.plugins import register_plugins
 
         register_plugins()
-    _ended.clear()
-    SweepRecorder.begin()
     try:
         with _hydra_raises(), _arguments(words):
             hydra.main(config_path="pkg://raiopt.conf", config_name="raiopt", version_base="1.3")(job)()
     except KeyboardInterrupt:
-        if SweepRecorder.folder is not None and SweepRecorder.asked:
-            _end_sweep(SweepRecorder.folder)  # the table so far
+        if session.folder is not None and session.job_keys:
+            _end_sweep(session.folder, session)  # the table so far
         raise
     except Exception:
-        if SweepRecorder.folder is not None:
+        if session.folder is not None:
             with suppress(OSError):
-                SweepRecorder.folder.rmdir()  # of a refused command, if it made the folder
+                session.folder.rmdir()  # of a refused command, if it made the folder
         raise
-    if SweepRecorder.folder is not None:
-        return _end_sweep(SweepRecorder.folder)
-    for error in filter(None, _ended):
+    if session.folder is not None:
+        return _end_sweep(session.folder, session)
+    for error in filter(None, session.failures):
         raise error
     return 0
 
 
-def _go_on(words: list[str]) -> str:
+def _go_on(words: list[str], session: CommandSession) -> str:
     """Returns the command that goes on with the sweep of this one: in the same folder, whether it was named or not."""
-    assert SweepRecorder.folder is not None
+    assert session.folder is not None
     words = [word for word in words if not word.startswith("force=")]  # what it ran already is finished
     if not any(word.startswith("name=") for word in words):
         words = [word for word in words if not word.startswith("outputs=")]
-        words = [*words, f"outputs={SweepRecorder.folder.parent}", f"name={SweepRecorder.folder.name}"]
+        words = [*words, f"outputs={session.folder.parent}", f"name={session.folder.name}"]
     return shlex.join(["raiopt", *words])
 
 
@@ -133,7 +133,7 @@ def _arguments(words: list[str]) -> Iterator[None]:
         sys.argv = before
 
 
-def _end_sweep(folder: Path) -> int:
+def _end_sweep(folder: Path, session: CommandSession) -> int:
     import polars as pl
 
     from raiopt.results.tables import load_sweep, save_sweep
@@ -142,15 +142,15 @@ def _end_sweep(folder: Path) -> int:
     frame = load_sweep(folder)
     save_sweep(frame, folder)
     print_sweep(frame, folder)
-    if SweepRecorder.found is not None:
-        print(SweepRecorder.found)
+    if session.summary is not None:
+        print(session.summary)
     if "incomplete" in frame["status"]:  # shards of other commands may be missing
         frame = load_sweep(folder, merge_shards=False)
-    asked = frame.filter(pl.col("job").is_in(list(SweepRecorder.asked))) if SweepRecorder.asked else frame
+    asked = frame.filter(pl.col("job").is_in(list(session.job_keys))) if session.job_keys else frame
     return int((asked["status"] != "finished").any())
 
 
-def job(config: DictConfig) -> dict[str, Any]:
+def job(config: DictConfig) -> Record | None:
     """Runs one job in the folder that Hydra made; returns its record, which says so if the job failed."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -163,24 +163,25 @@ def job(config: DictConfig) -> dict[str, Any]:
     hydra_config = HydraConfig.get()
     is_sweep = hydra_config.mode == RunMode.MULTIRUN
     folder = RunFolder(hydra_config.runtime.output_dir)
-    about = describe(config, hydra_config)
+    about, session = describe(config, hydra_config), current_session()
     try:
-        if config.force and not is_sweep and folder.has_results(about["job_key"]):
+        changes = {} if is_sweep or config.force else changed_defaults(read_record(folder.path), about)
+        if changes:
+            print(describe_changes(changes, 1))
+        if changes or (config.force and not is_sweep and folder.has_results(about["job_key"])):
             _set_aside(folder)
-        tracking.begin(config)
+        session.begin_tracking(config)
     except Exception as error:
-        _ended.append(error)
+        session.failures.append(error)
         _remove_unused(folder, Path(config.outputs).absolute())
-        return {}
+        return None
     try:
         failure = carry_out(config, hydra_config, about, folder)
     finally:
-        tracking.tell(folder.path)
-    _ended.append(failure)
+        session.track([folder.path])
+    session.failures.append(failure)
     if is_sweep:
-        words = " ".join(
-            f"{key}={typed(value)}" for key, value in about["overrides"].items() if key in SweepRecorder.swept
-        )
+        words = " ".join(f"{key}={typed(value)}" for key, value in about["overrides"].items() if key in session.swept)
         how = job_line(folder.record) if failure is None else f"failed: {explain(failure)}"
         print(f"{about['job_number']:4} {words}: {how}")
     elif failure is None:
@@ -213,15 +214,7 @@ def describe(config: DictConfig, hydra_config: Any) -> dict[str, Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     choices = {group: choice for group, choice in hydra_config.runtime.choices.items() if not group.startswith("hydra")}
-    keys = [o.key_or_group for o in OverridesParser.create().parse_overrides(list(hydra_config.overrides.task))]
-    overrides = {key: choices[key] if key in choices else OmegaConf.select(config, key) for key in keys}
-    return {
-        "name": config.name,
-        "note": config.note,
-        "job_key": job_key(config),
-        "job_number": OmegaConf.select(hydra_config, "job.num", default=0),
-        "command": ["raiopt", *hydra_config.overrides.task],
-        "overrides": {key: plain(value) for key, value in overrides.items()},
-        "choices": choices,
-        "seed": config.seed,
-    }
+    given = [o.key_or_group for o in OverridesParser.create().parse_overrides(list(hydra_config.overrides.task))]
+    asked, resolved = container_of(config, resolve=False), container_of(config, resolve=True)
+    number = OmegaConf.select(hydra_config, "job.num", default=0)
+    return describe_job(asked, resolved, choices, given, list(hydra_config.overrides.task), number)

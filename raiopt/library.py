@@ -1,4 +1,4 @@
-"""The attack on a whole data set as one function, for people in Python."""
+"""The attack on a whole data set as one Python function."""
 
 import inspect
 import logging
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from raiopt import checks
-from raiopt.attacks import Attack, Engine, Inference, ModelView, Outcome, Stage, default_batch_size, told_as
+from raiopt.attacks import Attack, Engine, Outcome, Stage, default_batch_size, error_context
+from raiopt.attacks.search import check_grad_mode
+from raiopt.fast import Inference, ModelView
 from raiopt.optim.signatures import completed
 from raiopt.perturbations import AdditivePerturbation, cross_entropy
 from raiopt.perturbations.freezing import evaluating, frozen
@@ -36,31 +38,32 @@ def attack(
     return_images: bool = False,
     **settings: Any,
 ) -> Any:
-    """Attacks every image of a data set; returns one row a sample as a polars DataFrame.
+    """Attacks every image of a data set; returns a polars DataFrame with one row for each sample.
 
-    Its columns are those of a run's samples.parquet; `verified` says which samples are broken. `id` counts the samples
-    in the order of the data, and is the key of their random starts. The model is in eval mode and its weights are
-    frozen meanwhile; both are restored.
+    Its columns are those of a run's samples.parquet; `verified` says which samples were attacked successfully. `id`
+    counts the samples in the order of the data, and is the key of their random starts. During the attack the model is
+    in eval mode and its weights are frozen; both are restored. It works inside `torch.no_grad()`, too.
 
     Args:
         model: Takes images (N, C, H, W) in [0, 1], returns logits (N, classes); its normalisation is inside.
         data: Images and labels (N,), or an iterable of such pairs, as a DataLoader is; one pair at a time is in memory.
-        optimizer: A class or partial, called with the perturbation's parameters, which it descends.
+        optimizer: A class or partial, called with the perturbation's parameters; it lowers the loss that it is given.
         perturbation: A class or partial, called with images; with `generators=`, one a sample, if it takes them.
         criterion: Called with logits and classes (N,), with `labels=` and `clean=` (logits) if it takes them; returns
             the loss of each sample.
         init: Fills the parameter of one sample, called with it and `generator=`. None: zeros.
         steps: At least 0.
-        stages: For each stage of the attack, which of the other arguments it replaces, as in {"first": {"steps": 10},
-            "rest": {"restarts": 5}}. A stage takes on the samples that no earlier one broke. None: one attack.
-        batch_size: So many rows pass the model together at most. None: by the size of the images, 256 at most.
-        inference: How the search may speed the model up. None: batch norm is folded, channels_last where faster.
-        return_images: Return the images as well: a tensor on the CPU of the perturbed ones, as they were kept.
-        settings: The others of `raiopt.attacks.Attack`: stop, restarts, epsilons, targeted, target, seed, ...
+        stages: For each stage of the attack, the arguments that it replaces, as in {"first": {"steps": 10},
+            "rest": {"restarts": 5}}. A stage attacks the samples that are still robust. None: one attack.
+        batch_size: The largest number of rows that pass the model together. None: by the size of the images, at most
+            256.
+        inference: How the search may accelerate the model. None: batch norm is folded, channels_last where faster.
+        return_images: Return the perturbed images as well, as they were kept: a tensor on the CPU.
+        settings: The other ones of `raiopt.attacks.Attack`: stop, restarts, epsilons, targeted, target, seed, ...
 
     Raises:
-        TypeError, ValueError: If a setting has no meaning, the parts do not fit together, or the data are not images in
-            [0, 1] with labels of the model; at the first batch where this shows.
+        TypeError, ValueError: If a setting is invalid, the parts do not fit together, the data are not images in
+            [0, 1] with labels of the model, or it is called inside `torch.inference_mode()`.
 
     >>> from functools import partial
     >>> from raiopt import LinfProjectedOptim, attack, load_data, load_model
@@ -70,17 +73,18 @@ def attack(
     >>> records["verified"].sum(), records["forward_passes"].sum() < 8 * 11
     (8, True)
     """
+    check_grad_mode()
     if batch_size is not None:
         checks.number("batch_size", batch_size, low=1, integer=True)
-    asked = {"optimizer": optimizer, "criterion": criterion, "init": init, "steps": steps, **settings}
-    question, plan = _question(perturbation, asked), list[Stage]()
+    arguments = {"optimizer": optimizer, "criterion": criterion, "init": init, "steps": steps, **settings}
+    single, plan = _attack(perturbation, arguments), list[Stage]()
     for name, changes in _checked_stages(stages):
-        with told_as(f"stages.{name}"):
-            plan.append(Stage(name, _question(perturbation, {**asked, **changes})))
+        with error_context(f"stages.{name}"):
+            plan.append(Stage(name, _attack(perturbation, {**arguments, **changes})))
     modules = [model] if isinstance(model, nn.Module) else []
     frames, images = [], []
     with frozen(*modules), evaluating(*modules):
-        for outcome in _outcomes(ModelView(model, inference or Inference()), question, plan, data, batch_size):
+        for outcome in _outcomes(ModelView(model, inference or Inference()), single, plan, data, batch_size):
             frames.append(samples_frame(outcome).drop("name"))
             if return_images:
                 images.append(_perturbed(outcome))
@@ -89,8 +93,8 @@ def attack(
     records = pl.concat(frames)
     if stuck := records["zero_at_start"].sum():
         log.warning(
-            "The gradient was zero at the start for %d of %d samples: the network may mask its gradients, and robust "
-            "accuracy be too high. Take another criterion or another start.",
+            "The gradient was zero at the start of %d of %d samples: the network may mask its gradients, and robust "
+            "accuracy may be overestimated. Use another criterion or another start.",
             stuck,
             records["forward_passes"].count(),
         )
@@ -101,7 +105,7 @@ attack.__signature__ = completed(inspect.signature(attack), inspect.signature(At
 
 
 def _checked_stages(stages: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields the name of each stage and which arguments it replaces."""
+    """Yields the name of each stage and the arguments that it replaces."""
     example = 'in {"first": {"steps": 10}, "rest": {"restarts": 5}}'
     if not isinstance(stages, Mapping | None):
         raise TypeError(f"stages={stages!r} must be a mapping of names to arguments, as {example}.")
@@ -111,15 +115,14 @@ def _checked_stages(stages: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield name, changes
 
 
-def _question(perturbation: Callable[..., Any], asked: dict[str, Any]) -> Attack:
-    if "perturbation" in asked:
-        raise ValueError("perturbation is the same for all stages: give it beside them.")
+def _attack(perturbation: Callable[..., Any], arguments: dict[str, Any]) -> Attack:
+    if "perturbation" in arguments:
+        raise ValueError("perturbation is the same for all stages: it must not be an argument of one.")
     known = inspect.signature(Attack).parameters
-    for name in asked.keys() - known.keys():
+    for name in arguments.keys() - known.keys():
         near = checks.near(name, known)
         raise TypeError(f"{name} is no argument of raiopt.attack.{f' Did you mean {near[0]}?' if near else ''}")
-    wrapped = {"init": asked["init"] or _zero, "criterion": _with_clean(asked["criterion"])}
-    return Attack(**{**asked, **wrapped, "perturbation": _with_generators(perturbation)})
+    return Attack(**arguments, perturbation=perturbation)
 
 
 def _outcomes(
@@ -153,7 +156,7 @@ def _is_pair(data: Any) -> bool:
 
 
 def _checked(pair: Any, done: int) -> tuple[Tensor, Tensor]:
-    """Returns images and labels of one part of the data, of which `done` samples came before."""
+    """Returns images and labels of one part of the data, after `done` samples of the parts before."""
     where = f"data, after {done} samples," if done else "data"
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise TypeError(f"{where} must give pairs (images, labels), not {type(pair).__name__}.")
@@ -169,38 +172,12 @@ def _checked(pair: Any, done: int) -> tuple[Tensor, Tensor]:
         )
     if not ((images >= 0) & (images <= 1)).all():  # NaN fails too
         found = f"values from {float(images.min()):.4g} to {float(images.max()):.4g}"
-        raise ValueError(f"{where} has {found}; pixels must lie in [0, 1]. Normalisation belongs to the model.")
+        raise ValueError(f"{where} has {found}; pixels must lie in [0, 1]. Normalisation is part of the model.")
     return images.float(), labels.long()
 
 
 def _perturbed(outcome: Outcome) -> Tensor:
     images = outcome.images.clone()
-    if outcome.trial is not None:
-        images[outcome.attacked] = (images[outcome.attacked] + outcome.trial.delta).clamp(0, 1)
+    if outcome.result is not None:
+        images[outcome.attacked] = (images[outcome.attacked] + outcome.result.delta).clamp(0, 1)
     return images.cpu()
-
-
-def _zero(rows: Tensor, generator: Any) -> Tensor:
-    return rows.zero_()
-
-
-def _with_generators(perturbation: Callable[..., Any]) -> Callable[..., Any]:
-    if "generators" in _parameters(perturbation):
-        return lambda images, generators: perturbation(images, generators=generators)
-    return lambda images, generators: perturbation(images)
-
-
-def _with_clean(criterion: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    taken = {"labels", "clean"} & set(_parameters(criterion))
-
-    def losses(logits: Tensor, goals: Tensor, **known: Tensor) -> Tensor:
-        return criterion(logits, goals, **{name: known[name] for name in taken})
-
-    return losses
-
-
-def _parameters(function: Callable[..., Any]) -> Iterable[str]:
-    try:
-        return inspect.signature(function).parameters
-    except ValueError:  # some of torch's own have none
-        return ()

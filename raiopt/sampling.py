@@ -1,4 +1,4 @@
-"""Random starts in a ball, and randomness that belongs to a sample instead of a batch."""
+"""Random starts in a ball, and random numbers that depend on the sample, not on its batch."""
 
 import hashlib
 import math
@@ -71,14 +71,14 @@ def uniform_like_l2_n_sphere_(
 def _directions(
     x: Tensor, epsilon: float, param_ndim: int | None, generator: Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Returns `x` as data, and for each datum a vector of norm 1 in a direction of which none is preferred."""
+    """Returns `x` as data, and for each datum a uniformly random direction: a vector of norm 1."""
     data = as_batch(x, param_ndim)
     checks.number("epsilon", epsilon, low=0)
     return data, transforms.normalize_(_work(data).normal_(generator=generator), p=2)
 
 
 def _work(x: Tensor) -> Tensor:
-    """Returns an empty tensor like `x`, in float32 at least: half precision draws too coarse radii."""
+    """Returns an empty tensor like `x`, in float32 at least, because radii in half precision are too coarse."""
     return torch.empty(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
 
 
@@ -107,12 +107,25 @@ def uniform_like_l1_n_ball_(
 
 
 @torch.no_grad()
+def zeros_like_(x: Tensor, generator: Generator | None = None) -> Tensor:
+    """Fills `x` with zeros: the clean image, or a black patch.
+
+    >>> zeros_like_(torch.ones(2))
+    tensor([0., 0.])
+    """
+    return x.zero_()
+
+
+@torch.no_grad()
 def gaussian_like_(
     x: Tensor, std: float = 1.0, param_ndim: int | None = -1, generator: Generator | None = None
 ) -> Tensor:
     """Fills `x` with independent normal numbers of mean 0 and standard deviation `std`; they lie in no ball.
 
-    The other arguments are those of `uniform_like_linf_n_ball_`; here too `param_ndim` makes no difference.
+    Args:
+        x: As in `uniform_like_linf_n_ball_`, like `generator`.
+        std: Standard deviation of each entry.
+        param_ndim: Makes no difference here.
 
     >>> gaussian_like_(torch.empty(2, 3), std=0.0)
     tensor([[0., 0., 0.],
@@ -123,9 +136,9 @@ def gaussian_like_(
 
 
 def keyed_generator(seed: int, sample_id: int, restart: int = 0) -> Generator:
-    """Returns a generator on the CPU whose stream depends on nothing but the three numbers.
+    """Returns a generator on the CPU whose stream depends only on the three numbers.
 
-    So a sample draws the same numbers whatever the batch, its order or the shard it is part of.
+    So a sample draws the same numbers in any batch, order and shard.
 
     >>> torch.rand(2, generator=keyed_generator(0, 17)) == torch.rand(2, generator=keyed_generator(0, 17))
     tensor([True, True])

@@ -43,8 +43,8 @@ def scales(exponent: int = 6) -> st.SearchStrategy[float]:
 def boxed(draw: st.DrawFn, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """A tensor x of shape (N, d0, ...) with bounds lower <= 0 <= upper of its shape."""
     x = draw(tensors(**kwargs))
-    wall = tensors(tuple(x.shape), low=0.0, high=2.0, dtype=x.dtype)
-    return x, -draw(wall), draw(wall)
+    walls = draw(tensors((2, *x.shape), low=0.0, high=2.0, dtype=x.dtype))  # one array is drawn sooner than two
+    return x, -walls[0], walls[1]
 
 
 @st.composite

@@ -51,6 +51,14 @@ def test_an_integer_is_asked_for_by_type(value: object) -> None:
         checks.number("steps", value, integer=True)
 
 
+@pytest.mark.parametrize("value", [torch.tensor(3), torch.tensor([3, 4]), np.array([3])])
+def test_a_tensor_is_refused_where_one_number_is_meant(value: object) -> None:
+    with pytest.raises(TypeError, match=r"(?s)steps=.* must be an integer"):
+        checks.number("steps", value, integer=True)
+    with pytest.raises(TypeError, match=r"(?s)q=.* must be a finite number"):
+        checks.number("q", value, scalar=True)
+
+
 def test_the_message_names_argument_value_rule_and_remedy() -> None:
     with pytest.raises(ValueError, match=re.escape("q=1.5 must be a finite number, above 0, at most 1. Try 0.9.")):
         checks.number("q", 1.5, high=1, above=0, remedy="Try 0.9.")

@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from raiopt import zoo
 from raiopt.cli import main
+from raiopt.results.record import SCHEMA
 from raiopt.results.tables import load_sweep
 
 SMALL = ["data.limit=8", "solver.steps=2", "threads=1"]
@@ -70,7 +71,8 @@ def test_a_job_leaves_a_complete_folder(tmp_path, capsys):
     }
     assert {path.name for path in (folder / ".hydra").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
     found = record(folder)
-    assert (found["status"], found["schema"], found["note"], found["ball"]) == ("finished", 1, "hello", "Linf 0.4")
+    assert (found["status"], found["schema"], found["note"]) == ("finished", SCHEMA, "hello")
+    assert (found["ball"]["norm"], found["ball"]["epsilon"]) == ("linf", 0.4)
     assert found["hashes"]["weights"] == zoo.load_model("digits_robust").weights_hash()
     samples = pl.read_parquet(folder / "samples.parquet")
     assert len(samples) == 8
@@ -175,6 +177,24 @@ def test_under_one_name_the_same_question_is_answered_once(tmp_path, capsys):
     assert len(folders(tmp_path)) == 2
 
 
+@pytest.mark.parametrize("sweep", [[], ["-m", "hydra/launcher=basic"]])
+def test_a_finished_run_is_no_answer_once_a_default_changed(tmp_path, capsys, sweep):
+    words = [*sweep, *SMALL, "name=a"]
+    assert main(words) == 0
+    (folder,) = folders(tmp_path)
+    before = {**record(folder), "options": {**record(folder)["options"], "optim.lr": 0.7, "removed": 1}}
+    (folder / "run.json").write_text(json.dumps(before))
+    assert main(words) == 0
+    said = (
+        "1 finished job runs again because a default changed: optim.lr=0.7 is now 0.1. Old results move to replaced/."
+    )
+    assert said in capsys.readouterr().out
+    assert record(folder)["options"]["optim.lr"] == 0.1
+    assert record(folder.parent / "replaced" / f"{folder.name}-1") == before
+    assert main([*words, "optim.lr=0.1"]) == 0
+    assert "runs again" not in capsys.readouterr().out
+
+
 def test_a_folder_given_by_hand_answers_its_own_question_alone(tmp_path, capsys):
     words, folder = ["data.limit=8", "threads=1", "hydra.run.dir=mine"], tmp_path / "mine"
     assert main([*words, "solver.steps=1"]) == 0
@@ -191,7 +211,7 @@ def test_a_folder_given_by_hand_answers_its_own_question_alone(tmp_path, capsys)
 
     log = (folder / "run.log").read_text()
     assert main([*words, "solver.steps=2", "optim.epsilon=0.3", "force=true"]) == 0
-    assert (record(folder)["epsilon"], record(folder)["choices"]["optim"]) == (0.3, "linf_projected")
+    assert (record(folder)["ball"]["epsilon"], record(folder)["choices"]["optim"]) == (0.3, "linf_projected")
     moved = tmp_path / "replaced" / "mine-1"
     assert all((moved / path.relative_to(folder)).read_bytes() == content for path, content in files.items())
     assert (moved / "run.log").read_text() == log
@@ -226,7 +246,7 @@ def test_jobs_of_a_sweep_never_share_a_folder(tmp_path, capsys):
     assert not (tmp_path / "mine").exists()
     assert main([*words, "optim.epsilon=0.1,0.3"]) == 0
     first, second = sorted(
-        (path.parent for path in tmp_path.glob("mine/*/run.json")), key=lambda f: record(f)["epsilon"]
+        (path.parent for path in tmp_path.glob("mine/*/run.json")), key=lambda f: record(f)["ball"]["epsilon"]
     )
     assert main([*words, "optim.epsilon=0.1,0.3,0.5"]) == 0
     shutil.rmtree(second)
@@ -237,8 +257,8 @@ def test_jobs_of_a_sweep_never_share_a_folder(tmp_path, capsys):
     capsys.readouterr()
     assert main([*words, "optim.epsilon=0.1,0.3,0.5"]) == 0
     assert "1 of 3 jobs were finished before" in capsys.readouterr().out
-    assert [record(folder)["epsilon"] for folder in (first, second)] == [0.1, 0.3]
-    assert record(tmp_path / "mine" / "replaced" / f"{second.name}-1")["epsilon"] == 0.1
+    assert [record(folder)["ball"]["epsilon"] for folder in (first, second)] == [0.1, 0.3]
+    assert record(tmp_path / "mine" / "replaced" / f"{second.name}-1")["ball"]["epsilon"] == 0.1
 
 
 def test_a_finished_run_about_other_weights_is_not_overwritten(tmp_path, capsys):
@@ -250,7 +270,7 @@ def test_a_finished_run_about_other_weights_is_not_overwritten(tmp_path, capsys)
     changed["hashes"]["data"] = "0" * 64
     (folder / "run.json").write_text(json.dumps(changed))
     assert main([*words, "name=a"]) == 1
-    assert "holds a finished run with other data" in capsys.readouterr().err
+    assert "contains a finished run with other data" in capsys.readouterr().err
     assert record(folder) == changed
 
 
@@ -262,7 +282,7 @@ def test_samples_that_are_not_finite_are_marked_and_told(tmp_path, capsys):
     assert samples["stopped"][3] == "not_finite"
     assert samples["clean_prediction"].is_null().to_list() == [False, False, False, True, False, False]
     assert record(folders(tmp_path)[0])["metrics"]["undecided"] == 1
-    assert "not finite at the clean image: not decided" in capsys.readouterr().err
+    assert "not finite at the clean image: undecided" in capsys.readouterr().err
 
 
 def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
@@ -308,7 +328,7 @@ def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
         (["threads=100000"], "threads=100000 must be an integer, at least 1, at most 1024"),
         (['solver.target="\x1b[31mx"'], r"solver.target='\x1b[31mx' must be one of"),
         (["save=some"], "save='some' must be one of 'fooled', 'all', 'none'"),
-        (["device=cuda:99"], "device=cuda:99 is not there"),
+        (["device=cuda:99"], "device=cuda:99 does not exist"),
         (["device=gpu"], "device='gpu' must be one of 'auto', 'cpu', 'cuda', 'mps'"),
         (["data.split=val"], "'val'"),
         (["data.limit=0"], "data.limit=0 must be an integer, at least 1"),
@@ -323,7 +343,7 @@ def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
         (["solver.targeted=true", "solver.target=12"], "solver.target=12 must be an integer, at least 0, at most 9"),
         (
             ["solver.targeted=true"],
-            "solver.targeted=true needs solver.target: a class, next, least_likely, likely, malt or a list of",
+            "solver.targeted=true needs solver.target=...: a class, next, least_likely, likely, malt or a list of",
         ),
         (["solver.targeted=true", "solver.target=[next,foo]"], "solver.target='foo' must be one of 'next'"),
         (["solver.stop=allways"], "solver.stop='allways' must be one of 'fooled', 'never'"),
@@ -336,13 +356,15 @@ def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
         (["solver.epsilons=[0.1,much]"], "solver.epsilons='much' must be a finite number, at least 0"),
         (["solver.epsilons=[0.1,0.2]", "optim.param_ndim=null"], "epsilon"),
         (["solver.epsilons=[0.1,0.2]", "optim=signed", "optim.ball=null"], "solver.epsilons needs an optimizer with a"),
-        (["solver.curve=bisekt"], "solver.curve='bisekt' must be one of 'bisect', 'all'. Did you mean 'bisect'?"),
         (["solver.max_passes=2"], "solver.max_passes=2 must be at least 3"),
         (["solver.max_passes=5", "solver.restarts=2"], "solver.max_passes=5 must be at least 6"),
         (["solver.max_passes=1.5"], "solver.max_passes=1.5 must be an integer"),
-        (["solver.quantize=true", "perturbation=patch"], "solver.quantize=true needs perturbation=additive or masked"),
+        (
+            ["solver.quantize=true", "perturbation=patch"],
+            "solver.quantize=true needs an additive",
+        ),
         (["solver.quantize=maybe"], "solver.quantize: Value 'maybe' is not a valid bool"),
-        (["solver.best_by=size"], "solver.best_by='size' must be one of 'loss', 'norm'"),
+        (["solver.best_by=size"], "solver.best_by='size' must be one of None, 'loss', 'norm'"),
         (
             ["solver.best_by=norm", "solver.use_best=false"],
             "solver.best_by=norm has no effect with solver.use_best=false, which keeps the last",
@@ -360,7 +382,7 @@ def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
         (["optim=signed", "optim.ball=l3"], "optim: ball='l3' must be one of 'linf', 'l2', 'l1', 'l0', 'null'"),
         (["optim=linf_frank_wolfe", "optim/InnerOpt=adam"], "optim=linf_frank_wolfe has no inner optimizer"),
         (["optim=chain", "optim.members=[sined]"], "optim: members='sined' must be one of"),
-        (["optim=chain", "optim.members=[{clamped:{clamp:1}}]"], "clamp is not a setting of clamped. Did you mean"),
+        (["optim=chain", "optim.members=[{top_q:{qq:1}}]"], "qq is not a setting of top_q. Did you mean"),
         (["optim=chain", "optim.members=signed"], "optim: members='signed' must be a list, as in optim.members=["),
         (["perturbation=patch", "perturbation.size=65"], "perturbation: size=65 must be an integer, at least 1, at"),
         (["perturbation=patch", "perturbation.place=left"], "perturbation: place='left' must be one of 'random'"),
@@ -377,17 +399,20 @@ def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
         ),
         (
             ["perturbation=affine", "optim=l0_projected", "optim.pixels=true"],
-            "optim: pixels=True needs data (C, H, W), but with param_ndim=-1",
+            "optim: pixels=true needs data (C, H, W), but with param_ndim=-1",
         ),
         (["perturbation=python", "perturbation.factory=math:sqrt"], "perturbation: "),
         (["optim=chain", "optim.members=[3]"], "members: 3 must be a name or one {name: {setting: value}}"),
-        (["optim=chain", "optim.members=null"], "members=None must be a list, as in optim.members=[l1_normed,"),
+        (["optim=chain", "optim.members=null"], "members=null must be a list, as in optim.members=[l1_normed,"),
         (["optim=signed", "optim.ball=l0"], "epsilon=0.1 must be a finite number, at least 1. In an L0 ball it is a"),
         (["stages=[a,b]"], "stages=[a,b]: stages are a mapping of names to lists of words, as in stages={first:["),
         (["stages=3"], "stages=3: stages are a mapping of names to lists of words"),
         (["stages.ce=3"], "stages.ce=3: stages are a mapping of names to lists of words"),
-        (["criterion=targeted_dlr"], "criterion: targeted_dlr needs a target: solver.target=likely"),
-        (["criterion=kl", "solver.targeted=true", "solver.target=next"], "criterion: kl has no target to move towards"),
+        (["criterion=targeted_dlr"], 'criterion: targeted_dlr needs a target: solver.target="likely"'),
+        (
+            ["criterion=kl", "solver.targeted=true", "solver.target=next"],
+            "criterion: kl_divergence has no target to move",
+        ),
         (["init=gaussian", "init.std=-1"], "init: std=-1.0 must be a finite number, at least 0"),
         (["solver.target=foo"], "'next', 'least_likely', 'likely', 'malt', 'the number of a class'"),
         (["model=python", "model.factory=math:sqrt"], "model.factory='math:sqrt' raised TypeError"),

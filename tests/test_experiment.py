@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from raiopt.attacks import Attack, Engine
-from raiopt.builders import attacks
 from raiopt.experiment import Job, choose_device, load, run
 from raiopt.optim import LinfProjectedOptim
 from raiopt.results.chunks import Chunks
 from raiopt.results.folder import RunFolder
 from raiopt.zoo import Classifier, ImageData
+from tests import attack_functions as attacks
 
 ATTACK = Attack(
     optimizer=partial(LinfProjectedOptim, epsilon=0.1, lr=0.1),
@@ -52,13 +52,13 @@ def test_auto_finds_a_device_and_others_are_taken_by_name():
 
 
 @pytest.mark.parametrize("name", ["cuda:63", "mps:1", "cpu:1", "cuda:one"])
-def test_a_device_that_is_not_there_is_told(name):
-    with pytest.raises(ValueError, match=f"device={name} is not there: this machine has .* device. Use device=auto"):
+def test_a_device_that_this_machine_lacks_is_an_error(name):
+    with pytest.raises(ValueError, match=f"device={name} does not exist: this machine has .* device. Use device=auto"):
         choose_device(name)
 
 
 @pytest.mark.parametrize("name", ["tpu", ""])
-def test_a_device_that_does_not_exist_is_told(name):
+def test_a_device_that_does_not_exist_is_an_error(name):
     with pytest.raises(ValueError, match="must be one of 'auto', 'cpu', 'cuda', 'mps'"):
         choose_device(name)
 
@@ -71,7 +71,7 @@ def test_a_device_that_does_not_exist_is_told(name):
         (job(data=partial(data, labels=(0, 1, 2))), "c has the label 2; labels must lie between 0 and 1"),
     ],
 )
-def test_model_and_data_that_do_not_fit_are_told(made, message):
+def test_model_and_data_that_do_not_fit_are_an_error(made, message):
     with pytest.raises(ValueError, match=message):
         load(made, torch.device("cpu"))
 
@@ -100,8 +100,8 @@ def test_a_job_in_which_nothing_is_attacked_is_complete(tmp_path):
     with torch.no_grad():
         net.linear.bias.copy_(torch.tensor([100.0, -100.0]))
     record = run(lambda: job(net, data=partial(data, labels=(1, 1, 1))), RunFolder(tmp_path), {})
-    assert record["metrics"]["clean_accuracy"] == record["metrics"]["robust_accuracy"] == 0
-    assert record["metrics"]["forward_passes"] == 0
+    assert record.metrics.clean_accuracy == record.metrics.robust_accuracy == 0
+    assert record.metrics.forward_passes == 0
     assert len(pl.read_parquet(tmp_path / "trace.parquet")) == 0
     names = {path.name for path in tmp_path.iterdir()}
     tables = {"samples.parquet", "trace.parquet"}
@@ -122,12 +122,12 @@ def test_a_kill_after_the_end_leaves_a_finished_run(tmp_path, monkeypatch):
     assert run(lambda: job(net), RunFolder(tmp_path), {})["skipped"]
 
 
-def test_a_finished_run_about_other_weights_is_told(tmp_path):
+def test_a_finished_run_about_other_weights_is_an_error(tmp_path):
     run(lambda: job(Head()), RunFolder(tmp_path), {})
     before = (tmp_path / "run.json").read_bytes()
     other = Head()
     nn.init.constant_(other.linear.bias, 0.2)
-    with pytest.raises(FileExistsError, match="holds a finished run with other weights"):
+    with pytest.raises(FileExistsError, match="contains a finished run with other weights"):
         run(lambda: job(other), RunFolder(tmp_path), {})
     assert (tmp_path / "run.json").read_bytes() == before
 
@@ -137,7 +137,7 @@ def test_the_trace_holds_decided_samples_at_their_last_loss(tmp_path, monkeypatc
 
     def noted(self, *arguments):
         for outcome in real(self, *arguments):
-            searches.extend([] if outcome.trial is None else [outcome.trial.search])
+            searches.extend([] if outcome.result is None else [outcome.result.search])
             yield outcome
 
     monkeypatch.setattr(Engine, "run", noted)

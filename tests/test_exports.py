@@ -24,6 +24,13 @@ def test_an_unknown_name_is_an_attribute_error_that_lists_the_known_ones():
         _ = raiopt.L3ProjectedOptim
 
 
+@pytest.mark.parametrize("name", ["optim", "perturbations", "transforms", "sampling", "zoo"])
+def test_subpackages_are_loaded_on_first_use(name):
+    code = f"import raiopt; print(raiopt.{name}.__name__, {name!r} in dir(raiopt))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [f"raiopt.{name}", "True"]
+
+
 def test_dir_lists_the_public_names():
     assert set(raiopt.__all__) <= set(dir(raiopt))
 

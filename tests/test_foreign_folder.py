@@ -112,10 +112,10 @@ def test_neither_is_one_by_a_job_of_slurm(base, tmp_path):
     code = """if 1:
         import sys
         sys.path.remove("")
-        from raiopt.sweep.slurm_engine import SlurmEngine, SlurmOptions
+        from raiopt.sweep.slurm import SlurmExecutor, SlurmOptions
         from raiopt.sweep.task import Task
         task = Task(key="k", folder=sys.argv[1] + "/k", config={}, hydra={}, about={})
-        SlurmEngine(sys.argv[1], SlurmOptions()).start([task])
+        SlurmExecutor(sys.argv[1], SlurmOptions()).start([task])
     """
     done = command(base, str(tmp_path), start=[sys.executable, "-c", code], **path)
     assert (done.returncode, done.stderr) == (0, "")

@@ -10,12 +10,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "raiopt").rglob("*.py"))
 ORDER = """
-    __init__ __version__ checks batching transforms sampling optim perturbations attacks zoo memory results reports
-    experiment library builders configs stages processes jobs saved explain listing sweep verbs cli __main__
+    __init__ __version__ checks batching transforms sampling optim perturbations zoo fast attacks results reports
+    job experiment library processes config sweep verbs cli __main__
 """
 LAYERS: list[str] = [*ORDER.split()]
 CONFIG, FIGURES = (
-    ("configs", "stages", "jobs", "saved", "explain", "listing", "sweep", "verbs", "cli"),
+    ("config", "sweep", "verbs", "cli"),
     ("reports.figures", "reports.report"),
 )
 HOMES = {

@@ -1,4 +1,4 @@
-"""raiopt.attack: data in every form, and what is wrong with model, data or settings told at once."""
+"""raiopt.attack: data in every form, and errors of model, data and settings at the start."""
 
 import inspect
 import logging
@@ -14,7 +14,8 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 import raiopt
-from raiopt.attacks import Attack, Inference
+from raiopt.attacks import Attack
+from raiopt.fast import Inference
 from raiopt.optim import L2ProjectedOptim, LinfProjectedOptim
 from raiopt.perturbations import PatchPerturbation, margin, random_places, targeted_dlr
 from raiopt.sampling import uniform_like_linf_n_ball_
@@ -142,20 +143,20 @@ def test_a_folded_search_and_the_model_itself_agree():
             "data, after 3 samples, has values",
         ),
         ({"criterion": nn.CrossEntropyLoss()}, ValueError, r'criterion: it must .*reduction="none"'),
-        ({"steps": -1}, ValueError, "solver.steps=-1"),
+        ({"steps": -1}, ValueError, "steps=-1"),
         ({"optimizer": partial(LinfProjectedOptim, epsilon=-1, lr=1)}, ValueError, "optim: epsilon=-1"),
         ({"stepz": 3}, TypeError, "stepz is no argument of raiopt.attack. Did you mean steps?"),
         ({"stages": [{"steps": 3}]}, TypeError, r"stages=\[{'steps': 3}\] must be a mapping of names to arguments"),
         ({"stages": {1: {"steps": 3}}}, TypeError, "stages: 1: {'steps': 3} must be a name and a mapping of arguments"),
         ({"stages": {"a": ["steps=3"]}}, TypeError, r"stages: 'a': \['steps=3'\] must be a name and a mapping"),
         ({"stages": {"a": {"stepz": 3}}}, TypeError, "stages.a: stepz is no argument of raiopt.attack. Did you mean"),
-        ({"model": lambda x: x.flatten(1) + torch.rand(1)}, ValueError, "answers differently each time"),
+        ({"model": lambda x: x.flatten(1) + torch.rand(1)}, ValueError, "not deterministic"),
         ({"model": lambda x: F.dropout(x.flatten(1), training=True)}, ValueError, "Is dropout on"),
         ({"model": lambda x: x.flatten(1).sum(1)}, ValueError, r"must return logits \(N, classes\)"),
         ({"model": lambda x: {"logits": x}}, TypeError, "must return a tensor of logits"),
     ],
 )
-def test_what_does_not_fit_is_told(change, error, message):
+def test_what_does_not_fit_is_an_error(change, error, message):
     arguments = {"model": Linear(), "data": samples(4), **change}
     with pytest.raises(error, match=message):
         attack(arguments.pop("model"), arguments.pop("data"), **arguments)
@@ -247,11 +248,27 @@ def test_stages_replace_arguments_of_the_call():
     ("changes", "message"),
     [
         ({"perturbation": PatchPerturbation}, "stages.b: perturbation is the same for all stages"),
-        ({"steps": -1}, "stages.b: solver.steps=-1 must be"),
-        ({"stop": "late"}, "stages.b: solver.stop='late' must be one of"),
-        ({"optimizer": partial(LinfProjectedOptim, epsilon=0.5)}, "stages.b looks in Linf 0.5"),
+        ({"steps": -1}, "stages.b: steps=-1 must be"),
+        ({"stop": "late"}, "stages.b: stop='late' must be one of"),
+        ({"optimizer": partial(LinfProjectedOptim, epsilon=0.5)}, "stages.b searches in Linf 0.5"),
     ],
 )
-def test_stages_that_do_not_fit_are_told(changes, message):
+def test_stages_that_do_not_fit_are_an_error(changes, message):
     with pytest.raises(ValueError, match=message):
         attack(Linear(), samples(), stages={"a": {}, "b": changes})
+
+
+def test_without_gradients_around_it_the_records_are_the_same():
+    x, labels = samples()
+    with torch.no_grad():
+        found = attack(Linear(), (x, labels))
+    assert found.equals(attack(Linear(), (x, labels)))
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"torch\.inference_mode\(\) forbids"):
+        attack(Linear(), (x, labels))
+
+
+def test_losses_and_starts_of_the_library_are_parts_as_they_are():
+    x, labels = samples()
+    target = {"criterion": partial(targeted_dlr_of_label), "targeted": True, "target": "next"}
+    assert attack(Linear(), (x, labels), init=torch.nn.init.zeros_).equals(attack(Linear(), (x, labels)))
+    assert attack(Linear(), (x, labels), **target)["verified"].sum() > 0

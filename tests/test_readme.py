@@ -9,9 +9,9 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from raiopt.configs import store
-from raiopt.explain import VERBS
-from raiopt.stages import quoted
+from raiopt.config.explain import VERBS
+from raiopt.config.options import store
+from raiopt.config.words import quoted
 from raiopt.sweep.job_key import register_resolvers
 
 TEXT = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

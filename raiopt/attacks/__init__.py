@@ -1,13 +1,13 @@
 """The attack on a data set: the search, and the check of what it claims."""
 
+from raiopt.attacks.attack import Attack, error_context
 from raiopt.attacks.engine import Engine, Outcome, default_batch_size
-from raiopt.attacks.inference import Inference, ModelView
-from raiopt.attacks.question import Attack, told_as
+from raiopt.attacks.gradient_ascent import gradient_ascent, random_restart
+from raiopt.attacks.prober import ProbeResult
+from raiopt.attacks.search_result import STOPPED, SearchResult
 from raiopt.attacks.stages import Stage
-from raiopt.attacks.start import Start, tried
-from raiopt.attacks.trial import Trial
-from raiopt.attacks.verify import Ball, Claim, Verdict, verify
-from raiopt.attacks.watch import STOPPED, Search
+from raiopt.attacks.start import Start, try_parts
+from raiopt.attacks.verify import Ball, Claim, Verification, verify
 
 __all__ = [
     "STOPPED",
@@ -15,16 +15,16 @@ __all__ = [
     "Ball",
     "Claim",
     "Engine",
-    "Inference",
-    "ModelView",
     "Outcome",
-    "Search",
+    "ProbeResult",
+    "SearchResult",
     "Stage",
     "Start",
-    "Trial",
-    "Verdict",
+    "Verification",
     "default_batch_size",
-    "told_as",
-    "tried",
+    "error_context",
+    "gradient_ascent",
+    "random_restart",
+    "try_parts",
     "verify",
 ]

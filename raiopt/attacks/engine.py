@@ -1,4 +1,4 @@
-"""The attack on a data set, batch after batch: clean predictions, then trials where a verdict is open."""
+"""The attack on a data set, batch after batch: clean predictions, then a search for each sample worth one."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from raiopt.attacks.attack import Attack, error_context
 from raiopt.attacks.curve import by_norm, one_radius, smallest_radius
-from raiopt.attacks.inference import ModelView
-from raiopt.attacks.question import Attack, told_as
+from raiopt.attacks.prober import Prober, ProbeResult
+from raiopt.attacks.rows import Samples
 from raiopt.attacks.stages import Stage, Stages, check_together
-from raiopt.attacks.start import tried
-from raiopt.attacks.trial import Samples, Trial, Trier
+from raiopt.attacks.start import try_parts
 from raiopt.attacks.verify import confidence
+from raiopt.fast.view import ModelView
 
 log = logging.getLogger("raiopt")
 
@@ -26,7 +27,7 @@ def default_batch_size(shape: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is known of a batch (N,) after its attack; `trial` concerns the samples that `attacked` marks."""
+    """What is known of a batch (N,) after its attack; `result` concerns the samples that `attacked` marks."""
 
     ids: Sequence[int]
     names: Sequence[str]
@@ -37,25 +38,25 @@ class Outcome:
     clean_confidence: Tensor  # the probability of the prediction
     finite: Tensor  # whether the clean output was
     attacked: Tensor
-    trial: Trial | None
-    stages: Sequence[str] = ()  # the names that the numbers of `Trial.stage` stand for
+    result: ProbeResult | None
+    stages: Sequence[str] = ()  # the names that the numbers of `ProbeResult.stage` stand for
 
 
 class Engine:
-    """Attacks batches of samples with one model and one question, or with the stages of one.
+    """Attacks batches of samples with one model and one attack, or several stages.
 
     Args:
-        view: The model as it is, and as the search may see it.
-        attack: The question, where there are no stages.
-        stages: Attacks that run one after another, each on the samples that no earlier one broke.
+        view: The original model, and the one for the search.
+        attack: Used where there are no stages.
+        stages: Attacks that run one after another, each on the samples that are still robust.
         shape: Of an image, (C, H, W).
-        classes: How many the model knows.
-        batch_size: So many rows pass the model together at most. It is halved when memory runs out, unless samples act
-            together, so that the batch is part of the question.
+        classes: The number of classes of the model.
+        batch_size: The largest number of rows that pass the model together. It is halved when memory runs out, unless
+            samples depend on each other, so that another batch would be another attack.
         on_step: Called after each evaluation of a batch.
 
     Raises:
-        TypeError, ValueError: If the parts of the attack do not fit together, or such images.
+        TypeError, ValueError: If the parts of the attack do not fit together, or do not fit such images.
     """
 
     def __init__(
@@ -74,31 +75,31 @@ class Engine:
         self.attacks = [each.for_classes(classes) for each in [stage.attack for stage in stages] or [attack]]
         self.examples = []
         for name, each in zip([f"stages.{stage.name}" for stage in stages] or [""], self.attacks, strict=True):
-            with told_as(name) if name else nullcontext():
-                self.examples.append(tried(each, shape, classes))
+            with error_context(name) if name else nullcontext():
+                self.examples.append(try_parts(each, shape, classes))
         if stages:
             check_together(stages, self.examples)
         self.attack, self.example = self.attacks[0], self.examples[0]
 
     @property
     def by_norm(self) -> bool:
-        """Whether of iterates that fool the one with the smallest norm is kept."""
+        """Whether the successful iterate with the smallest norm is kept of each sample."""
         pairs = zip(self.attacks, self.examples, strict=True)
-        return all(attack.by_norm(smallest=start.smallest) for attack, start in pairs)
+        return all(attack.by_norm(smallest=start.traits.smallest_norm) for attack, start in pairs)
 
     @property
     def rows(self) -> int:
-        """How many rows of a batch a sample takes at most."""
+        """The largest number of rows of a batch that one sample takes."""
         return max(attack.rows for attack in self.attacks)
 
     @property
     def evaluations(self) -> int:
-        """How many times a batch passes the model forward at most, but for what its optimizers add."""
+        """The largest number of forward passes of a batch, without those that optimizers add."""
         return sum(attack.steps + 1 for attack in self.attacks)
 
     @property
     def samples_at_once(self) -> int:
-        """How many samples pass the model together: each takes a row for every restart and target."""
+        """The number of samples that pass the model together: each takes a row for every restart and target."""
         return max(1, self.batch_size // self.rows)
 
     def run(self, ids: Sequence[int], names: Sequence[str], images: Tensor, labels: Tensor | None) -> Iterator[Outcome]:
@@ -112,7 +113,7 @@ class Engine:
         while done < len(ids):
             part = slice(done, done + self.samples_at_once)
             outcome = self._run(ids[part], names[part], images[part], None if labels is None else labels[part])
-            if outcome is None:  # here, for within its handler the error still holds the memory
+            if outcome is None:  # not in the handler of the error, which still holds the memory
                 self._halve(len(ids[part]))
                 continue
             yield outcome
@@ -131,7 +132,7 @@ class Engine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.batch_size = size // 2 * self.rows
-        log.warning("Out of memory with %d samples in a batch: going on with %d.", size, size // 2)
+        log.warning("Out of memory with %d samples in a batch: continuing with %d.", size, size // 2)
 
     def _attacked(self, ids: Sequence[int], names: Sequence[str], images: Tensor, labels: Tensor | None) -> Outcome:
         attack = self.attack
@@ -139,31 +140,33 @@ class Engine:
             logits = self.view.plain(images).float()
             prediction = logits.argmax(1)
             labels = prediction if labels is None else labels
-            triers = self._triers(ids, images, labels, logits)
-            clean_goals = triers[0].samples.goals[:, 0] if attack.towards else labels
+            probers = self._probers(ids, images, labels, logits)
+            clean_goals = probers[0].samples.goals[:, 0] if attack.towards else labels
             clean_loss = attack.criterion(logits, clean_goals, labels=labels, clean=logits)
         finite = logits.isfinite().all(1)
-        attacked = finite & torch.stack([trier.has_goal for trier in triers]).any(0)
+        attacked = finite & torch.stack([prober.has_goal for prober in probers]).any(0)
         if not attack.attack_misclassified:
             attacked = attacked & (prediction == labels)
-        trial = self._tried([trier.take(attacked.nonzero().flatten()) for trier in triers]) if attacked.any() else None
-        sure, stages = confidence(logits, prediction), [stage.name for stage in self.stages]
-        return Outcome(ids, names, images, labels, prediction, clean_loss, sure, finite, attacked, trial, stages)
+        index = attacked.nonzero().flatten()
+        result = self._result([prober.take(index) for prober in probers]) if len(index) else None
+        certainty, stages = confidence(logits, prediction), [stage.name for stage in self.stages]
+        return Outcome(ids, names, images, labels, prediction, clean_loss, certainty, finite, attacked, result, stages)
 
-    def _triers(self, ids: Sequence[int], images: Tensor, labels: Tensor, logits: Tensor) -> list[Trier]:
-        """Returns what tries the samples, one for each attack."""
+    def _probers(self, ids: Sequence[int], images: Tensor, labels: Tensor, logits: Tensor) -> list[Prober]:
+        """Returns a prober of the samples for each attack."""
         keys = torch.tensor(ids, dtype=torch.int64, device=images.device)
         made = []
         for attack, start in zip(self.attacks, self.examples, strict=True):
             samples = Samples(keys, images, labels, attack.goals(logits, labels), logits)
-            made.append(
-                Trier(self.view.fast, self.view.plain, attack, samples, self.on_step, start.ball.p, start.passes_a_step)
-            )
+            passes = start.passes_per_step
+            made.append(Prober(self.view.fast, self.view.plain, attack, samples, self.on_step, start.ball.p, passes))
         return made
 
-    def _tried(self, triers: Sequence[Trier]) -> Trial:
-        samples, several = triers[0].samples, by_norm if all(s.smallest for s in self.examples) else smallest_radius
+    def _result(self, probers: Sequence[Prober]) -> ProbeResult:
+        ids = probers[0].samples.ids
+        several = by_norm if all(start.traits.smallest_norm for start in self.examples) else smallest_radius
         radii = one_radius if self.attack.epsilons is None else several
-        tries = Stages(triers) if self.stages else triers[0]
-        trial = radii(self.attack, len(samples.ids), samples.ids.device, tries)
-        return replace(trial, past=tries.past) if isinstance(tries, Stages) else trial
+        if not self.stages:
+            return radii(self.attack, len(ids), ids.device, probers[0])
+        stages = Stages(probers)
+        return replace(radii(self.attack, len(ids), ids.device, stages), past=stages.past)

@@ -1,4 +1,4 @@
-"""Perturbed images as a file with 8 bits a channel can hold them: multiples of 1/255."""
+"""Perturbed images on the grid of a file with 8 bits a channel: multiples of 1/255."""
 
 import math
 
@@ -7,31 +7,31 @@ from torch import Tensor
 
 from raiopt.attacks.verify import TOLERANCE, Ball, exact
 
-SLACK = 4e-6
-"""In steps of the grid: what rounding to float32 may put beside a grid point."""
+GRID_TOLERANCE = 4e-6
+"""In steps of the grid: the error of a grid point that rounding to float32 explains."""
 
 
 @torch.no_grad()
 def to_8bit(images: Tensor, delta: Tensor, ball: Ball) -> Tensor:
     """Returns perturbations (n, C, H, W) near `delta` that put the images (n, C, H, W) onto the grid, inside the ball.
 
-    Each pixel goes to its nearest multiple of 1/255. If a sample leaves the ball by this, its pixels (in an Linf ball
-    those alone that leave it) go to the next multiple on the way to the clean image instead, if there is one, else to
-    that nearest to it. So a sample stays in the ball if its clean image lies on the grid; one that does not may be
-    left outside of an L0, L1 or L2 ball.
+    Each pixel is rounded to the nearest multiple of 1/255. If the sample leaves the ball by this, its pixels (in an
+    Linf ball only those that leave it) are rounded towards the clean image instead, not beyond the multiple nearest to
+    it. So a sample stays in the ball if its clean image lies on the grid; else it may lie outside of an L0, L1 or L2
+    ball.
 
     >>> images, delta = torch.full((1, 1, 1, 2), 10 / 255), torch.tensor([[[[3.4, -3.6]]]]) / 255
     >>> to_8bit(images, delta, Ball(float("inf"), 3.6 / 255)) * 255
     tensor([[[[ 3., -3.]]]])
     """
     clean = exact(images) * 255
-    clean = torch.where((clean - clean.round()).abs() < 10 * SLACK, clean.round(), clean)
+    clean = torch.where((clean - clean.round()).abs() < 10 * GRID_TOLERANCE, clean.round(), clean)
     moved = exact(delta) * 255
     near = (clean + moved).round().clamp(0, 255) - clean
     outside = _outside(near / 255, ball)
     if outside.any():
         up = moved > 0
-        inwards = torch.where(up, (clean + moved + SLACK).floor(), (clean + moved - SLACK).ceil())
+        inwards = torch.where(up, (clean + moved + GRID_TOLERANCE).floor(), (clean + moved - GRID_TOLERANCE).ceil())
         passed = torch.where(up, inwards < clean, inwards > clean) | (moved == 0)
         inwards = torch.where(passed, clean.round(), inwards).clamp(0, 255) - clean
         near = torch.where(outside, inwards, near)
@@ -39,11 +39,11 @@ def to_8bit(images: Tensor, delta: Tensor, ball: Ball) -> Tensor:
 
 
 def _outside(delta: Tensor, ball: Ball) -> Tensor:
-    """Says which entries are to blame for samples that are not in the ball; broadcasts to the shape of `delta`."""
+    """Says which entries put their sample outside of the ball; broadcasts to the shape of `delta`."""
     if ball.p is None or ball.epsilon is None:
         return torch.zeros_like(delta, dtype=torch.bool)
     rows = (-1, *[1] * (delta.ndim - 1))
     if not math.isinf(ball.p):
-        return ~ball.holds(delta).view(rows)
+        return ~ball.contains(delta).view(rows)
     radius = exact(ball.epsilon).view(rows) if isinstance(ball.epsilon, Tensor) else ball.epsilon
     return delta.abs() > radius * (1 + TOLERANCE)

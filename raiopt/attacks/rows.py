@@ -1,4 +1,4 @@
-"""The rows of a batch, each a sample under one restart, towards one class, in one ball; and how rows leave."""
+"""The rows of a batch, each a sample under one restart, towards one class, in one ball; and how rows are selected."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -10,21 +10,27 @@ from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam
 
 T = TypeVar("T")
 ELEMENTWISE = (SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, ASGD, NAdam, RAdam, RMSprop, Rprop)
-"""Optimizers of torch that treat every entry alone; one of your own says so by its attribute `elementwise = True`."""
+"""Optimizers of torch that treat every entry separately; other classes declare it by `elementwise = True`."""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What each row of a batch is about: tensors of n rows."""
+class Samples:
+    """The samples of a batch that are attacked: tensors of n rows."""
 
-    samples: Tensor  # the position among the samples that are attacked
     ids: Tensor
     images: Tensor
     labels: Tensor
-    goals: Tensor  # the class that the loss refers to: the label, or a target
-    clean: Tensor  # logits of the clean image
+    goals: Tensor  # the classes (n, targets) that the losses refer to: the label, or targets
+    clean: Tensor  # logits of the clean images
+
+
+@dataclass(frozen=True)
+class Rows(Samples):
+    """The rows of a batch, several for each sample: tensors of n rows; `goals` has the one class (n,) of each."""
+
+    samples: Tensor  # the position among the samples that are attacked
     restarts: Tensor
-    steps: Tensor  # how many at most
+    steps: Tensor  # the largest number of steps
     epsilon: Tensor | None  # in place of the optimizer's
 
     def __len__(self) -> int:
@@ -33,11 +39,12 @@ class Rows:
     def take(self, index: Tensor) -> "Rows":
         """Returns the rows with these numbers."""
         taken = take_rows(self, index)
-        return replace(taken, goals=taken.labels) if self.goals is self.labels else taken  # criteria tell by this
+        has_targets = self.goals is not self.labels  # criteria check this, too
+        return taken if has_targets else replace(taken, goals=taken.labels)
 
 
 def take_rows(held: T, index: Tensor) -> T:
-    """Returns a dataclass with these rows alone of each of its tensors."""
+    """Returns a dataclass with only these rows of each of its tensors."""
     return _rowwise(held, held, lambda mine, _: mine.index_select(0, index))
 
 
@@ -64,13 +71,13 @@ def _rowwise(held: T, other: T, change: Callable[[Tensor, Tensor], Tensor]) -> T
 
 
 def is_elementwise(optimizer: Optimizer) -> bool:
-    """Says whether the optimizer, or the one inside of it, is known to treat every entry of its parameter alone."""
+    """Says whether the optimizer, or its inner one, is known to treat every entry of its parameter separately."""
     inner = getattr(optimizer, "inner_opt", optimizer)
     return getattr(inner, "elementwise", type(inner) in ELEMENTWISE)
 
 
 def select_rows(optimizer: Optimizer, parameter: Tensor, index: Tensor) -> None:
-    """Keeps only these rows of a parameter, of its gradient, and of all that the optimizer holds with as many rows."""
+    """Keeps only these rows of a parameter, its gradient, and all tensors of the optimizer with as many rows."""
     count, grad = len(parameter), parameter.grad
     parameter.grad = None
     parameter.data = parameter.data.index_select(0, index)

@@ -1,4 +1,4 @@
-"""Towards which classes a loss moves: the rules by which targets are ordered for each sample."""
+"""The target classes of each sample: the rules that order them."""
 
 from collections.abc import Callable
 
@@ -9,8 +9,8 @@ from raiopt import checks
 from raiopt.transforms import norms
 
 RULES = ("next", "least_likely", "likely", "malt")
-CANDIDATES = 100
-"""So many likely classes MALT weighs: each costs a backward pass."""
+MAX_CANDIDATES = 100
+"""The number of likely classes that MALT compares: each costs a backward pass."""
 
 
 def ordered(rule: int | str, count: int, logits: Tensor, labels: Tensor) -> Tensor:
@@ -25,10 +25,10 @@ def ordered(rule: int | str, count: int, logits: Tensor, labels: Tensor) -> Tens
     """
     classes = logits.shape[1]
     if not isinstance(rule, str):
-        checks.number("solver.target", rule, low=0, high=classes - 1, integer=True)
+        checks.number("target", rule, low=0, high=classes - 1, integer=True)
         return torch.full_like(labels, int(rule))[:, None]
     if count >= classes:
-        raise ValueError(f"solver.num_targets={count} must be below the number of classes, which is {classes}.")
+        raise ValueError(f"num_targets={count} must be below the number of classes, which is {classes}.")
     if rule == "next":
         return (labels[:, None] + 1 + torch.arange(count, device=labels.device)) % classes
     largest_first = rule != "least_likely"
@@ -37,21 +37,21 @@ def ordered(rule: int | str, count: int, logits: Tensor, labels: Tensor) -> Tens
 
 
 def candidates(classes: int) -> int:
-    """Returns among how many classes `nearest` chooses, each of which takes a backward pass."""
-    return min(CANDIDATES, classes - 1)
+    """Returns the number of classes that `nearest` compares, each of which takes a backward pass."""
+    return min(MAX_CANDIDATES, classes - 1)
 
 
 def nearest(
     model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, count: int, p: float | None
 ) -> tuple[Tensor, int]:
-    """Returns the `count` classes (N, count) whose boundaries are nearest if the model is linear, and backward passes.
+    """Returns the `count` classes (N, count) of the nearest boundaries of a linear model, and the backward passes.
 
     The distance of the boundary between the label y and class c is (z_y - z_c) / |grad (z_y - z_c)|, in the norm that
     is dual to that of the ball: MALT, Melamed et al., 2024 (https://arxiv.org/abs/2407.02240). Only the most likely
     classes are candidates.
 
     Args:
-        p: The order of the ball's norm; 0 is taken for 1, None (no ball) for 2.
+        p: The order of the ball's norm; 0 is treated as 1, None (no ball) as 2.
     """
     images = images.detach().requires_grad_()
     with torch.enable_grad():
@@ -61,7 +61,7 @@ def nearest(
         gaps = logits.gather(1, labels[:, None]) - logits.gather(1, likely)
         dual = {None: 2.0, 2.0: 2.0, float("inf"): 1.0}.get(p, float("inf"))
         sizes = []
-        for k in range(taken):  # of all gradients together, memory would hold as many images
+        for k in range(taken):  # one after another: all gradients together would take the memory of as many images
             slope = torch.autograd.grad(gaps[:, k].sum(), images, retain_graph=k + 1 < taken)[0]
             sizes.append(norms(slope.flatten(1), dual))
     sizes = torch.cat(sizes, dim=1)

@@ -1,4 +1,4 @@
-"""The check of what an attack claims: the ball, the box and the prediction, again and without the engine."""
+"""Verification of an attack: the ball, the box and the prediction are checked again, independently of the search."""
 
 import math
 from collections.abc import Callable
@@ -9,26 +9,27 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from raiopt.batching import as_batch, merged_dims
+from raiopt.optim import traits_of
 
 TOLERANCE = 1e-6
-"""Relative for the norm, absolute for the box: what rounding to float32 explains."""
+"""The error that rounding to float32 explains: relative for the norm, absolute for the box."""
 
 
 def exact(x: Tensor) -> Tensor:
-    """Returns `x` in float64, on the CPU if its device knows no such numbers."""
+    """Returns `x` in float64, on the CPU if its device does not support it."""
     return x.detach().to("cpu" if x.device.type == "mps" else x.device, torch.float64)
 
 
 @dataclass(frozen=True)
 class Ball:
-    """The ball that an optimizer keeps its parameter in: its norm, its radius, and what one ball holds.
+    """The ball in which an optimizer keeps its parameter: its norm, its radius and its scope.
 
     Args:
         p: The norm's order; None if there is no ball.
         epsilon: The radius, or one for each of n rows; of an additive perturbation in units of pixels in [0, 1],
             with p = 0 a number of entries.
-        param_ndim: As in the optimizer: every row of `as_batch(parameter, param_ndim)` has a ball of its own.
-        scope: What one ball holds if it is not the perturbation of one image: "in all", "per row of ...".
+        param_ndim: As in the optimizer: every row of `as_batch(parameter, param_ndim)` has its own ball.
+        scope: What lies in one ball, if that is not the perturbation of one image: "in all", "per row of ...".
         pixels: With p = 0: the radius is a number of positions, each with all its channels.
     """
 
@@ -40,13 +41,14 @@ class Ball:
 
     @classmethod
     def of(cls, optimizer: Optimizer, *, shared: bool = False, what: str = "") -> "Ball":
-        """Returns the ball that an optimizer holds a parameter in: (n, ...), or one that all samples share.
+        """Returns the ball of an optimizer's parameter, of shape (n, ...), or one that all samples share.
 
         Args:
             what: The parameter's name if it is not simply added to the images.
         """
         group = optimizer.param_groups[0]
-        p, param_ndim = getattr(optimizer, "ball", None), group.get("param_ndim", -1)
+        traits, param_ndim = traits_of(optimizer), group.get("param_ndim", -1)
+        p = traits.ball
         if p is None:
             return cls(None, None, param_ndim)
         shape = group["params"][0].shape
@@ -58,12 +60,12 @@ class Ball:
         epsilon = group["epsilon"]
         if isinstance(epsilon, Tensor):
             epsilon = float(epsilon) if epsilon.numel() == 1 else epsilon.expand(shape).reshape(shape[0], -1).amax(1)
-        return cls(p, epsilon, param_ndim, scope, p == 0 and getattr(optimizer, "pixels", False))
+        return cls(p, epsilon, param_ndim, scope, p == 0 and traits.pixels)
 
     def norms(self, parameter: Tensor) -> Tensor:
-        """Returns for each row of the parameter (n, ...) the largest norm of what has a ball in it, (n,), in float64.
+        """Returns the norm (n,) of each row of the parameter (n, ...) in float64; the L2 norm without a ball.
 
-        Without a ball it is the L2 norm.
+        Where a row has several balls, it is the largest norm.
         """
         rows = as_batch(exact(parameter), self.param_ndim)
         counted = rows.abs().amax(-3) if self.pixels else rows
@@ -71,7 +73,7 @@ class Ball:
         count = _count(parameter)
         return (norms.view(count, -1).amax(1) if len(norms) > 1 else norms.expand(count)).to(parameter.device)
 
-    def holds(self, parameter: Tensor) -> Tensor:
+    def contains(self, parameter: Tensor) -> Tensor:
         """Says for each row of the parameter (n, ...) whether it lies in the ball, of shape (n,); norms in float64."""
         norms = self.norms(parameter)
         if self.p is None or self.epsilon is None:
@@ -84,8 +86,19 @@ class Ball:
         """Whether it bounds anything."""
         return self.p is not None and not (isinstance(self.epsilon, float) and math.isinf(self.epsilon))
 
+    @property
+    def largest_radius(self) -> float:
+        """The radius, or the largest of all rows; infinity if nothing is bounded."""
+        if self.p is None or self.epsilon is None:
+            return math.inf
+        return float(self.epsilon.max() if isinstance(self.epsilon, Tensor) else self.epsilon)
+
+    def is_same(self, other: "Ball") -> bool:
+        """Whether both have the same norm, the same largest radius and the same scope."""
+        return all(getattr(self, name) == getattr(other, name) for name in ("p", "largest_radius", "scope", "pixels"))
+
     def take(self, index: Tensor) -> "Ball":
-        """Returns the ball of these rows, where each has a radius of its own."""
+        """Returns the ball of these rows, where each has its own radius."""
         return replace(self, epsilon=self.epsilon[index]) if isinstance(self.epsilon, Tensor) else self
 
     def __str__(self) -> str:
@@ -100,13 +113,13 @@ class Ball:
 
 @dataclass(frozen=True)
 class Claim:
-    """What an attack claims to break n samples with.
+    """The perturbation that, as an attack claims, fools the model on n samples.
 
     Args:
         parameter: Of the perturbation, at the iterate that was kept: n rows, or one that all samples share.
-        ball: Holds the parameter.
-        bounds: The least and the largest values of the parameter, shaped like it. None: perturbed images are clamped
-            to [0, 1], as in the attack.
+        ball: Contains the parameter.
+        bounds: The limits of the parameter, shaped like it. None: perturbed images are clamped to [0, 1], as in the
+            attack.
         perturb: The perturbation at that parameter, called with the images; None: it is added to them.
         places: Of patches, (n, 2): row and column of the upper left corner.
     """
@@ -125,24 +138,24 @@ class Claim:
         return made.clamp(0, 1) if self.bounds is None else made
 
     def delta(self, images: Tensor) -> Tensor:
-        """Returns what the perturbed images differ by from the clean ones, of their shape."""
+        """Returns the difference of the perturbed and the clean images, of their shape."""
         if self.parameter_is_delta:
             return self.parameter
         return self.perturbed(images) - images
 
     @property
     def parameter_is_delta(self) -> bool:
-        """Whether the parameter is that difference: it is added, to each sample its own, and nothing is clamped."""
+        """Whether the parameter is that difference: each sample has a row that is added, and nothing is clamped."""
         return self.perturb is None and self.bounds is not None and not self.shared
 
     def take(self, index: Tensor) -> "Claim":
-        """Returns the claim for these samples alone, which must not share the parameter; without `perturb`."""
+        """Returns the claim for only these samples, which must not share the parameter; without `perturb`."""
         bounds = None if self.bounds is None else (self.bounds[0][index], self.bounds[1][index])
         return replace(self, parameter=self.parameter[index], ball=self.ball.take(index), bounds=bounds)
 
-    def holds(self) -> Tensor:
-        """Says for each row of the parameter (n,), or once for all, whether it lies in the ball and its bounds."""
-        valid = self.ball.holds(self.parameter)
+    def is_valid(self) -> Tensor:
+        """Says for each row of the parameter (n,), or once for all, whether it lies in the ball and in its bounds."""
+        valid = self.ball.contains(self.parameter)
         if self.bounds is not None:
             low, high = self.bounds
             inside = (self.parameter >= low - TOLERANCE) & (self.parameter <= high + TOLERANCE)
@@ -151,18 +164,18 @@ class Claim:
 
 
 def _count(parameter: Tensor) -> int:
-    """Returns the number of rows of a parameter; one that is a single number is a row."""
+    """Returns the number of rows of a parameter; a single number is one row."""
     return len(parameter) if parameter.ndim else 1
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What verification says of n samples: broken beyond doubt or not, and what the plain model answers.
+class Verification:
+    """The result of verification for n samples: whether each is broken, and the output of the plain model.
 
     Args:
-        confidence: The probability that it gives to its prediction, in float32 as are its logits.
-        label_confidence: The probability that it leaves to the label.
-        broken_8bit: Whether they are broken after rounding to 8 bits too; None if that was not asked.
+        confidence: The probability of the prediction, in float32 as the logits.
+        label_confidence: The probability of the label.
+        broken_8bit: Whether they remain broken after rounding to 8 bits; None if that was not checked.
     """
 
     broken: Tensor
@@ -173,11 +186,11 @@ class Verdict:
 
 
 @torch.no_grad()
-def verify(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, claim: Claim) -> Verdict:
+def verify(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, claim: Claim) -> Verification:
     """Checks a claim with the plain model.
 
-    Broken are samples whose parameter lies in the ball (norm in float64) and in its bounds, whose perturbed image lies
-    in [0, 1], and which the model, run on batches of another size than before, does not assign to their labels.
+    A sample is broken if its parameter lies in the ball (norm in float64) and in its bounds, its perturbed image lies
+    in [0, 1], and the model, run on batches of another size than in the search, does not assign it to its label.
 
     Args:
         model: The plain model in float32.
@@ -187,10 +200,10 @@ def verify(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, cl
     in_box = ((perturbed >= -TOLERANCE) & (perturbed <= 1 + TOLERANCE)).flatten(1).all(1)
     outputs = torch.cat([model(part) for part in perturbed.clamp(0, 1).split(max(1, len(images) // 2))])
     prediction = outputs.argmax(1)
-    broken = claim.holds() & in_box & outputs.isfinite().all(1) & (prediction != labels)
-    return Verdict(broken, prediction, confidence(outputs, prediction), confidence(outputs, labels))
+    broken = claim.is_valid() & in_box & outputs.isfinite().all(1) & (prediction != labels)
+    return Verification(broken, prediction, confidence(outputs, prediction), confidence(outputs, labels))
 
 
 def confidence(logits: Tensor, classes: Tensor) -> Tensor:
-    """Returns the probability (n,) that logits (n, C) give to a class each, in float32."""
+    """Returns the probability (n,) of one class for each row of logits (n, C), in float32."""
     return logits.float().softmax(1).gather(1, classes[:, None])[:, 0]

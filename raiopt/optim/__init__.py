@@ -26,6 +26,7 @@ from raiopt.optim.projections import (
 from raiopt.optim.smallest import DDNOptim, FMNOptim
 from raiopt.optim.sparse import L1qNormedGradientOptim, TopQGradientOptimizer
 from raiopt.optim.square import SquareOptim
+from raiopt.optim.traits import Traits, traits_of
 
 __all__ = [
     "ALMAOptim",
@@ -59,5 +60,7 @@ __all__ = [
     "SteepestGradientOptim",
     "SteepestProjectedOptim",
     "TopQGradientOptimizer",
+    "Traits",
     "VarianceTunedGradientOptim",
+    "traits_of",
 ]

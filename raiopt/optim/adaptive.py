@@ -1,32 +1,35 @@
-"""Steps in units of the ball, with momentum between projections; and Auto-PGD, which finds their length by itself."""
+"""Projected steepest steps with momentum, and Auto-PGD, which adapts the step size of each datum."""
 
 import math
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import SGD
-from torch.optim.optimizer import ParamsT
 
 from raiopt import checks, transforms
 from raiopt.optim.base import ParamTransformingOptimizer
-from raiopt.optim.inner import InnerOptimizer
+from raiopt.optim.inner import InnerOptimizer, Params
 from raiopt.optim.projections import project_
 from raiopt.optim.signatures import with_defaults
+from raiopt.optim.state import State
+from raiopt.optim.traits import Traits
 
 
 class SteepestProjectedOptim(ParamTransformingOptimizer):
-    """Takes the steepest step in an Lp norm, in units of epsilon, projects, and adds a part of the way gone before.
+    """Takes steepest steps of `lr * epsilon` in an Lp norm, with projection and momentum.
 
-    From x the step leads to u = P(x + lr epsilon s), with the steepest direction s and the projection P onto ball and
-    box; x becomes P(x + weight (u - x) + (1 - weight) way), where `way` is how the step before changed x.
+    Each step is that of Auto-PGD, with s the steepest direction of norm 1 and P the projection onto ball and box:
+
+        u = P(x_k + lr epsilon s),   x_k+1 = P(x_k + weight (u - x_k) + (1 - weight) (x_k - x_k-1))
 
     Args:
         p: 1, 2 or infinity.
         epsilon: See `ProjectedParameterOptimizer`.
-        lr: The length of a step as a multiple of epsilon.
-        weight: Of the step, against the way gone before. 1: no momentum. The first step has no such way.
-        q: For p=1, the share of the gradient's entries that a step leaves alone; see `TopQGradientOptimizer`.
+        lr: The step size as a multiple of epsilon.
+        weight: Of the new step; 1 - weight is that of the last displacement. 1: no momentum.
+        q: For p=1, the share of the gradient's entries that a step does not move; see `TopQGradientOptimizer`.
 
     >>> x = torch.zeros(1, 2, requires_grad=True)
     >>> optimizer = SteepestProjectedOptim([x], p=2, epsilon=1.0, lr=0.5)
@@ -37,9 +40,11 @@ class SteepestProjectedOptim(ParamTransformingOptimizer):
     tensor([[0.6000, 0.8000]], requires_grad=True)
     """
 
+    _limits: ClassVar = {"weight": {"low": 0, "high": 1}, "q": {"low": 0, "high": 1}}
+
     def __init__(
         self,
-        params: ParamsT | None,
+        params: Params,
         InnerOpt: InnerOptimizer = SGD,
         *,
         p: float,
@@ -49,21 +54,22 @@ class SteepestProjectedOptim(ParamTransformingOptimizer):
         q: float = 0.99,
         **shared: Any,
     ) -> None:
-        self.p = self.ball = checks.choice("p", p, (1, 2, math.inf))
+        self.p = checks.choice("p", p, (1, 2, math.inf))
+        self.traits = replace(self.traits, ball=p)
         super().__init__(params, InnerOpt, lr=lr, **with_defaults(shared, epsilon=epsilon, weight=weight, q=q))
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        for name in ("weight", "q"):
-            checks.number(name, group[name], low=0, high=1)
+    def _init_state(self, param: Tensor, optim_group: dict[str, Any]) -> dict[str, Any]:
+        return {"k": 0, "x": torch.zeros_like(param), "displacement": torch.zeros_like(param)}
 
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         if param.grad is not None:
-            self._direct_(param.grad, param, optim_group)
+            state = self._state(param, optim_group)
+            self._direct_(param.grad, state, optim_group)
             param.grad.mul_(optim_group["epsilon"])
-            self._memory("here", optim_group).copy_(param)
+            state.x = param
+            state.k += 1
 
-    def _direct_(self, gradient: Tensor, param: Tensor, group: dict[str, Any]) -> None:
+    def _direct_(self, gradient: Tensor, state: State, group: dict[str, Any]) -> None:
         """Replaces the gradient by a direction of norm 1."""
         if self.p == 1:
             transforms.normalize_(transforms.keep_top_(gradient, group["q"]).sign_(), 1)
@@ -72,27 +78,26 @@ class SteepestProjectedOptim(ParamTransformingOptimizer):
 
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         project_(param, optim_group, self.p)
-        if optim_group["weight"] == 1 or param.grad is None:
+        weight = optim_group["weight"]
+        if weight == 1 or param.grad is None:
             return
         if self.p == math.inf:  # whose projection leaves the box to the clamp in base.py
             transforms.clamp_(param, optim_group.get("lower"), optim_group.get("upper"))
-        here, way = (self._memory(name, optim_group) for name in ("here", "way"))
-        if self._turn("turn", optim_group):
-            param.sub_(here).mul_(optim_group["weight"]).add_(way, alpha=1 - optim_group["weight"]).add_(here)
+        state = self._state(param, optim_group)
+        if state.k > 1:
+            param.sub_(state.x).mul_(weight).add_(state.displacement, alpha=1 - weight).add_(state.x)
             project_(param, optim_group, self.p)
-        torch.sub(param, here, out=way)
+        torch.sub(param, state.x, out=state.displacement)
 
 
-RISES = 0.75
-"""Auto-PGD keeps a step length where at least this share of the last steps made the loss better."""
-SHORTER, FEWER = 1.5, 0.95
-"""In L1, a step moves so many times fewer entries than the best point has; if these are no fewer than before, its
-length is divided by the same number, down to a tenth."""
-SHORTEST = 0.1
+RHO = 0.75  # the share of the steps between two checkpoints that must decrease the loss for the step size to stay
+L1_DIVISOR = 1.5  # of the step size, and of the number of entries that a step moves
+L1_SPARSER = 0.95  # the perturbation became sparser if it has less than this share of its former entries
+L1_SMALLEST_ETA = 0.1
 
 
 def checkpoints(steps: int, p: float) -> list[int]:
-    """Returns after which steps their lengths are judged.
+    """Returns W: the numbers of steps after which step sizes are adapted.
 
     >>> checkpoints(100, 2)
     [22, 41, 57, 70, 80, 87, 93, 99]
@@ -100,26 +105,26 @@ def checkpoints(steps: int, p: float) -> list[int]:
     if p == 1:
         gap = max(int(0.04 * steps), 1)
         return list(range(gap, steps + 1, gap))
-    gap, least, less = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
+    gap, smallest_gap, decrease = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
     found = [gap]
-    while found[-1] + (gap := max(gap - less, least)) <= steps:
+    while found[-1] + (gap := max(gap - decrease, smallest_gap)) <= steps:
         found.append(found[-1] + gap)
     return found
 
 
 class AdaptiveStepOptim(SteepestProjectedOptim):
-    """Takes steps of `SteepestProjectedOptim` whose length each datum finds for itself: Auto-PGD.
+    """Auto-PGD: steps of `SteepestProjectedOptim` whose size eta each datum adapts at checkpoints.
 
-    At checkpoints, which come ever faster, the steps of a datum are halved and it returns to its best point, if fewer
-    than three quarters of the steps since the last checkpoint made the loss better, or if neither step nor best loss
-    changed since then (Croce and Hein 2020, https://arxiv.org/abs/2003.01690). For p=1 a step moves the largest entries
-    of the gradient alone, fewer as the perturbation becomes sparse, and there is no momentum (Croce and Hein 2021,
-    https://arxiv.org/abs/2103.01208). Reads `losses`: see `raiopt.perturbations.solver.published`.
+    At a checkpoint eta is halved and the datum returns to its best point, if the loss fell in less than three quarters
+    of the steps since the last checkpoint, or if neither eta nor the best loss changed since then (Croce and Hein 2020,
+    https://arxiv.org/abs/2003.01690). For p=1 a step moves only the largest entries of the gradient, fewer as the
+    perturbation becomes sparser, and there is no momentum (Croce and Hein 2021, https://arxiv.org/abs/2103.01208).
+    Reads `losses`: see `raiopt.attacks.search.published`.
 
     Args:
-        steps: How many will be taken: it decides where the checkpoints are.
-        lr: Multiplies the paper's first length: 2 epsilon, for p=1 epsilon.
-        q: For p=1, as in `SteepestProjectedOptim`, of the steps up to the first checkpoint.
+        steps: The number of steps of the search, which decides on the checkpoints.
+        lr: Multiplies the first step size of the paper: 2 epsilon, for p=1 epsilon.
+        q: For p=1, as in `SteepestProjectedOptim`, for the steps up to the first checkpoint.
 
     >>> x = torch.zeros(1, 2, requires_grad=True)
     >>> optimizer = AdaptiveStepOptim([x], p=math.inf, epsilon=0.5, steps=10)
@@ -130,11 +135,13 @@ class AdaptiveStepOptim(SteepestProjectedOptim):
     tensor([[-0.5000,  0.5000]], requires_grad=True)
     """
 
-    own_steps = True
+    traits = Traits(sets_own_steps=True)
+
+    _limits: ClassVar = {"steps": {"low": 0, "integer": True}}
 
     def __init__(
         self,
-        params: ParamsT | None,
+        params: Params,
         InnerOpt: InnerOptimizer = SGD,
         *,
         p: float,
@@ -149,62 +156,59 @@ class AdaptiveStepOptim(SteepestProjectedOptim):
         own = with_defaults(shared, steps=steps)
         super().__init__(params, InnerOpt, p=p, epsilon=epsilon, lr=lr, weight=weight, q=q, **own)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        checks.number("steps", group["steps"], low=0, integer=True)
+    def _init_state(self, param: Tensor, optim_group: dict[str, Any]) -> dict[str, Any]:
+        entries = float(math.prod(param.shape[1:]))
+        return {
+            **super()._init_state(param, optim_group),  # x_k, its number k, and x_k - x_k-1
+            "x_best": torch.zeros_like(param),
+            "g_best": torch.zeros_like(param),
+            "f_best": math.inf,
+            "f_last": math.inf,
+            "successes": 0.0,
+            "eta": 1.0 if self.p == 1 else 2.0,  # eta in units of epsilon
+            **({"entries": entries, "moved": (1 - optim_group["q"]) * entries} if self.p == 1 else {}),
+            **({"eta_was_halved": 1.0, "f_best_before": math.inf} if self.p != 1 else {}),
+        }
 
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         if param.grad is None:
             return
-        turn = self._turn("judged", optim_group)
-        best, slope = (self._memory(name, optim_group) for name in ("best", "best_gradient"))
-        lowest, last = (self._row_memory(name, optim_group, param, math.inf) for name in ("lowest", "last"))
-        progress = self._row_memory("progress", optim_group, param)
-        losses = self._published("losses", optim_group, param).to(lowest.dtype)
-        progress.add_((losses < last) & (last < math.inf))
-        last.copy_(losses)
-        better = losses < lowest
-        for kept, now in ((best, param), (slope, param.grad), (lowest, losses)):
-            torch.where(better, now, kept, out=kept)
-        judged = checkpoints(optim_group["steps"], self.p)
-        if turn in judged:
-            passed = turn - max((at for at in judged if at < turn), default=0)
-            back = (self._sparser if self.p == 1 else self._halved)(param, optim_group, progress >= RISES * passed)
-            torch.where(back, best, param, out=param)
-            torch.where(back, slope, param.grad, out=param.grad)
-            self._memory("way", optim_group).mul_(~back)
-            progress.zero_()
+        s, W = self._state(param, optim_group), checkpoints(optim_group["steps"], self.p)
+        f = self._published("losses", optim_group, param).to(s.f_best.dtype)
+        s.successes += (f < s.f_last) & (s.f_last < math.inf)
+        s.f_last = f
+        better = f < s.f_best
+        for best, now in ((s.x_best, param), (s.g_best, param.grad), (s.f_best, f)):
+            torch.where(better, now, best, out=best)
+        if s.k in W:
+            steps = s.k - max((w for w in W if w < s.k), default=0)
+            restart = self._follow_sparsity(s) if self.p == 1 else self._halve(s, s.successes < RHO * steps)
+            torch.where(restart, s.x_best, param, out=param)
+            torch.where(restart, s.g_best, param.grad, out=param.grad)
+            s.displacement *= ~restart
+            s.successes = 0.0
         super()._pre_step_transform_(param, optim_group)
-        param.grad.mul_(self._row_memory("share", optim_group, param, 1.0) * (1 if self.p == 1 else 2))
+        param.grad.mul_(s.eta)
 
-    def _halved(self, param: Tensor, group: dict[str, Any], rising: Tensor) -> Tensor:
-        """Halves the steps of the data that do not progress; says which these are, of shape (N, 1, ...)."""
-        lowest, before = (self._row_memory(name, group, param, math.inf) for name in ("lowest", "lowest_before"))
-        share, was_slow = (self._row_memory(name, group, param, 1.0) for name in ("share", "was_slow"))
-        slow = ~rising | ((was_slow == 0) & (lowest >= before))
-        before.copy_(lowest)
-        was_slow.copy_(slow)
-        share.div_(1 + slow.float())
-        return slow
+    def _halve(self, s: State, condition_1: Tensor) -> Tensor:
+        """Halves eta where one of the paper's conditions holds, and says where, of shape (N, 1, ...)."""
+        condition_2 = (s.eta_was_halved == 0) & (s.f_best >= s.f_best_before)
+        halved = condition_1 | condition_2
+        s.eta /= 1 + halved.float()
+        s.eta_was_halved, s.f_best_before = halved, s.f_best
+        return halved
 
-    def _sparser(self, param: Tensor, group: dict[str, Any], rising: Tensor) -> Tensor:
-        """Lets steps follow the number of entries of the best point; says where that fell, of shape (N, 1, ...)."""
-        best, share = self._memory("best", group), self._row_memory("share", group, param, 1.0)
-        before = self._row_memory("entries", group, param, math.prod(param.shape[1:]))
-        count = (best != 0).flatten(1).sum(1).view_as(before)
-        fell = count < FEWER * before
-        share.copy_(torch.where(fell, 1.0, (share / SHORTER).clamp(min=SHORTEST)))
-        before.copy_(count)
-        self._moved(param, group).copy_(count / SHORTER)
-        return fell
+    def _follow_sparsity(self, s: State) -> Tensor:
+        """Adapts eta and the number of moved entries; says where the best point became sparser, (N, 1, ...)."""
+        entries = (s.x_best != 0).flatten(1).sum(1).view_as(s.entries)
+        sparser = entries < L1_SPARSER * s.entries
+        s.eta = torch.where(sparser, 1.0, (s.eta / L1_DIVISOR).clamp(min=L1_SMALLEST_ETA))
+        s.entries, s.moved = entries, entries / L1_DIVISOR
+        return sparser
 
-    def _moved(self, param: Tensor, group: dict[str, Any]) -> Tensor:
-        """Returns how many entries a step moves, of shape (N, 1, ...)."""
-        return self._row_memory("moved", group, param, (1 - group["q"]) * math.prod(param.shape[1:]))
-
-    def _direct_(self, gradient: Tensor, param: Tensor, group: dict[str, Any]) -> None:
-        if self.p != 1:
-            return super()._direct_(gradient, param, group)
-        gradient.mul_(transforms.top_mask(gradient.abs(), self._moved(param, group).clamp(min=1)))
-        transforms.normalize_(gradient.sign_(), 1)
-        return None
+    def _direct_(self, gradient: Tensor, state: State, group: dict[str, Any]) -> None:
+        if self.p == 1:
+            gradient.mul_(transforms.top_mask(gradient.abs(), state.moved.clamp(min=1)))
+            transforms.normalize_(gradient.sign_(), 1)
+        else:
+            super()._direct_(gradient, state, group)

@@ -1,61 +1,49 @@
-"""The optimizer that transforms: before the step of another optimizer its gradients, after it its parameters."""
+"""The base class: transforms gradients before, and parameters after, the step of any torch optimizer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from inspect import signature
-from itertools import islice
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
-from torch.optim.optimizer import ParamsT
 
 from raiopt import checks, transforms
 from raiopt.batching import as_batch
-from raiopt.optim.groups import check_group, seen_as_batch
-from raiopt.optim.inner import InnerOptimizer, built, check_agreement, ready_made
-from raiopt.optim.signatures import completed
+from raiopt.optim.groups import check_ball, check_group, seen_as_batch
+from raiopt.optim.inner import InnerOptimizer, Params, built, check_agreement, ready_made
+from raiopt.optim.signatures import full_signature, handing_on
+from raiopt.optim.state import State, laid_out, seen
+from raiopt.optim.traits import Traits
+from raiopt.optim.wrapper import InnerOwned
 
 
-def _owned_by_inner(name: str) -> Any:
-    """Returns a property that reads and writes the attribute of the inner optimizer, its only owner."""
-
-    def get(self: "ParamTransformingOptimizer") -> Any:
-        return getattr(self.inner_opt, name)
-
-    def put(self: "ParamTransformingOptimizer", value: Any) -> None:
-        setattr(self.inner_opt, name, value)
-
-    return property(get, put)
-
-
-class ParamTransformingOptimizer(Optimizer):
+class ParamTransformingOptimizer(InnerOwned):
     """Changes each parameter's gradient in place, lets any torch optimizer step, then changes the parameter in place.
 
     Subclasses override `_pre_step_transform_` and `_post_step_transform_`, which see a batch of shape (N, d0, ...) and
-    treat each of the N data alone. `param_ndim` decides how a parameter is split into data, so that one class serves
-    perturbations per sample, per row and universal ones.
+    transform each of the N data independently. `param_ndim` decides how a parameter is split into data, so that one
+    class serves perturbations per sample, per row and universal ones.
 
-    A group may hold `lower` and `upper` (at most and at least 0): after each step the parameter is clamped to them.
+    A group may have bounds `lower` <= 0 and `upper` >= 0: after each step the parameter is clamped to them.
     `epsilon`, `lower`, `upper`, `clamp_min` and `clamp_max` may be tensors that broadcast to the parameter's shape;
     `epsilon` is the radius of each datum, so it must be constant within one.
 
     Args:
         params: The parameters, or groups with hyperparameters of their own, as for every torch optimizer. Values in a
             group come before those in `defaults`, and these before keyword arguments.
-        InnerOpt: Makes the update: a class, a `functools.partial` of one, or an optimizer that is ready made, which
-            brings its own parameters.
-        param_ndim: How many trailing dimensions form one datum. A negative number counts the leading dimensions that
-            do not; None makes the whole parameter one datum. See `raiopt.as_batch`.
-        grad_scale: Each gradient is multiplied by this after its transform ...
-        grad_bias: ... and then this is added to it.
+        InnerOpt: The optimizer that makes the update: a class, a `functools.partial` of one, or a ready-made optimizer,
+            which brings its own parameters.
+        param_ndim: The number of trailing dimensions that form one datum. A negative number counts the leading
+            dimensions instead; None makes the whole parameter one datum. See `raiopt.as_batch`.
+        grad_scale: Multiplies each gradient after its transform.
+        grad_bias: Added to each gradient after that.
         defaults: Hyperparameters that the transforms read from the group.
         inner_opt_kwargs: Hyperparameters of `InnerOpt`, such as `lr`.
 
     Global hooks of torch (`register_optimizer_step_pre_hook`) run for the inner optimizer as well: twice a step.
 
-    A gradient transform around AdamW; `param_ndim` has no part in it, for a sign belongs to an entry:
+    A gradient transform around AdamW; `param_ndim` makes no difference to a sign:
 
     >>> class Signed(ParamTransformingOptimizer):
     ...     def _pre_step_transform_(self, param, optim_group):
@@ -87,7 +75,7 @@ class ParamTransformingOptimizer(Optimizer):
     1 [[0.5, 1.0], [1.0, 0.5]]
     2 [[0.05000000074505806, 0.10000000149011612], [1.0, 0.5]]
 
-    One that holds the parameter in a set after each step:
+    One that constrains the parameter after each step:
 
     >>> class WithinOne(ParamTransformingOptimizer):
     ...     def _post_step_transform_(self, param, optim_group):
@@ -100,33 +88,16 @@ class ParamTransformingOptimizer(Optimizer):
     tensor([-1.0000,  0.9000], requires_grad=True)
     """
 
-    #: The p of the ball of radius `epsilon` that the last transform projects onto; None: it projects onto no ball.
-    ball: float | None = None
-    #: Whether an L0 ball counts pixels, with all their channels, instead of entries.
-    pixels: bool = False
-    #: Whether it looks for the smallest perturbation that fools, and so goes on with what is fooled already.
-    smallest: bool = False
-    #: Whether it decides on the size of its steps by itself, so that no schedule should.
-    own_steps: bool = False
-    #: Whether it needs a loss that is 0 where two classes are equally likely.
-    needs_boundary: bool = False
-    #: Whether it moves by the losses alone, so that nobody needs to compute a gradient for it.
-    gradient_free: bool = False
-    #: How many gradients a step asks for beside that which it is given.
-    further_gradients: int = 0
-    #: Whether it takes a gradient of its own in place of that which it is given, and so stands first in a chain.
-    replaces_gradient: bool = False
-    #: How many members of the same class stand before this one in its chain.
-    _twins = 0
-
-    inner_opt: Optimizer
-    param_groups = _owned_by_inner("param_groups")
-    state = _owned_by_inner("state")
-    defaults = _owned_by_inner("defaults")
+    #: What a search must know of the optimizer: declared by the class, or set by `__init__`.
+    traits: Traits = Traits()
+    #: The arguments of `checks.number` for the hyperparameters that a class adds to the groups.
+    _limits: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    #: The position in a chain, so that members of one class keep states of their own.
+    _place = 0
 
     def __init__(
         self,
-        params: ParamsT | None = None,
+        params: Params = None,
         InnerOpt: InnerOptimizer = SGD,
         *,
         param_ndim: int | None = -1,
@@ -149,7 +120,7 @@ class ParamTransformingOptimizer(Optimizer):
                 "combine transforming optimizers by ChainedParamTransformingOptimizer."
             )
         # Not Optimizer.__init__: that would register the parameters a second time. This sets up torch's hooks.
-        super().__setstate__({})
+        Optimizer.__setstate__(self, {})
         self.defaults.update(own)
         for group in self.param_groups:
             for name, value in own.items():
@@ -157,11 +128,12 @@ class ParamTransformingOptimizer(Optimizer):
             self._check_group(group)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Lists, in the signature that tools see, what a subclass hands on to its parent as `**kwargs`."""
+        """Gives a subclass an `__init__` of its own, with the signature that tools see."""
         super().__init_subclass__(**kwargs)
-        if "__init__" in cls.__dict__:
-            shown = completed(signature(cls.__init__), signature(cls.__mro__[1].__init__))
-            cls.__init__.__signature__ = shown  # pyright: ignore[reportFunctionMemberAccess]
+        if "__init__" not in vars(cls):
+            cls.__init__ = handing_on(cls)
+        shown = full_signature(cls, ParamTransformingOptimizer)
+        cls.__init__.__signature__ = shown  # pyright: ignore[reportFunctionMemberAccess]
 
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         """Changes `param.grad` in place, before the inner optimizer steps; does nothing unless overridden.
@@ -175,73 +147,64 @@ class ParamTransformingOptimizer(Optimizer):
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         """Changes `param` in place, after the inner optimizer stepped; does nothing unless overridden."""
 
-    def _memory(self, name: str, optim_group: dict[str, Any]) -> Tensor:
-        """Returns a tensor that outlives the step, for the parameter whose transform is running; zeros at first.
+    def _init_state(self, param: Tensor, optim_group: dict[str, Any]) -> dict[str, Any]:
+        """Returns what a step remembers for the next ones, by name; called once for each parameter.
 
-        It has the shape of the parameter, is viewed as the transform sees that, and stands in `state` under
-        `name.<number of the parameter>`: so it is saved, loaded and copied with the inner optimizer's own state.
-        Members of one chain need names of their own.
+        A tensor of the shape of `param` stays like the parameter, one of shape (N, 1, ...) or a float is one number for
+        each datum, in float32 at least; anything else is a single value. The arguments are those of the transforms.
         """
-        owner = self._parameter(optim_group)
-        state, key = self._kept(name, optim_group)
-        kept = state[key] if key in state else torch.zeros_like(owner)
-        state[key] = kept.to(owner.device, owner.dtype)  # torch casts only what a checkpoint holds under a parameter
-        return as_batch(state[key], optim_group["param_ndim"])
+        return {}
 
-    def _row_memory(self, name: str, optim_group: dict[str, Any], rows: Tensor, fill: float = 0.0) -> Tensor:
-        """Returns a number for each datum that outlives the step, of shape (N, 1, ...); `fill` at first.
+    def _state(self, param: Tensor, optim_group: dict[str, Any]) -> State:
+        """Returns what `_init_state` named, for the parameter whose transform is running: `self._state(...).momentum`.
 
-        Args:
-            name: As in `_memory`.
-            rows: The parameter as the transform sees it. The numbers have its type, float32 at least. Those of one row
-                of the parameter stand in one row of the state, so that they leave the batch with it.
+        It stands in `state` as a dictionary under `ClassName.<number of the parameter>`, so it is saved, loaded and
+        copied with the inner optimizer's state, and the rows of a sample leave with it.
         """
-        state, key = self._kept(name, optim_group)
-        dtype = torch.promote_types(rows.dtype, torch.float32)
-        if key not in state:
-            owner = self._parameter(optim_group)
-            count = min(len(rows), len(owner) if owner.ndim else 1)
-            state[key] = torch.full((count, len(rows) // count), fill, dtype=dtype, device=rows.device)
-        state[key] = state[key].to(rows.device, dtype)
-        return state[key].view(-1, *[1] * (rows.ndim - 1))
+        index, owner = self._find(param, optim_group)
+        key = f"{type(self).__name__}.{index}" + (f".{self._place}" if self._place else "")
+        states: Any = self.state  # by parameter in torch, by a string for what is ours
+        if key not in states:
+            initial = self._init_state(param, optim_group)
+            states[key] = {name: laid_out(value, owner, param) for name, value in initial.items()}
+        return seen(states[key], owner, param, optim_group["param_ndim"])
 
-    def _parameter(self, optim_group: dict[str, Any]) -> Tensor:
-        """Returns the parameter whose transform is running, as it is in its group."""
-        return next(islice(self._each_parameter(), optim_group["index"], None))[1]
-
-    def _turn(self, name: str, optim_group: dict[str, Any]) -> int:
-        """Returns how often it was called with this name before, for the parameter whose transform is running."""
-        state, key = self._kept(name, optim_group)
-        state[key] = state.get(key, -1) + 1
-        return state[key]
-
-    def _kept(self, name: str, optim_group: dict[str, Any]) -> tuple[Any, str]:
-        """Returns the state, and the key in it of what is kept under a name."""
-        return self.state, ".".join([name, str(optim_group["index"]), *[str(self._twins)] * bool(self._twins)])
+    def _find(self, param: Tensor, optim_group: dict[str, Any]) -> tuple[int, Tensor]:
+        """Returns the number of a parameter and the parameter itself, given its view."""
+        place = param.data_ptr()
+        for index, (group, owner) in enumerate(self._each_parameter()):
+            if group is optim_group and owner.data_ptr() == place and owner.numel() == param.numel():
+                return index, owner
+        raise ValueError(f"{type(self).__name__}: a parameter of shape {tuple(param.shape)} is not in its group.")
 
     def _published(self, name: str, optim_group: dict[str, Any], rows: Tensor) -> Tensor:
-        """Returns what the solver tells of each datum for the time of a step, of shape (N, 1, ...).
+        """Returns the losses or the successes that the solver put into the group, of shape (N, 1, ...).
 
         Args:
-            name: "losses", which the step is to make smaller (the gradient is that of their sum), or "fooled".
+            name: "losses", which the step is to decrease (the gradient is that of their sum), or "fooled".
             rows: The parameter as the transform sees it. Where a datum spans several samples, their losses are added,
                 and it is fooled if all of them are; where a sample has several data, they have its values.
 
         Raises:
-            ValueError: If nobody put it into the group.
+            ValueError: If the group has no such values.
         """
-        if name not in optim_group:
-            raise ValueError(
-                f"{type(self).__name__} reads {name!r} (one value a sample) from its group: run it with raiopt.attack "
-                f"or gradient_ascent, or set optimizer.param_groups[0][{name!r}] before each step."
-            )
-        values: Tensor = optim_group[name]
+        values: Tensor = self._read(name, optim_group)
         if len(values) > len(rows):
             parts = values.view(len(rows), -1)
             values = parts.all(1) if values.dtype == torch.bool else parts.sum(1)
         elif len(values) < len(rows):
             values = values.repeat_interleave(len(rows) // len(values))
         return values.view(-1, *[1] * (rows.ndim - 1))
+
+    def _read(self, name: str, optim_group: dict[str, Any]) -> Any:
+        """Returns a value that the solver puts into the group for the time of a step."""
+        if name in optim_group:
+            return optim_group[name]
+        kind = "a function" if name == "gradient" else "one value per sample"
+        raise ValueError(
+            f"{type(self).__name__} reads {name!r} ({kind}) from its group: run it with raiopt.attack or "
+            f"gradient_ascent, or set optimizer.param_groups[0][{name!r}] before each step."
+        )
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raises unless the group's hyperparameters are valid; subclasses add checks of their own.
@@ -250,50 +213,53 @@ class ParamTransformingOptimizer(Optimizer):
         into a group later (bounds, say) may call it again.
         """
         check_group(group)
-        if self.ball is not None:
-            low, remedy = (1, "In an L0 ball it is a number of entries.") if self.ball == 0 else (0, "")
-            checks.number("epsilon", group["epsilon"], low=low, remedy=remedy)
-        for param in group["params"] if self.pixels else []:
-            rows = as_batch(param.detach(), group["param_ndim"])
-            if rows.ndim < 4:
-                raise ValueError(
-                    f"pixels=True needs data (C, H, W), but with param_ndim={group['param_ndim']} a parameter of shape "
-                    f"{tuple(param.shape)} is seen as {tuple(rows.shape)}: one datum would hold no channels."
-                )
+        check_ball(group, self.traits)
+        for cls in reversed(type(self).__mro__):
+            for name, limits in vars(cls).get("_limits", {}).items():
+                checks.number(name, group[name], **limits)
 
     @torch.no_grad()
     def _apply_pre_step_transform_(self) -> None:
         """Applies `_pre_step_transform_`, `grad_scale` and `grad_bias` to each parameter."""
-        for index, (group, param) in enumerate(self._each_parameter()):
-            self._transform_(self._pre_step_transform_, param, group, index)
+        for group, param in self._each_parameter():
+            self._transform_(self._pre_step_transform_, param, group)
             if param.grad is not None:
-                if group["grad_scale"] != 1:
-                    param.grad.mul_(group["grad_scale"])
-                if group["grad_bias"] != 0:
-                    param.grad.add_(group["grad_bias"])
+                scale, bias = group["grad_scale"], group["grad_bias"]
+                if isinstance(scale, Tensor) or scale != 1:
+                    param.grad.mul_(scale)
+                if isinstance(bias, Tensor) or bias != 0:
+                    param.grad.add_(bias)
 
     @torch.no_grad()
     def _apply_post_step_transform_(self) -> None:
         """Applies `_post_step_transform_` to each parameter, then clamps it to the group's `lower` and `upper`."""
-        for index, (group, param) in enumerate(self._each_parameter()):
-            self._transform_(self._post_step_transform_, param, group, index)
+        for group, param in self._each_parameter():
+            self._transform_(self._post_step_transform_, param, group)
             if "lower" in group or "upper" in group:
                 transforms.clamp_(param, group.get("lower"), group.get("upper"))
 
     def _each_parameter(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
         return ((group, param) for group in self.param_groups for param in group["params"])
 
-    def _transform_(self, hook: Callable[..., None], param: Tensor, group: dict[str, Any], index: int) -> None:
-        """Calls the hook with the parameter and its gradient viewed as a batch."""
-        batch, grad, place = as_batch(param, group["param_ndim"]), param.grad, param.data_ptr()
+    def _transform_(self, hook: Callable[..., None], param: Tensor, group: dict[str, Any]) -> None:
+        """Calls the hook with the parameter and its gradient viewed as a batch, unless they have no elements."""
+        if param.numel() == 0:
+            return
+        batch, grad = as_batch(param, group["param_ndim"]), param.grad
+        if grad is not None and grad.layout is not torch.strided:
+            raise TypeError(
+                f"The gradient must be dense, but its layout is {grad.layout}: use sparse=False in the model."
+            )
         if batch is not param:
             grad = batch.grad = None if grad is None else as_batch(grad, group["param_ndim"])
-        with seen_as_batch(group, param, batch, index):
+        tensors = [batch] if grad is None else [batch, grad]
+        places = [x.data_ptr() for x in tensors]
+        with seen_as_batch(group, param, batch):
             hook(param=batch, optim_group=group)
-        if batch.grad is not grad or batch.data_ptr() != place:
+        if batch.grad is not grad or places != [x.data_ptr() for x in tensors]:
             raise ValueError(
-                f"{type(self).__name__}.{hook.__name__} bound a new tensor to the parameter or its gradient, which "
-                "would have no effect: change it in place, as in `param.grad.mul_(2)` or `param.grad[:] = new`."
+                f"{type(self).__name__}.{hook.__name__} bound a new tensor to the parameter or its gradient: change it "
+                "in place, as in `param.grad.mul_(2)` or `param.grad[:] = new`, because a hook may see only views."
             )
 
     def project(self) -> None:
@@ -325,45 +291,3 @@ class ParamTransformingOptimizer(Optimizer):
             loss = closure()
         self._apply_pre_step_transform_()
         return loss
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group; one that fails its check is taken out again."""
-        self.inner_opt.add_param_group(param_group)
-        try:
-            self._check_group(self.param_groups[-1])
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Hands the state to the inner optimizer: the last act of `load_state_dict`.
-
-        A checkpoint of the inner optimizer alone lacks our hyperparameters: groups keep those that they had.
-        """
-        before = self.param_groups
-        self.inner_opt.__setstate__(state)
-        for group, previous in zip(self.param_groups, before, strict=True):
-            for name in self.defaults.keys() & previous.keys():
-                group.setdefault(name, previous[name])
-            self._check_group(group)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Lets copy and pickle rebuild the optimizer around a copy of its inner one; like in torch, without hooks."""
-        kept = {name: value for name, value in self.__dict__.items() if not name.startswith("_optimizer_")}
-        kept.pop("step", None)  # schedulers put a wrapper there that is bound to the original
-        return _rebuilt, (type(self), kept)
-
-    def __repr__(self) -> str:
-        groups = super().__repr__().partition("(")[2]
-        return f"{self._title()} [{type(self.inner_opt).__name__}]({groups}"
-
-    def _title(self) -> str:
-        return type(self).__name__
-
-
-def _rebuilt(cls: type[ParamTransformingOptimizer], attributes: dict[str, Any]) -> ParamTransformingOptimizer:
-    """Returns an optimizer with these attributes and fresh hooks."""
-    optimizer = cls.__new__(cls)
-    optimizer.__dict__.update(attributes)
-    Optimizer.__setstate__(optimizer, {})
-    return optimizer

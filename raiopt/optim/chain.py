@@ -1,14 +1,14 @@
 """Several transforming optimizers in a row, around one inner optimizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
 from torch.optim import SGD, Optimizer
-from torch.optim.optimizer import ParamsT
 
 from raiopt.optim.base import ParamTransformingOptimizer
-from raiopt.optim.inner import InnerOptimizer
+from raiopt.optim.inner import InnerOptimizer, Params
+from raiopt.optim.traits import chained
 
 _OF_THE_CHAIN = ("params", "InnerOpt", "param_ndim", "grad_scale", "grad_bias", "lr")
 
@@ -28,8 +28,8 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
     The members share the groups, so a hyperparameter has one value for all of them.
 
     Args:
-        transforming_optimizers: Classes, or partials that hold the hyperparameters of the member alone. `param_ndim`,
-            `grad_scale`, `grad_bias`, `InnerOpt` and `lr` belong to the chain.
+        transforming_optimizers: Classes, or partials with hyperparameters of the member. `param_ndim`, `grad_scale`,
+            `grad_bias`, `InnerOpt` and `lr` belong to the chain.
         params: The parameters; they may also stand last among the positional arguments.
 
     >>> import torch
@@ -50,7 +50,7 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
     def __init__(
         self,
         *transforming_optimizers: Callable[..., ParamTransformingOptimizer],
-        params: ParamsT | None = None,
+        params: Params = None,
         InnerOpt: InnerOptimizer = SGD,
         **shared: Any,
     ) -> None:
@@ -61,36 +61,41 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         for make in members:
             member = self._member(make)
             self._check_place(member)
-            member._twins = sum(type(other) is type(member) for other in self._chain)
             self._chain += (member,)
+        for place, member in enumerate(self._members()):
+            member._place = place
         moving = [member for member in self._chain if _moves(member)]
-        self.further_gradients = sum(member.further_gradients for member in self._chain)
-        for name in ("smallest", "own_steps", "needs_boundary"):
-            setattr(self, name, any(getattr(member, name) for member in self._chain))
-        self.ball, self.pixels = (moving[-1].ball, moving[-1].pixels) if moving else (None, False)
+        self.traits = chained([member.traits for member in self._chain], [member.traits for member in moving])
 
     def _member(self, make: Callable[..., ParamTransformingOptimizer]) -> ParamTransformingOptimizer:
         """Returns the member, built around the inner optimizer of the chain."""
         if not callable(make):
-            raise TypeError(f"A chain is made of classes and partials of them, not of {make!r}.")
+            raise TypeError(f"A member of a chain must be a class or a partial of one, not {make!r}.")
         if misplaced := [name for name in _OF_THE_CHAIN if name in getattr(make, "keywords", {})]:
-            raise TypeError(f"{misplaced[0]} belongs to the chain as a whole: give it to the chain, not to a member.")
+            raise TypeError(f"{misplaced[0]} belongs to the chain as a whole: pass it to the chain, not to a member.")
         member = make(params=None, InnerOpt=self.inner_opt)
         if not isinstance(member, ParamTransformingOptimizer):
-            raise TypeError(f"A chain is made of transforming optimizers, but {make!r} makes {type(member).__name__}.")
+            raise TypeError(
+                f"A member of a chain must be a transforming optimizer, but {make!r} makes {type(member).__name__}."
+            )
         return member
+
+    def _members(self) -> Iterator[ParamTransformingOptimizer]:
+        """Yields the members, those of chains among them included."""
+        for member in self._chain:
+            yield from member._members() if isinstance(member, ChainedParamTransformingOptimizer) else (member,)
 
     def _check_place(self, member: ParamTransformingOptimizer) -> None:
         name = type(member).__name__
-        if self._chain and member.replaces_gradient:
+        if self._chain and member.traits.replaces_gradient:
             raise ValueError(
-                f"{name} must stand first in a chain: it takes a gradient of its own, so that what "
-                f"{type(self._chain[-1]).__name__} makes of the other one would have no effect."
+                f"{name} must stand first in a chain: it replaces the gradient, so the changes of "
+                f"{type(self._chain[-1]).__name__} before it would have no effect."
             )
-        changed = [type(other).__name__ for other in self._chain if not other.replaces_gradient]
-        if changed and member.further_gradients:
+        changed = [type(other).__name__ for other in self._chain if not other.traits.replaces_gradient]
+        if changed and member.traits.further_gradients:
             raise ValueError(
-                f"{name} compares gradients as they are, so that it must stand before {changed[0]}, which changes them."
+                f"{name} must stand before {changed[0]} in a chain: it compares gradients that are not yet changed."
             )
 
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:

@@ -1,10 +1,11 @@
-"""Frank-Wolfe: each step moves towards the point of the set that is best for the linearised loss.
+"""Frank-Wolfe: each step moves towards the point of the ball that minimises the linearised loss.
 
 Frank and Wolfe 1956; Jaggi 2013, http://proceedings.mlr.press/v28/jaggi13.html.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,22 +15,24 @@ from torch.optim.optimizer import ParamsT
 
 from raiopt import checks, transforms
 from raiopt.optim.base import ParamTransformingOptimizer
+from raiopt.optim.inner import Params
 from raiopt.optim.projections import project_
 from raiopt.optim.signatures import with_defaults
 from raiopt.optim.sparse import L1qNormedGradientOptim
+from raiopt.optim.traits import Traits
 
 
 class FrankWolfe(Optimizer):
-    """Mixes each parameter with the vertex of the set that its gradient stands for: x becomes (1 - a) x - a s grad.
+    """Moves each parameter to x_t+1 = (1 - a) x_t - a s grad: the step of the Frank-Wolfe method.
 
-    The inner optimizer of the classes below, which put the vertex into the gradient. In step t = 0, 1, ... the share
-    a is lr / (lr + t), or `lr` itself. With lr=2 and the schedule, the first step forgets where x was.
+    It is the inner optimizer of the classes below, which replace the gradient by minus the vertex. In step t, from 0,
+    a is lr / (lr + t), or `lr` itself. With lr=2 and the schedule, the first step does not depend on the start.
 
     Args:
         params: The parameters, or groups with hyperparameters of their own.
         lr: At least 0; at most 1 without the schedule.
         lmo_scaling_factor: The s above.
-        use_default_lr_schedule: Whether a falls with the steps.
+        use_default_lr_schedule: Whether a decreases with the steps.
 
     >>> x = torch.tensor([4.0], requires_grad=True)
     >>> optimizer = FrankWolfe([x], lr=0.25, use_default_lr_schedule=False)
@@ -39,16 +42,11 @@ class FrankWolfe(Optimizer):
     tensor([3.2500], requires_grad=True)
     """
 
-    #: Every entry is treated alone: see `raiopt.attacks.rows`.
+    #: Every entry is updated independently: see `raiopt.attacks.rows`.
     elementwise = True
 
     def __init__(
-        self,
-        params: ParamsT,
-        *,
-        lr: float = 2.0,
-        lmo_scaling_factor: float = 1.0,
-        use_default_lr_schedule: bool = True,
+        self, params: ParamsT, *, lr: float = 2.0, lmo_scaling_factor: float = 1.0, use_default_lr_schedule: bool = True
     ) -> None:
         own = {"lr": lr, "lmo_scaling_factor": lmo_scaling_factor, "use_default_lr_schedule": use_default_lr_schedule}
         super().__init__(params, own)
@@ -56,7 +54,11 @@ class FrankWolfe(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group after its hyperparameters were checked."""
         values = {**self.defaults, **param_group}
-        share = "" if values["use_default_lr_schedule"] else "Without use_default_lr_schedule it is the share itself."
+        share = (
+            ""
+            if values["use_default_lr_schedule"]
+            else "With use_default_lr_schedule=False it is the weight of the vertex."
+        )
         checks.number("lr", values["lr"], low=0, high=1 if share else None, remedy=share)
         checks.number("lmo_scaling_factor", values["lmo_scaling_factor"])
         super().add_param_group(param_group)
@@ -82,15 +84,15 @@ class FrankWolfe(Optimizer):
 class _InBall(ParamTransformingOptimizer):
     """Replaces each datum of the gradient by minus the vertex that minimises <vertex, gradient> over ball and box.
 
-    A datum without a gradient stays where it is.
+    A datum whose gradient is zero does not move.
     """
 
-    own_steps = True
+    traits = Traits(sets_own_steps=True)
     _vertex: Callable[..., Tensor]
 
     def __init__(
         self,
-        params: ParamsT | None,
+        params: Params,
         *,
         epsilon: float | Tensor,
         lr: float = 2.0,
@@ -104,36 +106,38 @@ class _InBall(ParamTransformingOptimizer):
         if param.grad is not None:
             box = (optim_group.get(name) for name in ("lower", "upper"))
             # The vertex for minus the gradient, whose sign the inner optimizer turns back.
-            idle = param.grad == 0 if self.ball == math.inf else _is_zero(param.grad)
+            idle = param.grad == 0 if self.traits.ball == math.inf else _is_zero(param.grad)
             type(self)._vertex(param.grad.neg_(), optim_group["epsilon"], *box).neg_()
             param.grad.addcmul_(param, idle.to(param.dtype), value=-1)
 
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
-        assert self.ball is not None  # each subclass names its own
-        project_(param, optim_group, self.ball)
+        project_(param, optim_group, self.traits.ball)
 
 
 def _options(shared: dict[str, Any], **own: Any) -> dict[str, Any]:
-    """Returns all keyword arguments for the parent, once it is clear that no inner optimizer is among them."""
+    """Returns all keyword arguments for the parent; an inner optimizer among them is refused."""
     if "InnerOpt" in shared:
-        raise TypeError("InnerOpt cannot be chosen: Frank-Wolfe makes the step itself, so it is no member of a chain.")
+        raise TypeError(
+            "InnerOpt cannot be chosen: Frank-Wolfe makes the step itself, and so cannot be a member of a chain."
+        )
     return {**shared, **own}
 
 
 def _is_zero(gradient: Tensor) -> Tensor:
-    """Says which data have no gradient, of shape (N, 1, ...): every vertex is as good for them, so they may stay."""
+    """Says which data have a gradient of zero, of shape (N, 1, ...): no vertex is better than another for them."""
     return transforms.norms(gradient, math.inf) == 0
 
 
 class LinfFrankWolfe(_InBall):
-    """Moves each datum towards the corner of the Linf ball, or of ball and box, that is best for its gradient.
+    """Frank-Wolfe in the Linf ball: moves each datum towards the corner that minimises the linearised loss.
 
-    The new point lies between two points of a convex set, so it stays there; a start from outside is projected.
-    `grad_scale` multiplies the corner: leave it at 1.
+    With a box the corner is that of ball and box. The new point lies between two points of a convex set, so it stays
+    inside; a start outside is projected. `grad_scale` multiplies the corner: leave it at 1.
 
     Args:
         epsilon: See `ProjectedParameterOptimizer`.
-        lr: See `FrankWolfe`, as for `use_default_lr_schedule`.
+        lr: See `FrankWolfe`.
+        use_default_lr_schedule: See `FrankWolfe`.
 
     >>> x = torch.zeros(1, 2, requires_grad=True)
     >>> optimizer = LinfFrankWolfe([x], epsilon=0.5)
@@ -143,14 +147,15 @@ class LinfFrankWolfe(_InBall):
     tensor([[-0.5000,  0.5000]], requires_grad=True)
     """
 
-    ball = math.inf
+    traits = replace(_InBall.traits, ball=math.inf)
     _vertex = transforms.support_linf_
 
 
 class L2FrankWolfe(_InBall):
-    """Moves each datum towards the point of the L2 ball, or of ball and box, that is best for its gradient.
+    """Frank-Wolfe in the L2 ball: moves each datum towards the point that minimises the linearised loss.
 
-    Both are exact: see `raiopt.transforms.support_l2_`. The arguments are those of `LinfFrankWolfe`.
+    With a box it is the point of ball and box, exactly: see `raiopt.transforms.support_l2_`. The arguments are those of
+    `LinfFrankWolfe`.
 
     >>> x = torch.zeros(1, 2, requires_grad=True)
     >>> optimizer = L2FrankWolfe([x], epsilon=0.5)
@@ -160,14 +165,14 @@ class L2FrankWolfe(_InBall):
     tensor([[-0.3000,  0.4000]], requires_grad=True)
     """
 
-    ball = 2
+    traits = replace(_InBall.traits, ball=2)
     _vertex = transforms.support_l2_
 
 
 class L1FrankWolfe(_InBall):
-    """Moves each datum towards the vertex of the L1 ball, or of ball and box, that is best for its gradient.
+    """Frank-Wolfe in the L1 ball: moves each datum towards the vertex that minimises the linearised loss.
 
-    In the ball that is its largest entry; in the box the largest entries are filled up to their bounds until epsilon is
+    Without a box only its largest entry is nonzero; with one the largest entries move to their bounds until epsilon is
     used up. The arguments are those of `LinfFrankWolfe`.
 
     >>> x = torch.zeros(1, 2, requires_grad=True)
@@ -178,17 +183,19 @@ class L1FrankWolfe(_InBall):
     tensor([[0.0000, 0.5000]], requires_grad=True)
     """
 
-    ball = 1
+    traits = replace(_InBall.traits, ball=1)
     _vertex = transforms.support_l1_
 
 
 class L1qFrankWolfe(L1qNormedGradientOptim):
-    """Moves each datum towards the mean of the L1 ball's vertices for the largest entries of its gradient.
+    """Frank-Wolfe in the L1 ball towards the mean of the vertices of the gradient's largest entries.
 
-    Best over the ball alone, not over its part within a box: with one, the step is projected onto ball and box.
+    The vertices are those of the whole ball: with a box, the step is projected onto ball and box.
 
     Args:
-        epsilon: See `LinfFrankWolfe`, as for `lr` and `use_default_lr_schedule`.
+        epsilon: See `LinfFrankWolfe`.
+        lr: See `FrankWolfe`.
+        use_default_lr_schedule: See `FrankWolfe`.
         q: See `TopQGradientOptimizer`.
 
     >>> x = torch.zeros(1, 4, requires_grad=True)
@@ -199,12 +206,11 @@ class L1qFrankWolfe(L1qNormedGradientOptim):
     tensor([[ 0.0000, -0.5000,  0.5000,  0.0000]], requires_grad=True)
     """
 
-    ball = 1
-    own_steps = True
+    traits = replace(_InBall.traits, ball=1)
 
     def __init__(
         self,
-        params: ParamsT | None,
+        params: Params,
         *,
         epsilon: float | Tensor,
         q: float,

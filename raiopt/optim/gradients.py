@@ -1,15 +1,14 @@
-"""Optimizers that change the gradient alone: its sign, its norm, its bounds."""
+"""Optimizers that change only the gradient: its sign, its norm, its bounds."""
 
 import math
 from typing import Any
 
 from torch import Tensor
 from torch.optim import SGD
-from torch.optim.optimizer import ParamsT
 
 from raiopt import checks, transforms
 from raiopt.optim.base import ParamTransformingOptimizer
-from raiopt.optim.inner import InnerOptimizer
+from raiopt.optim.inner import InnerOptimizer, Params
 from raiopt.optim.signatures import with_defaults
 
 
@@ -27,7 +26,7 @@ class SignedGradientOptim(ParamTransformingOptimizer):
     (tensor([-1.,  1.]), tensor([-0.5000,  0.5000], requires_grad=True))
     """
 
-    def __init__(self, params: ParamsT | None, InnerOpt: InnerOptimizer = SGD, **shared: Any) -> None:
+    def __init__(self, params: Params, InnerOpt: InnerOptimizer = SGD, **shared: Any) -> None:
         super().__init__(params, InnerOpt, **shared)
 
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
@@ -41,12 +40,7 @@ class _NormedGradientOptim(ParamTransformingOptimizer):
     p: float
 
     def __init__(
-        self,
-        params: ParamsT | None,
-        InnerOpt: InnerOptimizer = SGD,
-        *,
-        div_by_zero_eps: float | None = None,
-        **shared: Any,
+        self, params: Params, InnerOpt: InnerOptimizer = SGD, *, div_by_zero_eps: float | None = None, **shared: Any
     ) -> None:
         if div_by_zero_eps is not None:
             checks.number("div_by_zero_eps", div_by_zero_eps, low=0)
@@ -127,20 +121,20 @@ class LpNormedGradientOptim(_NormedGradientOptim):
     tensor([[0.5000, 0.5000]])
     """
 
-    def __init__(self, params: ParamsT | None, InnerOpt: InnerOptimizer = SGD, *, p: float, **shared: Any) -> None:
+    def __init__(self, params: Params, InnerOpt: InnerOptimizer = SGD, *, p: float, **shared: Any) -> None:
         self.p = transforms.check_order(p)
         super().__init__(params, InnerOpt, **shared)
 
 
 class SteepestGradientOptim(ParamTransformingOptimizer):
-    """Replaces each datum of the gradient by the direction of Lp norm 1 along which the loss changes most.
+    """Replaces each datum of the gradient by the direction of Lp norm 1 in which the loss changes most.
 
-    That is the sign for p=inf, the gradient divided by its norm for p=2, its largest entry alone (shared among equal
-    ones) for p=1, and what the dual norm asks for otherwise: Boyd and Vandenberghe 2004, section 9.4,
+    That is the sign for p=inf, the gradient divided by its norm for p=2, only its largest entry (equal ones share the
+    norm) for p=1, and the dual direction otherwise: Boyd and Vandenberghe 2004, section 9.4,
     https://web.stanford.edu/~boyd/cvxbook/.
 
     Args:
-        p: Of the norm in which the step has the length `lr`; at least 1, infinity included.
+        p: The norm in which the step has the length `lr`; at least 1, infinity included.
 
     >>> import torch
     >>> x = torch.zeros(1, 3, requires_grad=True)
@@ -151,7 +145,7 @@ class SteepestGradientOptim(ParamTransformingOptimizer):
     tensor([[0., 1., 0.]], requires_grad=True)
     """
 
-    def __init__(self, params: ParamsT | None, InnerOpt: InnerOptimizer = SGD, *, p: float, **shared: Any) -> None:
+    def __init__(self, params: Params, InnerOpt: InnerOptimizer = SGD, *, p: float, **shared: Any) -> None:
         self.p = transforms.check_order(p)
         super().__init__(params, InnerOpt, **shared)
 
@@ -161,7 +155,7 @@ class SteepestGradientOptim(ParamTransformingOptimizer):
 
 
 class ClampingOptimizer(ParamTransformingOptimizer):
-    """Holds `clamp_min` and `clamp_max`; subclasses say what is clamped to them.
+    """Base of the optimizers that clamp the gradient or the parameter to `clamp_min` and `clamp_max`.
 
     Args:
         clamp_min: The lower bound: a number, or a tensor that broadcasts to the parameter's shape. None: no bound; at
@@ -171,7 +165,7 @@ class ClampingOptimizer(ParamTransformingOptimizer):
 
     def __init__(
         self,
-        params: ParamsT | None,
+        params: Params,
         InnerOpt: InnerOptimizer = SGD,
         *,
         clamp_min: float | Tensor | None = None,

@@ -1,4 +1,4 @@
-"""Hyperparameters of a parameter group: what they may be, and how a transform sees them."""
+"""Hyperparameters of a parameter group: their checks, and the shapes in which transforms see them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,16 +8,16 @@ from torch import Tensor
 
 from raiopt import checks
 from raiopt.batching import as_batch, merged_dims
+from raiopt.optim.traits import Traits
 
 _BOUNDS = ("lower", "upper", "clamp_min", "clamp_max")
 
 
 def check_group(group: dict[str, Any]) -> None:
-    """Raises unless the values that every optimizer understands fit together and fit the group's parameters."""
+    """Raises unless the hyperparameters of all optimizers are valid and fit the group's parameters."""
     for name in ("grad_scale", "grad_bias"):
         checks.number(name, group[name])
-    if "lr" in group:
-        checks.number("lr", group["lr"], low=0)
+    check_lr(group.get("lr"))
     radius, bounds = group.get("epsilon"), {name: group[name] for name in _BOUNDS if group.get(name) is not None}
     if radius is not None:
         checks.number("epsilon", radius, low=0)
@@ -26,7 +26,7 @@ def check_group(group: dict[str, Any]) -> None:
         checks.number(name, bound, low=low, high=high)
     for param in group["params"]:
         rows = as_batch(param.detach(), group["param_ndim"])
-        tensors = {"epsilon": radius, **bounds}
+        tensors = {"epsilon": radius, **bounds, **{name: group[name] for name in ("grad_scale", "grad_bias")}}
         full = {name: _full(name, value, param, rows) for name, value in tensors.items() if isinstance(value, Tensor)}
         if "epsilon" in full and not _known(full["epsilon"] == full["epsilon"][:, :1]):
             raise ValueError(
@@ -36,6 +36,26 @@ def check_group(group: dict[str, Any]) -> None:
         low, high = (full.get(name, bounds.get(name)) for name in ("clamp_min", "clamp_max"))
         if low is not None and high is not None and not _known(low <= high):
             raise ValueError(f"clamp_min={low} is above clamp_max={high}.")
+
+
+def check_ball(group: dict[str, Any], traits: Traits) -> None:
+    """Raises unless the radius, and the shape of the data, fit the ball that the traits name."""
+    if traits.ball is not None:
+        low, remedy = (1, "In an L0 ball it is a number of entries.") if traits.ball == 0 else (0, "")
+        checks.number("epsilon", group["epsilon"], low=low, remedy=remedy)
+    for param in group["params"] if traits.pixels else []:
+        rows = as_batch(param.detach(), group["param_ndim"])
+        if rows.ndim < 4:
+            raise ValueError(
+                f"pixels=True needs data (C, H, W), but with param_ndim={group['param_ndim']} a parameter of shape "
+                f"{tuple(param.shape)} is seen as {tuple(rows.shape)}: one datum would hold no channels."
+            )
+
+
+def check_lr(lr: Any) -> None:
+    """Raises unless it is a learning rate; None and functions are left to the inner optimizer."""
+    if lr is not None and not callable(lr):
+        checks.number("lr", lr, low=0)
 
 
 def _full(name: str, value: Tensor, param: Tensor, rows: Tensor) -> Tensor:
@@ -50,20 +70,18 @@ def _full(name: str, value: Tensor, param: Tensor, rows: Tensor) -> Tensor:
 
 
 def _known(truth: bool | Tensor) -> bool:
-    """Returns whether all entries are true, taking for granted what a tensor without values cannot say."""
+    """Says whether all entries are true; a tensor without values counts as true."""
     return truth if isinstance(truth, bool) else truth.device.type == "meta" or bool(truth.all())
 
 
 @contextmanager
-def seen_as_batch(group: dict[str, Any], param: Tensor, batch: Tensor, index: int) -> Iterator[None]:
-    """Lets the group, for the time of one transform, hold its tensors in the form that broadcasts to `batch`.
+def seen_as_batch(group: dict[str, Any], param: Tensor, batch: Tensor) -> Iterator[None]:
+    """Lets the group hold its tensors in the form that broadcasts to `batch`, while one transform runs.
 
-    `epsilon` becomes (N, 1, ...), bounds take the shape of `batch`: views where the memory layout allows it. The number
-    of the parameter stands there as `index`.
+    `epsilon` becomes (N, 1, ...), bounds take the shape of `batch`: views where the memory layout allows it.
     """
     kept = {name: group[name] for name in ("epsilon", *_BOUNDS) if isinstance(group.get(name), Tensor)}
-    merged = merged_dims(param.shape, group["param_ndim"]) if kept else 0
-    group["index"] = index
+    merged = min(merged_dims(param.shape, group["param_ndim"]), param.ndim) if kept else 0
     try:
         for name, value in kept.items():
             full = value.expand(param.shape)
@@ -74,5 +92,4 @@ def seen_as_batch(group: dict[str, Any], param: Tensor, batch: Tensor, index: in
                 group[name] = full.reshape(batch.shape)
         yield
     finally:
-        del group["index"]
         group.update(kept)

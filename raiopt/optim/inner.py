@@ -1,4 +1,4 @@
-"""The inner optimizer, which owns parameters, groups and state: how it is built, or taken ready made."""
+"""The inner optimizer, which owns parameters, groups and state: built here, or ready made."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,13 +9,16 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from raiopt import checks
+from raiopt.optim.groups import check_lr
 
+#: Parameters or groups of them; None if the inner optimizer brings its own.
+Params = ParamsT | None
 #: A class, a partial of one, or an optimizer that exists already.
 InnerOptimizer = Optimizer | Callable[..., Optimizer]
 
 
-def built(InnerOpt: Any, params: ParamsT | None, own: dict[str, Any], kwargs: dict[str, Any]) -> Optimizer:
-    """Returns a new inner optimizer, whose groups hold our hyperparameters beside its own."""
+def built(InnerOpt: Any, params: Params, own: dict[str, Any], kwargs: dict[str, Any]) -> Optimizer:
+    """Returns a new inner optimizer, whose groups hold our hyperparameters in addition to its own."""
     if not callable(InnerOpt):
         raise TypeError(
             f"InnerOpt={InnerOpt!r} must be an optimizer class, a partial of one or a ready-made optimizer: "
@@ -23,22 +26,26 @@ def built(InnerOpt: Any, params: ParamsT | None, own: dict[str, Any], kwargs: di
         )
     if params is None:
         raise TypeError("params=None must be the parameters to optimize, unless InnerOpt is a ready-made optimizer.")
-    if "lr" in kwargs:
-        checks.number("lr", kwargs["lr"], low=0)
+    check_lr(lr := kwargs.get("lr"))
     groups = params
     if not isinstance(params, Tensor):  # a bare tensor is refused by torch
         groups = list(params)
         if groups and not isinstance(groups[0], dict):
             groups = [{"params": groups}]
         groups = [{**own, **group} for group in groups]  # pyright: ignore[reportGeneralTypeIssues]
-    inner = InnerOpt(groups, **kwargs)
+    try:
+        inner = InnerOpt(groups, **kwargs)
+    except TypeError as error:
+        if "lr" in kwargs and (lr is None or callable(lr)):
+            raise TypeError(f"lr={lr!r} must be a number: InnerOpt={InnerOpt!r} takes nothing else.") from error
+        raise
     if not isinstance(inner, Optimizer):
         raise TypeError(f"InnerOpt={InnerOpt!r} must make a torch optimizer, but makes {type(inner).__name__}.")
     return _differentiable_refused(inner)
 
 
-def ready_made(inner: Optimizer, params: ParamsT | None, kwargs: dict[str, Any]) -> Optimizer:
-    """Returns the inner optimizer if no argument was given that could not reach it any more."""
+def ready_made(inner: Optimizer, params: Params, kwargs: dict[str, Any]) -> Optimizer:
+    """Returns a ready-made inner optimizer, unless arguments were given that it would ignore."""
     if kwargs:
         raise TypeError(
             f"{', '.join(kwargs)} would have no effect: InnerOpt is a ready-made {type(inner).__name__}. "
@@ -51,31 +58,31 @@ def ready_made(inner: Optimizer, params: ParamsT | None, kwargs: dict[str, Any])
 
 
 def _differentiable_refused(inner: Optimizer) -> Optimizer:
-    """Returns the inner optimizer unless its step is meant to be differentiated."""
+    """Returns the inner optimizer, unless its steps are part of the autograd graph."""
     if inner.defaults.get("differentiable"):
-        raise ValueError("differentiable=True must not be set: the transforms are no part of the autograd graph.")
+        raise ValueError("differentiable=True must not be set: the transforms are not part of the autograd graph.")
     return inner
 
 
 def check_agreement(inner: Optimizer, own: dict[str, Any]) -> None:
-    """Raises if an optimizer around the same inner one set a hyperparameter to another value: only one could hold."""
+    """Raises if a hyperparameter has another value already, set by an optimizer around the same inner one."""
     for name in own.keys() & inner.defaults.keys():
         old, new = inner.defaults[name], own[name]
         if not _same(old, new):
             raise ValueError(
-                f"{name}={new!r} would have no effect: optimizers around one {type(inner).__name__}, such as the "
-                f"members of a chain, share their hyperparameters, and {name}={old!r} is set already."
+                f"{name}={new!r} would have no effect: {name}={old!r} is set already, and optimizers around one "
+                f"{type(inner).__name__}, such as the members of a chain, share their hyperparameters."
             )
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Returns whether two values of a hyperparameter are equal, of which each may be a tensor."""
+    """Says whether two values of a hyperparameter, numbers or tensors, are equal."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
     return a == b
 
 
 def _named_like(word: Any) -> str:
-    """Returns the optimizer of torch whose name is most like the word."""
+    """Returns the optimizer of torch with the most similar name."""
     names = {name.lower(): name for name in vars(torch.optim) if isinstance(getattr(torch.optim, name), type)}
     return f"torch.optim.{names[(checks.near(str(word).lower(), names) or ['adam'])[0]]}"

@@ -1,26 +1,28 @@
-"""Optimizers whose gradient remembers earlier steps, or looks at points around the parameter.
+"""Optimizers that combine gradients of earlier steps, or of points around the parameter.
 
-As members of a chain they are the attacks that were made to transfer from one model to another.
+As members of a chain they form the attacks that were designed to transfer between models.
 """
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.optim import SGD
-from torch.optim.optimizer import ParamsT
 
-from raiopt import checks, sampling
+from raiopt import sampling
 from raiopt.optim.base import ParamTransformingOptimizer
-from raiopt.optim.inner import InnerOptimizer
+from raiopt.optim.inner import InnerOptimizer, Params
 from raiopt.optim.signatures import with_defaults
+from raiopt.optim.traits import Traits
 
 
 class MomentumGradientOptim(ParamTransformingOptimizer):
-    """Replaces the gradient by the sum of all so far, each step's predecessors multiplied by `mu`.
+    """Replaces the gradient by the sum of all gradients so far, where `mu` discounts older ones in each step.
 
-    In a chain it sums what the members before it made of the gradient, and those after it see the sum: with
-    L1-normed before it and the sign after it, this is MI-FGSM (Dong et al. 2018, https://arxiv.org/abs/1710.06081).
-    The sum is part of the state that checkpoints hold, as `momentum.<number of the parameter>`.
+    In a chain it sums the gradients as the members before it changed them: with L1-normed before it and the sign after
+    it, this is MI-FGSM (Dong et al. 2018, https://arxiv.org/abs/1710.06081).
+    Checkpoints hold the sum: `optimizer.state["MomentumGradientOptim.0"]["momentum"]` for the first parameter.
 
     Args:
         mu: At least 0; 1 in the paper.
@@ -35,38 +37,36 @@ class MomentumGradientOptim(ParamTransformingOptimizer):
     tensor([[1., 2.]])
     """
 
-    def __init__(
-        self, params: ParamsT | None, InnerOpt: InnerOptimizer = SGD, *, mu: float = 1.0, **shared: Any
-    ) -> None:
+    _limits: ClassVar = {"mu": {"low": 0}}
+
+    def __init__(self, params: Params, InnerOpt: InnerOptimizer = SGD, *, mu: float = 1.0, **shared: Any) -> None:
         super().__init__(params, InnerOpt, **with_defaults(shared, mu=mu))
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        checks.number("mu", group["mu"], low=0)
+    def _init_state(self, param: Tensor, optim_group: dict[str, Any]) -> dict[str, Any]:
+        return {"momentum": torch.zeros_like(param)}
 
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         if param.grad is None:
             return
-        total = self._memory("momentum", optim_group)
-        param.grad.add_(total, alpha=optim_group["mu"])
-        total.copy_(param.grad)
+        state = self._state(param, optim_group)
+        state.momentum = param.grad.add_(state.momentum, alpha=optim_group["mu"])
 
 
 class LookaheadGradientOptim(ParamTransformingOptimizer):
-    """Replaces the gradient by that at the point where the last move, taken once more `mu` times, would lead.
+    """Replaces the gradient by the gradient at a look-ahead point: x_k + mu (x_k - x_k-1).
 
-    For a parameter x that is x + mu (x - x before the last step); the first step takes the gradient as it is. Followed
-    by `MomentumGradientOptim` this is Nesterov's method; followed by L1-normed, momentum and sign it is NI-FGSM (Lin et
-    al. 2020, https://arxiv.org/abs/1908.06281). The paper looks along the sum of gradients, whose length has nothing to
-    do with that of a step; the last move is as long as the step, and it knows ball and box.
+    The first step uses the gradient as it is. Followed by `MomentumGradientOptim` this is Nesterov's method; followed
+    by L1-normed, momentum and sign it is NI-FGSM (Lin et al. 2020, https://arxiv.org/abs/1908.06281). The paper looks
+    ahead along the sum of gradients, whose length is unrelated to the step size; the last displacement has the length
+    of a step and respects ball and box.
 
-    It stands first in a chain, before `MomentumGradientOptim`, whose `mu` it shares. Each step needs a second gradient,
-    which it asks for by the group's `gradient`: see `raiopt.perturbations.solver.published`.
+    It must stand first in a chain, before `MomentumGradientOptim`, whose `mu` it shares. Each step needs a second
+    gradient, for which it calls the group's `gradient`: see `raiopt.attacks.search.published`.
 
     Args:
         mu: At least 0; 1 in the paper.
 
-    For half of x squared the gradient is where it is taken, at first 1, then at 0.9 - 0.1:
+    The gradient of x^2 / 2 is x: first 1, then 0.8 at the look-ahead point 0.9 - 0.1:
 
     >>> import torch
     >>> x = torch.ones(1, 1, requires_grad=True)
@@ -79,40 +79,39 @@ class LookaheadGradientOptim(ParamTransformingOptimizer):
     tensor([[0.8000]])
     """
 
-    replaces_gradient = True
-    further_gradients = 1
+    traits = Traits(further_gradients=1, replaces_gradient=True)
 
-    def __init__(
-        self, params: ParamsT | None, InnerOpt: InnerOptimizer = SGD, *, mu: float = 1.0, **shared: Any
-    ) -> None:
+    _limits: ClassVar = {"mu": {"low": 0}}
+
+    def __init__(self, params: Params, InnerOpt: InnerOptimizer = SGD, *, mu: float = 1.0, **shared: Any) -> None:
         super().__init__(params, InnerOpt, **with_defaults(shared, mu=mu))
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        checks.number("mu", group["mu"], low=0)
+    def _init_state(self, param: Tensor, optim_group: dict[str, Any]) -> dict[str, Any]:
+        return {"k": 0, "last": torch.zeros_like(param)}
 
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         if param.grad is None:
             return
-        here, before = param.clone(), self._memory("lookahead", optim_group)
-        if self._turn("lookahead.turn", optim_group) > 0:
-            param.add_(param - before, alpha=optim_group["mu"])
-            param.grad.copy_(_gradient(self, param, optim_group))
+        here, state = param.clone(), self._state(param, optim_group)
+        if state.k > 0:
+            param.add_(param - state.last, alpha=optim_group["mu"])
+            param.grad.copy_(self._read("gradient", optim_group)().reshape(param.shape))
             param.copy_(here)
-        before.copy_(here)
+        state.last = here
+        state.k += 1
 
 
 class VarianceTunedGradientOptim(ParamTransformingOptimizer):
-    """Adds to the gradient by how much, one step ago, those of the parameter's neighbours differed from its own.
+    """Adds the gradient variance of the previous step: mean gradient of random neighbours minus the gradient.
 
-    The difference is that of the mean over `neighbors` points, drawn uniformly within `beta * epsilon` of each entry.
+    The mean is taken over `neighbors` points, drawn uniformly within `beta * epsilon` of each entry.
     Before L1-normed, momentum and sign it makes the chain VMI-FGSM (Wang and He 2021,
     https://arxiv.org/abs/2103.15571), with `LookaheadGradientOptim` before it VNI-FGSM. Each step needs `neighbors`
-    more gradients, which it asks for by the group's `gradient`: see `raiopt.perturbations.solver.published`.
+    more gradients, for which it calls the group's `gradient`: see `raiopt.attacks.search.published`.
 
     Args:
-        epsilon: The radius of the ball that the chain projects onto. That of an Linf ball is meant: for another, choose
-            `beta` so that the product is a change of one entry.
+        epsilon: The radius of the Linf ball that the chain projects onto. For another ball choose `beta` so that
+            `beta * epsilon` is a change of one entry.
         beta: At least 0; 1.5 in the paper.
         neighbors: At least 1; 20 in the paper.
 
@@ -130,9 +129,11 @@ class VarianceTunedGradientOptim(ParamTransformingOptimizer):
     tensor([[0.5000]])
     """
 
+    _limits: ClassVar = {"beta": {"low": 0}, "neighbors": {"low": 1, "integer": True}}
+
     def __init__(
         self,
-        params: ParamsT | None,
+        params: Params,
         InnerOpt: InnerOptimizer = SGD,
         *,
         epsilon: float | Tensor,
@@ -141,33 +142,21 @@ class VarianceTunedGradientOptim(ParamTransformingOptimizer):
         **shared: Any,
     ) -> None:
         super().__init__(params, InnerOpt, **with_defaults(shared, epsilon=epsilon, beta=beta, neighbors=neighbors))
-        self.further_gradients = neighbors
+        self.traits = replace(self.traits, further_gradients=neighbors)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        checks.number("beta", group["beta"], low=0)
-        checks.number("neighbors", group["neighbors"], low=1, integer=True)
+    def _init_state(self, param: Tensor, optim_group: dict[str, Any]) -> dict[str, Any]:
+        return {"variance": torch.zeros_like(param)}
 
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         if param.grad is None:
             return
-        here, variance = param.clone(), self._memory("variance", optim_group)
+        here, state = param.clone(), self._state(param, optim_group)
         count, radius = optim_group["neighbors"], optim_group["beta"] * optim_group["epsilon"]
         around = -param.grad
         for _ in range(count):
             drawn = sampling.uniform_rows(param, param.shape[1:], optim_group.get("generators"))
             param.copy_(here + (2 * drawn - 1) * radius)
-            around.add_(_gradient(self, param, optim_group), alpha=1 / count)
+            around.add_(self._read("gradient", optim_group)().reshape(param.shape), alpha=1 / count)
         param.copy_(here)
-        param.grad.add_(variance)
-        variance.copy_(around)
-
-
-def _gradient(asking: ParamTransformingOptimizer, param: Tensor, optim_group: dict[str, Any]) -> Tensor:
-    """Returns the gradient of the same losses at the parameter's present value, seen as a batch like it."""
-    if "gradient" not in optim_group:
-        raise ValueError(
-            f"{type(asking).__name__} reads 'gradient' (a function) from its group: run it with raiopt.attack or "
-            "gradient_ascent, or set optimizer.param_groups[0]['gradient'] before each step."
-        )
-    return optim_group["gradient"]().reshape(param.shape)
+        param.grad.add_(state.variance)
+        state.variance = around

@@ -1,43 +1,43 @@
-"""Optimizers that hold the parameter in a set: a ball of radius `epsilon`, or bounds."""
+"""Optimizers that constrain the parameter: to a ball of radius `epsilon`, or to bounds."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from torch.optim import SGD
-from torch.optim.optimizer import ParamsT
 
 from raiopt import checks, transforms
 from raiopt.optim.base import ParamTransformingOptimizer
 from raiopt.optim.gradients import ClampingOptimizer, L2NormedGradientOptim, SignedGradientOptim
-from raiopt.optim.inner import InnerOptimizer
+from raiopt.optim.inner import InnerOptimizer, Params
 from raiopt.optim.signatures import with_defaults
 from raiopt.optim.sparse import L1qNormedGradientOptim
+from raiopt.optim.traits import Traits
 
 
-def project_(param: Tensor, group: dict[str, Any], p: float, **options: Any) -> None:
+def project_(param: Tensor, group: dict[str, Any], p: float | None, **options: Any) -> None:
     """Moves each datum to the nearest point of the group's ball of the p-norm within the group's box."""
     project = {
         0: transforms.project_l0_,
         1: transforms.project_l1_,
         2: transforms.project_l2_,
         math.inf: transforms.project_linf_,
-    }[p]
-    box = (None, None) if math.isinf(p) else (group.get("lower"), group.get("upper"))  # for Linf the clamp in base.py
+    }[p]  # pyright: ignore[reportArgumentType]
+    box = (None, None) if p == math.inf else (group.get("lower"), group.get("upper"))  # for Linf the clamp in base.py
     project(param, group["epsilon"], *box, **options)
 
 
 class ProjectedParameterOptimizer(ParamTransformingOptimizer):
-    """Projects each datum onto the Lp ball after the inner optimizer stepped, and leaves the gradient alone.
+    """Projects each datum onto the Lp ball after the inner optimizer stepped; the gradient is not changed.
 
-    If the group has `lower` and `upper`, it moves to the nearest point that lies in the ball and between them.
+    If the group has `lower` and `upper`, the projection is onto the part of the ball within these bounds.
 
     Args:
-        p: 0, 1, 2 or infinity. The L0 ball holds what has at most `epsilon` entries that are not zero.
+        p: 0, 1, 2 or infinity. Points of the L0 ball have at most `epsilon` nonzero entries.
         epsilon: The radius of the ball of each datum: with `param_ndim=1` each row of pixels has its own ball, with
             None the whole parameter has one. A number, or a tensor that broadcasts to the parameter's shape.
-        pixels: For p=0: count positions instead of entries, each with all its channels: see
-            `raiopt.transforms.project_l0_`.
+        pixels: For p=0: count pixels, with all their channels, instead of entries: see `raiopt.transforms.project_l0_`.
 
     >>> import torch
     >>> x = torch.zeros(1, 2, requires_grad=True)
@@ -50,7 +50,7 @@ class ProjectedParameterOptimizer(ParamTransformingOptimizer):
 
     def __init__(
         self,
-        params: ParamsT | None,
+        params: Params,
         InnerOpt: InnerOptimizer = SGD,
         *,
         p: float,
@@ -58,18 +58,18 @@ class ProjectedParameterOptimizer(ParamTransformingOptimizer):
         pixels: bool = False,
         **shared: Any,
     ) -> None:
-        self.p = self.ball = checks.choice("p", p, (0, 1, 2, math.inf))
+        self.p = checks.choice("p", p, (0, 1, 2, math.inf))
         if pixels and p != 0:
-            raise ValueError(f"pixels=True would have no effect with p={p}: only the L0 ball counts.")
-        self.pixels = pixels
+            raise ValueError(f"pixels=True would have no effect with p={p}: only an L0 ball has a number of pixels.")
+        self.traits = Traits(ball=p, pixels=pixels)
         super().__init__(params, InnerOpt, **with_defaults(shared, epsilon=epsilon))
 
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
-        project_(param, optim_group, self.p, **({"pixels": True} if self.pixels else {}))
+        project_(param, optim_group, self.p, **({"pixels": True} if self.traits.pixels else {}))
 
 
 class LinfProjectedOptim(SignedGradientOptim):
-    """Replaces the gradient by its sign, and after the step projects each datum onto the Linf ball.
+    """Replaces the gradient by its sign and projects each datum onto the Linf ball after the step.
 
     The projected gradient descent of Madry et al. 2018, https://arxiv.org/abs/1706.06083.
     `epsilon` and the box are those of `ProjectedParameterOptimizer`.
@@ -83,10 +83,11 @@ class LinfProjectedOptim(SignedGradientOptim):
     tensor([[ 0.3000, -0.3000]], requires_grad=True)
     """
 
-    ball = p = math.inf
+    p = math.inf
+    traits = Traits(ball=math.inf)
 
     def __init__(
-        self, params: ParamsT | None, InnerOpt: InnerOptimizer = SGD, *, epsilon: float | Tensor, **shared: Any
+        self, params: Params, InnerOpt: InnerOptimizer = SGD, *, epsilon: float | Tensor, **shared: Any
     ) -> None:
         super().__init__(params, InnerOpt, **with_defaults(shared, epsilon=epsilon))
 
@@ -95,7 +96,7 @@ class LinfProjectedOptim(SignedGradientOptim):
 
 
 class L2ProjectedOptim(L2NormedGradientOptim):
-    """Divides each datum of the gradient by its L2 norm, and after the step projects the datum onto the L2 ball.
+    """Divides each datum of the gradient by its L2 norm and projects the datum onto the L2 ball after the step.
 
     The projected gradient descent of Madry et al. 2018, https://arxiv.org/abs/1706.06083, in the L2 norm.
     `epsilon` and the box are those of `ProjectedParameterOptimizer`.
@@ -110,10 +111,10 @@ class L2ProjectedOptim(L2NormedGradientOptim):
             [ 0.0000, -0.5000]], requires_grad=True)
     """
 
-    ball = 2
+    traits = Traits(ball=2)
 
     def __init__(
-        self, params: ParamsT | None, InnerOpt: InnerOptimizer = SGD, *, epsilon: float | Tensor, **shared: Any
+        self, params: Params, InnerOpt: InnerOptimizer = SGD, *, epsilon: float | Tensor, **shared: Any
     ) -> None:
         super().__init__(params, InnerOpt, **with_defaults(shared, epsilon=epsilon))
 
@@ -125,8 +126,8 @@ class L1ProjectedOptim(L1qNormedGradientOptim):
     """Steps along the sign of the gradient's largest entries, then projects each datum onto the L1 ball.
 
     The step is that of `L1qNormedGradientOptim`, the projection is the nearest point of ball and box (Croce and Hein
-    2021, https://arxiv.org/abs/2103.01208), `epsilon` and the box are those of `ProjectedParameterOptimizer`. With one
-    fixed q all kept entries move alike; `dq` lets the larger ones move more.
+    2021, https://arxiv.org/abs/2103.01208), `epsilon` and the box are those of `ProjectedParameterOptimizer`. With a
+    fixed q all kept entries move by the same amount; with `dq` the larger ones move more.
 
     >>> import torch
     >>> x = torch.zeros(1, 4, requires_grad=True)
@@ -137,16 +138,11 @@ class L1ProjectedOptim(L1qNormedGradientOptim):
     tensor([[ 0.0000, -0.2500,  0.2500,  0.0000]], requires_grad=True)
     """
 
-    ball = p = 1
+    p = 1
+    traits = Traits(ball=1)
 
     def __init__(
-        self,
-        params: ParamsT | None,
-        InnerOpt: InnerOptimizer = SGD,
-        *,
-        epsilon: float | Tensor,
-        q: float,
-        **shared: Any,
+        self, params: Params, InnerOpt: InnerOptimizer = SGD, *, epsilon: float | Tensor, q: float, **shared: Any
     ) -> None:
         super().__init__(params, InnerOpt, q=q, **with_defaults(shared, epsilon=epsilon))
 
@@ -155,13 +151,13 @@ class L1ProjectedOptim(L1qNormedGradientOptim):
 
 
 class L0ProjectedOptim(L2NormedGradientOptim):
-    """Divides each datum of the gradient by its L2 norm, then keeps the `epsilon` best entries of the datum.
+    """Divides each datum of the gradient by its L2 norm and projects the datum onto the L0 ball after the step.
 
-    It moves to the nearest point of L0 ball and box; the entries that are not kept become 0. Iterative hard
-    thresholding: Blumensath and Davies 2009, https://arxiv.org/abs/0805.0510. Without a box the entries are unbounded.
+    The projection keeps `epsilon` entries and sets the others to 0: iterative hard thresholding, Blumensath and Davies
+    2009, https://arxiv.org/abs/0805.0510. Without a box the entries are unbounded.
 
     Args:
-        epsilon: How many entries of each datum may differ from 0, at least 1; a number, or one for each sample.
+        epsilon: The number of nonzero entries of each datum, at least 1; one number, or one for each sample.
         pixels: See `ProjectedParameterOptimizer`.
 
     >>> import torch
@@ -173,22 +169,22 @@ class L0ProjectedOptim(L2NormedGradientOptim):
     tensor([[-0., 4., 0.]], requires_grad=True)
     """
 
-    ball = 0
+    traits = Traits(ball=0)
 
     def __init__(
         self,
-        params: ParamsT | None,
+        params: Params,
         InnerOpt: InnerOptimizer = SGD,
         *,
         epsilon: float | Tensor,
         pixels: bool = False,
         **shared: Any,
     ) -> None:
-        self.pixels = pixels
+        self.traits = replace(self.traits, pixels=pixels)
         super().__init__(params, InnerOpt, **with_defaults(shared, epsilon=epsilon))
 
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
-        project_(param, optim_group, 0, pixels=self.pixels)
+        project_(param, optim_group, 0, pixels=self.traits.pixels)
 
 
 class ClampedParameterOptimizer(ClampingOptimizer):

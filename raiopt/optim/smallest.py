@@ -1,24 +1,26 @@
-"""The smallest perturbation that fools: a radius for each datum, which shrinks while it is fooled, else grows."""
+"""Minimum-norm attacks with a radius for each datum, which shrinks while the datum is adversarial and else grows."""
 
 import math
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import SGD
-from torch.optim.optimizer import ParamsT
 
 from raiopt import checks, transforms
 from raiopt.optim.base import ParamTransformingOptimizer
-from raiopt.optim.inner import InnerOptimizer
+from raiopt.optim.inner import InnerOptimizer, Params
 from raiopt.optim.projections import project_
 from raiopt.optim.signatures import with_defaults
+from raiopt.optim.state import State
+from raiopt.optim.traits import Traits
 
-FINAL_SHARE = 0.01  # of the first step in the last one
-FINAL_GAMMA = 0.02  # of the first change of a radius in the last one
-FARTHEST = 1e9  # in place of an infinite radius, so that products with it stay finite
-NOTHING = 1e-20  # smaller entries of a normed gradient are rounding, and would count as changed pixels
-GROWTH = 1.2  # of a number of entries with which nothing fooled yet
+FINAL_ALPHA = 0.01  # the last step size as a share of the first one
+FINAL_GAMMA = 0.02  # the last relative change of a radius as a share of gamma
+LARGEST_RADIUS = 1e9  # in place of infinity, so that products with it stay finite
+ROUNDING = 1e-20  # smaller entries of a normalised gradient would count as changed pixels
+L0_GROWTH = 1.2  # of the number of entries, until a datum was adversarial for the first time
 
 _SUPPORTS = {
     0: transforms.support_l0_,
@@ -30,13 +32,13 @@ _DUAL = {0: math.inf, 1: math.inf, 2: 2, math.inf: 1}
 
 
 class SmallestOptim(ParamTransformingOptimizer):
-    """What looks for the smallest perturbation that fools, in the box, and from outside of the ball that counts.
+    """Base of the minimum-norm attacks, which minimise the norm of adversarial examples within the box.
 
-    Whoever runs the search goes on after success, and keeps that iterate which fools and has the smallest norm, if that
-    is at most epsilon: `raiopt.attack` does. The way into a small ball often leads through a larger one.
+    `epsilon` is the largest norm of a success; the iterates may leave that ball. `raiopt.attack` continues after the
+    first success and keeps the adversarial iterate of the smallest norm.
     """
 
-    smallest = True
+    traits = Traits(smallest_norm=True)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group({**group, "epsilon": _finite(group["epsilon"])})
@@ -44,18 +46,20 @@ class SmallestOptim(ParamTransformingOptimizer):
 
 def _finite(epsilon: Any) -> Any:
     if isinstance(epsilon, Tensor):
-        return epsilon.masked_fill(epsilon == math.inf, FARTHEST)
-    return FARTHEST if epsilon == math.inf else epsilon
+        return epsilon.masked_fill(epsilon == math.inf, LARGEST_RADIUS)
+    return LARGEST_RADIUS if epsilon == math.inf else epsilon
 
 
 class _RadiusOptim(SmallestOptim):
-    """Holds each datum in a ball of its own; subclasses say how its radius changes."""
+    """Projects each datum onto a ball with a radius of its own, which subclasses change in each step."""
 
-    own_steps = True
+    traits = replace(SmallestOptim.traits, sets_own_steps=True)
+
+    _limits: ClassVar = {"steps": {"low": 1, "integer": True}, "gamma": {"above": 0, "high": 0.5}}
 
     def __init__(
         self,
-        params: ParamsT | None,
+        params: Params,
         InnerOpt: InnerOptimizer = SGD,
         *,
         steps: int,
@@ -66,37 +70,30 @@ class _RadiusOptim(SmallestOptim):
     ) -> None:
         super().__init__(params, InnerOpt, lr=lr, **with_defaults(shared, epsilon=epsilon, steps=steps, gamma=gamma))
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        checks.number("steps", group["steps"], low=1, integer=True)
-        checks.number("gamma", group["gamma"], above=0, high=0.5)
-
-    def _radius(self, param: Tensor, group: dict[str, Any]) -> Tensor:
-        """Returns the radius of each datum, of shape (N, 1, ...)."""
-        return self._row_memory("radius", group, param, FARTHEST)
+    def _init_state(self, param: Tensor, optim_group: dict[str, Any]) -> dict[str, Any]:
+        return {"k": 0, "epsilon": LARGEST_RADIUS}
 
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
-        assert self.ball is not None  # each subclass names its own
-        project_(param, {**optim_group, "epsilon": self._radius(param, optim_group)}, self.ball)
+        project_(param, {**optim_group, "epsilon": self._state(param, optim_group).epsilon}, self.traits.ball)
 
 
 def _cosine(share: float, final: float) -> float:
-    """Returns what falls from 1 to `final` along half a cosine while the share of the steps that is over grows to 1."""
+    """Returns a factor that falls from 1 to `final` along half a cosine while `share` grows from 0 to 1."""
     return final + (1 - final) * (1 + math.cos(math.pi * min(1.0, share))) / 2
 
 
 class DDNOptim(_RadiusOptim):
-    """Steps along the L2-normed gradient, then scales the datum to its radius: decoupled direction and norm.
+    """Decoupled direction and norm: a step along the L2-normed gradient, then rescaling to the datum's radius.
 
-    The radius begins at 1; with each step it becomes smaller by the share gamma while the datum is fooled, and larger
-    while not. Rony et al. 2019, https://arxiv.org/abs/1811.09600. Reads `fooled`: see
-    `raiopt.perturbations.solver.published`. The point of the sphere is projected onto the box; colours are not rounded.
+    The radius epsilon_k starts at 1 and is multiplied by 1 - gamma if the datum is adversarial, else by 1 + gamma (Rony
+    et al. 2019, https://arxiv.org/abs/1811.09600). The point on the sphere is projected onto the box; colours are not
+    quantised. Reads `fooled`: see `raiopt.attacks.search.published`.
 
     Args:
-        steps: How many will be taken. The steps fall along half a cosine to 0.01 of `lr`.
-        epsilon: The largest norm that counts; infinity for none.
-        gamma: Above 0, at most 0.5.
-        lr: The length of the first step.
+        steps: The number of steps of the search. The step size falls along half a cosine to 0.01 of `lr`.
+        epsilon: The largest norm of a success; infinity for any.
+        gamma: The relative change of the radius, above 0 and at most 0.5.
+        lr: The size of the first step.
 
     >>> x = torch.zeros(1, 2, requires_grad=True)
     >>> optimizer = DDNOptim([x], steps=100)
@@ -107,50 +104,61 @@ class DDNOptim(_RadiusOptim):
     tensor([[0.6300, 0.8400]], requires_grad=True)
     """
 
-    ball = 2
+    traits = replace(_RadiusOptim.traits, ball=2)
+
+    def _init_state(self, param: Tensor, optim_group: dict[str, Any]) -> dict[str, Any]:
+        return {**super()._init_state(param, optim_group), "largest": LARGEST_RADIUS}
 
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         if param.grad is None:
             return
-        turn, radius = self._turn("turn", optim_group), self._radius(param, optim_group)
-        most = self._row_memory("most", optim_group, param, FARTHEST)
-        if turn == 0:
-            radius.fill_(1.0)
-            if optim_group.get("lower") is not None and optim_group.get("upper") is not None:
-                nothing = torch.zeros_like(param)
-                corner = (nothing - optim_group["lower"]).maximum(nothing + optim_group["upper"])
-                most.copy_(transforms.norms(corner, 2))
-        fooled = self._published("fooled", optim_group, param)
-        radius.mul_(1 + torch.where(fooled, -1.0, 1.0) * optim_group["gamma"]).copy_(radius.minimum(most))
-        transforms.normalize_(param.grad, 2).mul_(_cosine(turn / optim_group["steps"], FINAL_SHARE))
+        s, gamma = self._state(param, optim_group), optim_group["gamma"]
+        if s.k == 0:
+            s.epsilon = 1.0
+            self._limit_to_box(s, param, optim_group)
+        adversarial = self._published("fooled", optim_group, param)
+        s.epsilon = (s.epsilon * (1 + torch.where(adversarial, -gamma, gamma))).minimum(s.largest)
+        alpha = _cosine(s.k / optim_group["steps"], FINAL_ALPHA)
+        transforms.normalize_(param.grad, 2).mul_(alpha)
+        s.k += 1
+
+    def _limit_to_box(self, s: State, param: Tensor, optim_group: dict[str, Any]) -> None:
+        """Sets the largest radius to the norm of the farthest corner of the box."""
+        if optim_group.get("lower") is not None and optim_group.get("upper") is not None:
+            zero = torch.zeros_like(param)
+            corner = (zero - optim_group["lower"]).maximum(zero + optim_group["upper"])
+            s.largest = transforms.norms(corner, 2)
 
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
-        size, radius = transforms.norms(param, 2), self._radius(param, optim_group)
         if param.grad is not None:
-            param.mul_(radius / size.clamp(min=torch.finfo(size.dtype).tiny))
+            size = transforms.norms(param, 2)
+            param.mul_(self._state(param, optim_group).epsilon / size.clamp(min=torch.finfo(size.dtype).tiny))
         super()._post_step_transform_(param, optim_group)
 
 
 class FMNOptim(_RadiusOptim):
-    """Moves each datum towards the point of its ball and box that is best for the mean of its gradients so far.
+    """Dual averaging with the radius of the fast minimum norm attack; `update="published"` takes that attack's step.
 
-    The radius is that of the fast minimum norm attack (Pintor et al. 2021, https://arxiv.org/abs/2102.12827): at first
-    it grows to where the loss, were it linear, would reach 0; from the first success on it becomes smaller by the share
-    gamma while the datum is fooled, never staying above the smallest norm that fooled, and larger while not. Where the
-    paper takes a step and projects, this goes a share of the way to the support point of ball and box for a weighted
-    mean of all normed gradients, and in an L0 ball all of it (Nesterov 2009, dual averaging,
-    https://doi.org/10.1007/s10107-007-0149-x). That finds smaller norms in as many steps, for every p.
+    The radius epsilon_k is that of Pintor et al. 2021 (https://arxiv.org/abs/2102.12827): until the first success it
+    grows to where the loss, if it were linear, would be 0; then it shrinks by the share gamma_k while the datum is
+    adversarial, to at most the smallest norm of a success, and grows by it otherwise. The published step is
+    x_k+1 = P(x_k - alpha_k g), with g the L2-normed gradient and P the projection onto ball and box. The default goes
+    the share alpha_k from x_k to the support point of ball and box for the mean of all g so far, and in an L0 ball the
+    whole distance (dual averaging: Nesterov 2009, https://doi.org/10.1007/s10107-007-0149-x). It finds smaller norms in
+    as many steps, for every p.
 
-    Reads `losses` and `fooled`: see `raiopt.perturbations.solver.published`. Where the loss is 0 at the decision
-    boundary, as the margin, the radius begins near the right one; after that any loss will do.
+    Reads `losses` and `fooled`: see `raiopt.attacks.search.published`. If the loss is 0 at the decision boundary,
+    as the margin is, the first radius is near the right one; later steps work with any loss.
 
     Args:
-        p: 0, 1, 2 or infinity. L0 counts entries, and needs a box.
-        steps: How many will be taken. The share of the way, also the weight of the newest gradient, falls from 1
-            to 0.01: along half a cosine, for p=0 and 1 by the same factor in each step. gamma falls to 0.02 of itself.
-        epsilon: The largest norm that counts; infinity for none.
-        gamma: Above 0, at most 0.5. In an L0 ball the radius changes by 1 at least.
-        lr: Multiplies the share of the way, with SGD.
+        p: 0, 1, 2 or infinity. L0 counts entries and needs a box.
+        steps: The number of steps of the search. alpha_k, which is also the weight of the newest gradient, falls from 1
+            to 0.01: along half a cosine, with dual averaging for p=0 and 1 by the same factor in each step. gamma_k
+            falls to 0.02 of gamma.
+        epsilon: The largest norm of a success; infinity for any.
+        gamma: The relative change of the radius, above 0 and at most 0.5; for p=0 the change is at least 1.
+        lr: With SGD, multiplies alpha_k.
+        update: "dual_averaging" or "published".
 
     The smallest perturbation that makes the loss 2 - x1 - 2 x2 negative is just above (0, 1) in L1:
 
@@ -168,41 +176,54 @@ class FMNOptim(_RadiusOptim):
     True
     """
 
-    def __init__(self, params: ParamsT | None, InnerOpt: InnerOptimizer = SGD, *, p: float, **shared: Any) -> None:
-        self.p = self.ball = checks.choice("p", p, (0, 1, 2, math.inf))
+    def __init__(
+        self, params: Params, InnerOpt: InnerOptimizer = SGD, *, p: float, update: str = "dual_averaging", **shared: Any
+    ) -> None:
+        self.p = checks.choice("p", p, (0, 1, 2, math.inf))
+        self.update = checks.choice("update", update, ("dual_averaging", "published"))
+        self.traits = replace(self.traits, ball=p)
         super().__init__(params, InnerOpt, **shared)
+
+    def _init_state(self, param: Tensor, optim_group: dict[str, Any]) -> dict[str, Any]:
+        mean = {"g_mean": torch.zeros_like(param)} if self.update == "dual_averaging" else {}
+        return {**super()._init_state(param, optim_group), **mean, "smallest": math.inf}
 
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         if param.grad is None:
             return
-        share = self._turn("turn", optim_group) / optim_group["steps"]
-        self._adapt(param, optim_group, share)
-        mean, weight = self._memory("mean", optim_group), self._weight(share)
-        mean.lerp_(transforms.normalize_(param.grad, 2), weight)
-        mean.mul_(mean.abs() > NOTHING)
-        box = (optim_group.get(name) for name in ("lower", "upper"))
-        goal = _SUPPORTS[self.p](-mean, self._radius(param, optim_group), *box)
-        idle = transforms.norms(mean, math.inf) == 0  # a datum that never had a gradient stays where it is
-        torch.sub(param, torch.where(idle, param, goal), out=param.grad)
-        if self.p != 0:  # between two sparse points lies none
-            param.grad.mul_(weight)
+        s = self._state(param, optim_group)
+        share = s.k / optim_group["steps"]
+        self._adapt_epsilon(s, param, optim_group, gamma=optim_group["gamma"] * _cosine(share, FINAL_GAMMA))
+        g, alpha = transforms.normalize_(param.grad, 2), _cosine(share, FINAL_ALPHA)
+        if self.update == "published":
+            g.mul_(alpha)
+        else:
+            alpha = FINAL_ALPHA ** min(1.0, share) if self.p in (0, 1) else alpha
+            self._aim_(s, param, optim_group, alpha)
+        s.k += 1
 
-    def _weight(self, share: float) -> float:
-        """Returns the weight of the newest gradient when this share of the steps is over."""
-        return FINAL_SHARE ** min(1.0, share) if self.p in (0, 1) else _cosine(share, FINAL_SHARE)
+    def _adapt_epsilon(self, s: State, param: Tensor, group: dict[str, Any], gamma: float) -> None:
+        """Changes the radii, given the loss and the gradient at the point that the parameter holds."""
+        size = (param != 0).flatten(1).sum(1).view_as(s.smallest) if self.p == 0 else transforms.norms(param, self.p)
+        if s.k == 0:
+            s.epsilon = size
+        losses, adversarial = (self._published(name, group, param) for name in ("losses", "fooled"))
+        dual_norm = transforms.norms(param.grad, _DUAL[self.p])  # pyright: ignore[reportArgumentType]
+        boundary = size + losses.abs() / dual_norm.clamp(min=torch.finfo(dual_norm.dtype).tiny)
+        change = (gamma * s.epsilon).clamp_(min=1.0 if self.p == 0 else 0.0)
+        s.smallest = torch.where(adversarial, s.smallest.minimum(size), s.smallest)
+        first = boundary.maximum(s.epsilon + change) if self.p or s.k == 0 else s.epsilon * L0_GROWTH
+        grown = torch.where(s.smallest < math.inf, s.epsilon + change, first)
+        shrunk = (s.epsilon - change).minimum(s.smallest).clamp_(min=0)
+        s.epsilon = torch.where(adversarial, shrunk, grown).clamp_(max=LARGEST_RADIUS)
 
-    def _adapt(self, param: Tensor, group: dict[str, Any], share: float) -> None:
-        """Changes the radii, by the loss and the gradient at the point that the parameter holds."""
-        radius, best = self._radius(param, group), self._row_memory("best", group, param, math.inf)
-        size = (param != 0).flatten(1).sum(1).view_as(best) if self.p == 0 else transforms.norms(param, self.p)
-        if share == 0:
-            radius.copy_(size)
-        losses, fooled = (self._published(name, group, param) for name in ("losses", "fooled"))
-        slope = transforms.norms(param.grad, _DUAL[self.p])  # pyright: ignore[reportArgumentType]
-        reach = size + losses.abs() / slope.clamp(min=torch.finfo(slope.dtype).tiny)
-        change = (group["gamma"] * _cosine(share, FINAL_GAMMA) * radius).clamp_(min=1.0 if self.p == 0 else 0.0)
-        best.copy_(torch.where(fooled, best.minimum(size), best))
-        farther = reach.maximum(radius + change) if self.p or share == 0 else radius * GROWTH
-        grown = torch.where(best < math.inf, radius + change, farther)
-        shrunk = (radius - change).minimum(best).clamp_(min=0)
-        radius.copy_(torch.where(fooled, shrunk, grown).clamp_(max=FARTHEST))
+    def _aim_(self, s: State, param: Tensor, group: dict[str, Any], alpha: float) -> None:
+        """Replaces the normed gradient by minus the move towards the support point for the mean of all of them."""
+        s.g_mean.lerp_(param.grad, alpha)  # pyright: ignore[reportArgumentType]
+        s.g_mean *= s.g_mean.abs() > ROUNDING
+        box = (group.get(name) for name in ("lower", "upper"))
+        goal = _SUPPORTS[self.p](-s.g_mean, s.epsilon, *box)
+        had_no_gradient = transforms.norms(s.g_mean, math.inf) == 0
+        torch.sub(param, torch.where(had_no_gradient, param, goal), out=param.grad)
+        if self.p != 0:  # no sparse point lies between two others
+            param.grad.mul_(alpha)  # pyright: ignore[reportOptionalMemberAccess]

@@ -1,30 +1,28 @@
 """Optimizers that keep only the largest entries of the gradient."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
 from torch.optim import SGD
-from torch.optim.optimizer import ParamsT
 
 from raiopt import checks, transforms
 from raiopt.optim.base import ParamTransformingOptimizer
-from raiopt.optim.inner import InnerOptimizer
+from raiopt.optim.inner import InnerOptimizer, Params
 from raiopt.optim.signatures import with_defaults
 
 
 class TopQGradientOptimizer(ParamTransformingOptimizer):
     """Zeroes the share `q` of each datum of the gradient, its entries of smallest magnitude.
 
-    Of d entries, round((1 - q) d) are kept, one at least unless q is 1; of equal ones at the border any, so that the
-    number is exact.
+    Of d entries, exactly round((1 - q) d) are kept, at least one unless q is 1; ties are broken arbitrarily.
 
     Args:
         q: In [0, 1]; 0.9 keeps the largest tenth.
-        dq: In [0, 1]; if it is not 0, each step draws its own q uniformly between q - dq and q + dq, within [0, 1],
-            one for all data of a parameter.
-        generator: Of these draws, on the CPU: a draw on another device would make each step wait for it. None: the
-            global one.
+        dq: In [0, 1]; if it is not 0, each step draws q uniformly between q - dq and q + dq, within [0, 1], for all
+            data of a parameter.
+        generator: Draws these q, on the CPU, because each step would wait for a draw on another device. None: the
+            global generator.
 
     >>> import torch
     >>> x = torch.ones(2, 2, requires_grad=True)
@@ -36,9 +34,11 @@ class TopQGradientOptimizer(ParamTransformingOptimizer):
             [3.5000, 1.0000]], requires_grad=True)
     """
 
+    _limits: ClassVar = {"q": {"low": 0, "high": 1, "scalar": True}, "dq": {"low": 0, "high": 1, "scalar": True}}
+
     def __init__(
         self,
-        params: ParamsT | None,
+        params: Params,
         InnerOpt: InnerOptimizer = SGD,
         *,
         q: float,
@@ -55,11 +55,6 @@ class TopQGradientOptimizer(ParamTransformingOptimizer):
         self._generator = generator
         super().__init__(params, InnerOpt, **with_defaults(shared, q=q, dq=dq))
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        for name in ("q", "dq"):
-            checks.number(name, group[name], low=0, high=1)
-
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         if param.grad is not None:
             transforms.keep_top_(param.grad, self._draw(**optim_group))
@@ -73,7 +68,7 @@ class TopQGradientOptimizer(ParamTransformingOptimizer):
 
 
 class L1qNormedGradientOptim(TopQGradientOptimizer):
-    """Replaces each datum of the gradient by the sign of its largest entries, scaled to the L1 norm 1.
+    """Replaces each datum of the gradient by the signs of its largest entries, scaled to an L1 norm of 1.
 
     The sparse step of Tramèr and Boneh 2019, https://arxiv.org/abs/1904.13000. See `TopQGradientOptimizer` for q.
 
@@ -91,7 +86,7 @@ class L1qNormedGradientOptim(TopQGradientOptimizer):
 
     def __init__(
         self,
-        params: ParamsT | None,
+        params: Params,
         InnerOpt: InnerOptimizer = SGD,
         *,
         q: float,

@@ -1,43 +1,46 @@
-"""Square Attack: a random search by the losses alone."""
+"""Square Attack: a random search that needs only the losses."""
 
 import math
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import SGD
-from torch.optim.optimizer import ParamsT
 
 from raiopt import checks, sampling
 from raiopt.batching import as_batch
 from raiopt.optim.base import ParamTransformingOptimizer
+from raiopt.optim.inner import Params
 from raiopt.optim.projections import project_
 from raiopt.optim.signatures import with_defaults
+from raiopt.optim.state import State
+from raiopt.optim.traits import Traits
 from raiopt.transforms import squares
 
 
 class SquareOptim(ParamTransformingOptimizer):
-    """Proposes a change of the best perturbation so far in a random square, and keeps it where the loss falls.
+    """Square Attack: changes the best perturbation so far in a random square, and keeps it where the loss decreases.
 
     Square Attack (Andriushchenko et al. 2020, https://arxiv.org/abs/1912.00049; for L1 Croce and Hein 2021,
-    https://arxiv.org/abs/2103.01208). It needs no gradient: in each step it reads the group's `losses`, and `fooled` if
-    that is there, of the candidate that the parameter holds, then puts the next one there: see
-    `raiopt.perturbations.solver.published`. A candidate that fools is better than one that does not. So the parameter
-    is not the best that was found: whoever runs the search has to keep that.
+    https://arxiv.org/abs/2103.01208). It needs no gradient: each step reads the group's `losses`, and `fooled` if
+    present, of the candidate in the parameter, then writes the next candidate there: see
+    `raiopt.attacks.search.published`. An adversarial candidate is better than one that is not. So the parameter
+    is not the best perturbation found: the caller must keep that.
 
-    Where the parameter starts makes no difference: the first candidate has stripes (Linf) or bumps (L1, L2) all over.
-    Each datum must be an image (C, H, W); more dimensions count as channels. There is no inner optimizer, and so no
-    learning rate.
+    The start of the parameter has no effect: the first candidate consists of stripes (Linf) or bumps (L1, L2). Each
+    datum must be an image (C, H, W); further dimensions count as channels. There is no inner optimizer and no learning
+    rate.
 
     Args:
-        p: 1, 2 or infinity: of the ball that is searched.
+        p: 1, 2 or infinity: the ball that is searched.
         epsilon: See `ProjectedParameterOptimizer`.
-        steps: How many steps the search will take. It sets how fast the squares shrink: their share of the image is
-            halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of 10,000 steps. With 10000 it is so in any
-            search, as in AutoAttack.
-        p_init: The first share, above 0, at most 1.
+        steps: The number of steps of the search. It decides how fast the squares shrink: their share of the image is
+            halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of 10,000 steps. AutoAttack uses 10000 for
+            searches of any length.
+        p_init: The first share of the image, above 0 and at most 1.
 
-    The loss is the sum of the entries, best where all are -1:
+    Here the loss is the sum of the entries, which is smallest where all are -1:
 
     >>> x = torch.zeros(1, 1, 4, 4, requires_grad=True)
     >>> optimizer = SquareOptim([x], p=math.inf, epsilon=1.0, steps=200)
@@ -50,11 +53,12 @@ class SquareOptim(ParamTransformingOptimizer):
     -16.0
     """
 
-    gradient_free = own_steps = True
+    traits = Traits(gradient_free=True, sets_own_steps=True)
+    _limits: ClassVar = {"steps": {"low": 1, "integer": True}, "p_init": {"above": 0, "high": 1, "scalar": True}}
 
     def __init__(
         self,
-        params: ParamsT | None,
+        params: Params,
         *,
         p: float,
         epsilon: float | Tensor,
@@ -62,14 +66,13 @@ class SquareOptim(ParamTransformingOptimizer):
         p_init: float = 0.8,
         param_ndim: int | None = -1,
     ) -> None:
-        self.p = self.ball = checks.choice("p", p, (1, 2, math.inf))
+        self.p = checks.choice("p", p, (1, 2, math.inf))
+        self.traits = replace(self.traits, ball=p)
         own = with_defaults({}, epsilon=epsilon, steps=steps, p_init=p_init)
         super().__init__(params, SGD, param_ndim=param_ndim, lr=0.0, **own)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
-        checks.number("steps", group["steps"], low=1, integer=True)
-        checks.number("p_init", group["p_init"], above=0, high=1)
         for param in group["params"]:
             rows = as_batch(param.detach(), group["param_ndim"])
             if rows.ndim < 4:
@@ -78,16 +81,21 @@ class SquareOptim(ParamTransformingOptimizer):
                     f"shape {tuple(param.shape)} is seen as {tuple(rows.shape)}."
                 )
 
+    def _init_state(self, param: Tensor, optim_group: dict[str, Any]) -> dict[str, Any]:
+        return {"k": 0, "best": torch.zeros_like(param), "loss": math.inf, "is_fooled": 0.0}
+
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         if param.grad is not None:
-            param.grad.zero_()  # nothing but the candidates may move the parameter
-        turn = self._turn("square.turn", optim_group)
-        if turn == 0:
+            param.grad.zero_()  # only the candidates may move the parameter
+        state = self._state(param, optim_group)
+        if state.k == 0:
             candidate = self._start(param.flatten(1, -3), optim_group)
         else:
-            best = self._accepted(param, optim_group).flatten(1, -3)
-            candidate = self._candidate(best, turn - 1, optim_group)
+            self._accept(state, param, optim_group)
+            best = state.best.to(state.loss.dtype).flatten(1, -3)
+            candidate = self._candidate(best, state.k - 1, optim_group)
         param.copy_(candidate.reshape(param.shape))
+        state.k += 1
 
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         project_(param, optim_group, self.p)
@@ -109,19 +117,15 @@ class SquareOptim(ParamTransformingOptimizer):
     def _draws(self, rows: Tensor, amount: int, optim_group: dict[str, Any]) -> Tensor:
         return sampling.uniform_rows(rows, (amount,), optim_group.get("generators"))
 
-    def _accepted(self, param: Tensor, optim_group: dict[str, Any]) -> Tensor:
-        """Returns the best perturbation of each image so far, after a look at the candidate in the parameter."""
-        best = self._memory("square.best", optim_group)
-        least = self._row_memory("square.loss", optim_group, param, math.inf)
-        has_fooled = self._row_memory("square.fooled", optim_group, param)
-        losses = self._published("losses", optim_group, param)
-        fooled = torch.zeros_like(least)
+    def _accept(self, state: State, param: Tensor, optim_group: dict[str, Any]) -> None:
+        """Keeps the candidate in the parameter for each image where it is better than the best one so far."""
+        losses, fooled = self._published("losses", optim_group, param), torch.zeros_like(state.loss)
         if "fooled" in optim_group:
-            fooled = self._published("fooled", optim_group, param).to(least.dtype)
-        better = (fooled > has_fooled) | ((fooled == has_fooled) & (losses < least))
-        for kept, new in ((best, param), (least, losses), (has_fooled, fooled)):
-            kept.copy_(torch.where(better, new, kept))
-        return best.to(least.dtype)
+            fooled = self._published("fooled", optim_group, param).to(state.loss.dtype)
+        better = (fooled > state.is_fooled) | ((fooled == state.is_fooled) & (losses < state.loss))
+        state.best = torch.where(better, param, state.best)
+        state.loss = torch.where(better, losses, state.loss)
+        state.is_fooled = torch.where(better, fooled, state.is_fooled)
 
 
 def _radius(optim_group: dict[str, Any]) -> float | Tensor:

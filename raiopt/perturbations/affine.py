@@ -1,4 +1,4 @@
-"""Rotating, shifting and zooming images: a perturbation of where the pixels are, not of what they hold."""
+"""Rotation, shift and zoom of images: a perturbation of the positions of pixels, not of their values."""
 
 from collections.abc import Callable, Sequence
 from math import radians
@@ -16,8 +16,8 @@ class AffinePerturbation(nn.Module):
     """Turns, shifts and zooms each image (N, C, H, W) about its centre, as the parameter `pose` (N, 4) says.
 
     The columns of `pose` are rotation (anticlockwise), shift to the right, shift down and zoom (enlarges), each in
-    [-1, 1] as a share of its largest value; 0 changes nothing but by rounding. Pixels are interpolated bilinearly,
-    from outside of the image comes 0. `data_or_shape`, `init_fn`, `device` and `dtype` are those of
+    [-1, 1] as a share of its largest value; 0 is the identity, but for rounding. Pixels are interpolated bilinearly,
+    and are 0 outside of the image. `data_or_shape`, `init_fn`, `device` and `dtype` are those of
     `AdditivePerturbation`. Source: Engstrom et al., 2019 (https://arxiv.org/abs/1712.02779), there without zoom.
 
     Args:
@@ -70,9 +70,9 @@ class AffinePerturbation(nn.Module):
         return moved.to(data.dtype).clamp(low.clamp(max=0), high.clamp(min=0))
 
     def _sources(self, shape: torch.Size) -> Tensor:
-        """Returns the matrices (N, 2, 3) that send a place in the moved image to the place where its pixel comes from.
+        """Returns the matrices (N, 2, 3) that map a place in the moved image to its source in the original.
 
-        Places are (x, y), from -1 to 1 within the image, so a turn has to know how much wider than high it is.
+        Places are (x, y), from -1 to 1 within the image, so a rotation depends on the ratio of width to height.
         """
         turn, right, down, zoom = self.pose.to(torch.promote_types(self.pose.dtype, torch.float32)).unbind(1)
         wider = shape[3] / shape[2]
@@ -87,7 +87,7 @@ class AffinePerturbation(nn.Module):
         return False
 
     def select(self, index: Tensor) -> None:
-        """Does nothing: only the parameter has a row for each sample."""
+        """Does nothing, because only the parameter has a row for each sample."""
 
     def bounds(self, data: Tensor) -> tuple[Tensor, Tensor]:
         """Returns -1 and 1, shaped like `pose`."""

@@ -1,14 +1,54 @@
-"""Contexts in which weights receive no gradient and a module evaluates; both restore what was there."""
+"""Weights without gradients and modules in eval mode: for a while, with what was there before restored."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+def freeze(*items: Tensor | nn.Module | Optimizer | Iterable[Any]) -> Callable[[], None]:
+    """Turns off `requires_grad` of tensors, and returns a function that restores each flag.
+
+    Args:
+        items: Tensors, modules, optimizers, or iterables of tensors or parameter groups.
+
+    >>> import torch
+    >>> net = torch.nn.Linear(2, 1)
+    >>> unfreeze = freeze(net)
+    >>> net.weight.requires_grad
+    False
+    >>> unfreeze()
+    >>> net.weight.requires_grad
+    True
+    """
+    flags = [(tensor, tensor.requires_grad) for tensor in _tensors(items)]
+    for tensor, _ in flags:
+        tensor.requires_grad_(False)
+
+    def unfreeze() -> None:
+        for tensor, flag in flags:
+            tensor.requires_grad_(flag)
+
+    return unfreeze
+
+
+def _tensors(items: Iterable[Any]) -> Iterator[Tensor]:
+    for item in items:
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, nn.Module):
+            yield from item.parameters()
+        elif isinstance(item, Optimizer):
+            yield from _tensors(item.param_groups)
+        else:
+            yield from _tensors(item["params"] if isinstance(item, Mapping) else item)
 
 
 @contextmanager
-def frozen(*items: nn.Module | Tensor) -> Iterator[None]:
-    """Turns off `requires_grad` of tensors and of modules' parameters, and restores each flag on leaving.
+def frozen(*items: Tensor | nn.Module | Optimizer | Iterable[Any]) -> Iterator[None]:
+    """Freezes what `freeze` takes within a context, or during each call of a function that it decorates.
 
     >>> import torch
     >>> net = torch.nn.Linear(2, 1)
@@ -18,15 +58,11 @@ def frozen(*items: nn.Module | Tensor) -> Iterator[None]:
     >>> net.weight.requires_grad
     True
     """
-    tensors = [t for item in items for t in (item.parameters() if isinstance(item, nn.Module) else [item])]
-    flags = [t.requires_grad for t in tensors]
+    unfreeze = freeze(*items)
     try:
-        for tensor in tensors:
-            tensor.requires_grad_(False)
         yield
     finally:
-        for tensor, flag in zip(tensors, flags, strict=True):
-            tensor.requires_grad_(flag)
+        unfreeze()
 
 
 @contextmanager

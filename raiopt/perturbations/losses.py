@@ -3,6 +3,10 @@
 `targeted_dlr` is made small instead, as every loss is in a targeted attack.
 """
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +19,20 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     tensor([0.6931])
     """
     return F.cross_entropy(logits, target, reduction="none")
+
+
+def negate(criterion: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Returns a criterion with the negative losses of another.
+
+    >>> negate(cross_entropy)(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+    tensor([-0.6931])
+    """
+
+    @wraps(criterion)
+    def negative(*args: Any, **kwargs: Any) -> Tensor:
+        return -criterion(*args, **kwargs)
+
+    return negative
 
 
 def margin(logits: Tensor, target: Tensor) -> Tensor:
@@ -55,34 +73,39 @@ def dlr(logits: Tensor, target: Tensor) -> Tensor:
     return margin(logits, target) / _gap(top[:, 0], top[:, 2])
 
 
-def targeted_dlr(logits: Tensor, target: Tensor, label: Tensor) -> Tensor:
-    """Returns how far the logit of `target` is below that of `label`, over a gap among the four largest logits.
+def targeted_dlr(logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+    """Returns how far the logit of `target` is below that of the label, over a gap among the four largest logits.
 
     The gap is z1 - (z3 + z4) / 2. With fewer than 4 classes: the plain difference. It falls as the target is
     approached, as a targeted attack wants it, and so is the negative of the paper's. Source: as of `dlr`.
 
-    >>> targeted_dlr(torch.tensor([[9.0, 6.0, 5.0, 3.0]]), target=torch.tensor([1]), label=torch.tensor([0]))
+    >>> targeted_dlr(torch.tensor([[9.0, 6.0, 5.0, 3.0]]), target=torch.tensor([1]), labels=torch.tensor([0]))
     tensor([0.6000])
     """
-    distance = _of(logits, label) - _of(logits, target)
+    if target is labels:
+        raise ValueError('targeted_dlr needs a target: target="likely", "malt" or "next"; without one take dlr.')
+    distance = _of(logits, labels) - _of(logits, target)
     if logits.shape[1] < 4:
         return distance
     top = logits.topk(4).values
     return distance / _gap(top[:, 0], (top[:, 2] + top[:, 3]) / 2)
 
 
-def kl_divergence(logits: Tensor, clean_logits: Tensor) -> Tensor:
-    """Returns how far the probabilities moved away from those of `clean_logits`, KL(clean || perturbed), in nats.
+def kl_divergence(
+    logits: Tensor, target: Tensor | None = None, *, clean: Tensor, labels: Tensor | None = None
+) -> Tensor:
+    """Returns how far the probabilities moved away from those of `clean`, KL(clean || perturbed), in nats.
 
-    It needs no class, only the logits (N, classes) of the clean samples, which receive no gradient. At the clean
+    `clean` are the logits (N, classes) of the clean samples, which receive no gradient; it needs no class. At the clean
     sample its gradient is 0: start from a random point. Source: TRADES, Zhang et al., 2019
     (https://arxiv.org/abs/1901.08573).
 
-    >>> kl_divergence(torch.tensor([[0.0, 100.0], [1.0, 2.0]]), torch.tensor([[0.0, 0.0], [1.0, 2.0]]))
+    >>> kl_divergence(torch.tensor([[0.0, 100.0], [1.0, 2.0]]), clean=torch.tensor([[0.0, 0.0], [1.0, 2.0]]))
     tensor([49.3069,  0.0000])
     """
-    clean = clean_logits.detach().log_softmax(1)
-    return F.kl_div(logits.log_softmax(1), clean, reduction="none", log_target=True).sum(1)
+    if labels is not None and target is not labels:
+        raise ValueError("kl_divergence has no target to move towards: leave target out, or take cross_entropy.")
+    return F.kl_div(logits.log_softmax(1), clean.detach().log_softmax(1), reduction="none", log_target=True).sum(1)
 
 
 def _of(logits: Tensor, target: Tensor) -> Tensor:

@@ -9,18 +9,17 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class PerturbationModel(Protocol):
-    """What the solver asks of a perturbation: to perturb data without writing into it, and to show its parameters.
+    """What an attack requires of a perturbation: a call that perturbs data without writing into it, and parameters.
 
-    An attack on a whole data set asks for exactly one parameter, and reads more methods where they exist:
+    An attack on a whole data set requires exactly one parameter, and uses more methods where they exist:
 
-    - `is_shared(data) -> bool`: whether the samples of `data` (N, ...) share the parameter. If not, its rows are the
-      samples'. Without the method: True.
-    - `bounds(data) -> tuple[Tensor, Tensor] | None`: the least and the largest values of the parameter, shaped like
-      it, that keep the perturbed data in [0, 1] for data in [0, 1]. None, or no method: there are no such bounds, so
-      the perturbed data must be clamped.
-    - `select(index)`: keeps these rows (a tensor of numbers, (n,)) of every tensor beside the parameter that has one
-      for each sample; the attack selects the rows of the parameter. Without the method no sample leaves a batch, not
-      even when it is decided.
+    - `is_shared(data) -> bool`: whether the samples of `data` (N, ...) share the parameter. If not, it has one row for
+      each sample. Without the method: True.
+    - `bounds(data) -> tuple[Tensor, Tensor] | None`: the limits of the parameter, shaped like it, that keep the
+      perturbed data in [0, 1] for data in [0, 1]. None, or no method: there are no such limits, and the perturbed data
+      are clamped.
+    - `select(index)`: keeps these rows (a tensor of numbers, (n,)) of every other tensor that has one for each sample;
+      the attack selects the rows of the parameter. Without the method no sample leaves a batch before its end.
     """
 
     def __call__(self, data: Tensor) -> Tensor: ...
@@ -38,7 +37,7 @@ class AdditivePerturbation(nn.Module):
         dtype: Of the parameter, in place of the data's; a floating type.
         delta_ndim: The number of trailing dimensions of the data that `delta` has: None for all of them, a negative
             number counts from the data's; -1 gives one universal perturbation, which is broadcast over the samples.
-        mask: Broadcasts to the data: only where it is not zero is `delta` added. None: everywhere.
+        mask: Broadcasts to the data; `delta` is added only where it is not zero. None: everywhere.
 
     Raises:
         TypeError: If `dtype`, or that of the data, is no floating type.
@@ -74,7 +73,7 @@ class AdditivePerturbation(nn.Module):
         like = template(data_or_shape, device, dtype)
         self.delta = started(like.new_zeros(_trailing(like.shape, delta_ndim)), init_fn, init_fn_kwargs)
         self.register_buffer("mask", None if mask is None else _fitting(mask, like))
-        if self.mask is not None:  # what is never added is zero, so that norms do not count it
+        if self.mask is not None:  # norms do not count what is never added
             used = self.mask.expand(like.shape).sum_to_size(self.delta.shape) > 0
             self.delta.detach().mul_(used)
 
@@ -94,7 +93,7 @@ class AdditivePerturbation(nn.Module):
     def bounds(self, data: Tensor, low: float = 0.0, high: float = 1.0) -> tuple[Tensor, Tensor] | None:
         """Returns `lower` and `upper` for `delta` such that the perturbed data stay in [low, high]; 0 off the mask.
 
-        None if samples share `delta`: no single bound suits them all, so the perturbed data must be clamped instead.
+        None if samples share `delta`: no single limit suits them all, so the perturbed data must be clamped instead.
         """
         if self.is_shared(data):
             return None
@@ -103,13 +102,13 @@ class AdditivePerturbation(nn.Module):
 
 
 def template(data_or_shape: Tensor | Sequence[int], device: torch.device | str | None, dtype: Any) -> Tensor:
-    """Returns a tensor without memory of its own that has the shape, device and floating type of the data."""
+    """Returns a tensor, which takes no memory, with the shape, device and floating type of the data."""
     if isinstance(data_or_shape, Tensor):
         device, dtype = device or data_or_shape.device, dtype or data_or_shape.dtype
         data_or_shape = data_or_shape.shape
     if dtype is not None and not dtype.is_floating_point:
         raise TypeError(f"dtype={dtype} must be a floating type; pass dtype=torch.float32 or convert the data.")
-    return torch.empty((), device=device, dtype=dtype).expand(*data_or_shape)
+    return torch.empty((), device=device, dtype=dtype).expand(torch.Size(data_or_shape))
 
 
 def started(zeros: Tensor, init_fn: Callable[..., Any] | None, init_fn_kwargs: dict[str, Any]) -> nn.Parameter:

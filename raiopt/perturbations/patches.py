@@ -1,4 +1,4 @@
-"""Patches: a rectangle of each image is replaced, whatever was there."""
+"""Patches: a rectangle of each image is replaced."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -50,14 +50,14 @@ class PatchPerturbation(nn.Module):
     ) -> None:
         super().__init__()
         like = template(data_or_shape, device, dtype)
-        room = _room(like.shape, size)
+        places_per_side = _places_per_side(like.shape, size)
         count, channels, height, width = like.shape
-        side = height - room[0] + 1, width - room[1] + 1
+        side = height - places_per_side[0] + 1, width - places_per_side[1] + 1
         self.shared = shared
         self.patch = started(like.new_zeros(1 if shared else count, channels, *side), init_fn, init_fn_kwargs)
         if places is None:
-            places = [(most - 1) // 2 for most in room]
-        self.register_buffer("places", _places(places, count, room).to(like.device))
+            places = [(count - 1) // 2 for count in places_per_side]
+        self.register_buffer("places", _places(places, count, places_per_side).to(like.device))
 
     def forward(self, data: Tensor) -> Tensor:
         """Returns the images with the patch on them; `data` must have as many as there are places."""
@@ -94,15 +94,17 @@ def random_places(shape: Sequence[int], size: int | Sequence[int], generators: S
     tensor([[0, 0],
             [0, 0]])
     """
-    room = _room(shape, size)
+    places_per_side = _places_per_side(shape, size)
     if len(generators) != shape[0]:
         raise ValueError(f"generators must be one for each of the {shape[0]} images, got {len(generators)}.")
-    draws = [[torch.randint(most, (), generator=g, device=g.device).item() for most in room] for g in generators]
+    draws = [
+        [torch.randint(most, (), generator=g, device=g.device).item() for most in places_per_side] for g in generators
+    ]
     return torch.tensor(draws, dtype=torch.int64).view(-1, 2)
 
 
-def _room(shape: Sequence[int], size: int | Sequence[int]) -> tuple[int, int]:
-    """Returns how many rows and how many columns of an image the patch's corner can lie on."""
+def _places_per_side(shape: Sequence[int], size: int | Sequence[int]) -> tuple[int, int]:
+    """Returns the numbers of rows and of columns of an image on which the patch's upper left corner can lie."""
     if len(shape) != 4:
         raise ValueError(f"A patch needs images of shape (N, C, H, W), got {tuple(shape)}.")
     pair = tuple(size) if isinstance(size, Sequence) else (size, size)
@@ -115,17 +117,17 @@ def _room(shape: Sequence[int], size: int | Sequence[int]) -> tuple[int, int]:
     return shape[2] - height + 1, shape[3] - width + 1
 
 
-def _places(places: Tensor | Sequence[int], count: int, room: tuple[int, int]) -> Tensor:
+def _places(places: Tensor | Sequence[int], count: int, places_per_side: tuple[int, int]) -> Tensor:
     found = torch.as_tensor(places)
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
         raise TypeError(f"places must be integers, got {found.dtype}.")
     if found.shape not in ((2,), (count, 2)):
         raise ValueError(f"places of shape {tuple(found.shape)} must be (row, column), or have the shape ({count}, 2).")
-    wrong = ((found < 0) | (found >= torch.tensor(room, device=found.device))).reshape(-1, 2).any(1)
+    wrong = ((found < 0) | (found >= torch.tensor(places_per_side, device=found.device))).reshape(-1, 2).any(1)
     if wrong.any():
         first = found.reshape(-1, 2)[wrong][0].tolist()
         raise ValueError(
             f"places has the corner {tuple(first)}, but the patch lies within the image only from (0, 0) to "
-            f"{(room[0] - 1, room[1] - 1)}."
+            f"{(places_per_side[0] - 1, places_per_side[1] - 1)}."
         )
     return found.long().expand(count, 2).clone()

@@ -1,4 +1,4 @@
-"""The report of runs: one HTML page that needs nothing else, to be looked at, sent and published."""
+"""The report of runs: one HTML page that needs no other file."""
 
 import base64
 import hashlib
@@ -21,30 +21,31 @@ from raiopt import __version__
 from raiopt.reports import sections, series
 from raiopt.reports.findings import Finding, find
 from raiopt.reports.runs import Run, differing_options, labels
-from raiopt.reports.signs import Level
-from raiopt.reports.thumbnails import KINDS
 from raiopt.reports.trust import Verdict, verdicts
+from raiopt.reports.trust_checks import Level
 from raiopt.results.files import make_folder, replace_file
+from raiopt.results.pictures import KINDS
 from raiopt.results.tables import jobs_frame
-from raiopt.results.terminal import percent, stage_rows
+from raiopt.results.terminal import stage_rows
+from raiopt.results.words import percent
 
-CURVES = 12
-"""So many runs are drawn step by step, and looked at more closely; so many curves go over the radius."""
+MAX_CURVES = 12
+"""Runs that are drawn step by step and shown in detail, and curves over the radius."""
 
 RADII = ("norm", "scope"), ("epsilon", "robust", "low", "high")
 PROGRESS = (), ("step", "passes", "loss", "loss_low", "loss_high", "fooled_so_far")
-"""Which columns of a curve say what it is, and which are drawn."""
+"""The constant columns of a curve, and the drawn ones."""
 WORST_FIRST = [Level.RED, Level.AMBER, Level.GREEN, Level.UNKNOWN]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a page of runs says, and the page itself.
+    """The content of a page about runs, and the page itself.
 
     Args:
-        findings: What was found, the most asked question first; empty if no run is finished.
+        findings: Those of most runs first; empty if no run is finished.
         verdicts: Of each run, in the order of the runs.
-        problems: What could not be read of finished runs, by the run's folder.
+        problems: Why files of finished runs could not be read, by the run's folder.
         html: The page.
     """
 
@@ -57,18 +58,18 @@ class Report:
         """Writes the page.
 
         Raises:
-            FileExistsError: If the file is there and not to be replaced.
+            FileExistsError: If the file exists and must not be replaced.
         """
         check_free(file, replace=replace)
         make_folder(file.parent, parents=True)
-        page = self.html.encode("utf-8", "xmlcharrefreplace")  # a name may hold half of a surrogate pair
+        page = self.html.encode("utf-8", "xmlcharrefreplace")  # a name may contain half of a surrogate pair
         replace_file(file, lambda temporary: temporary.write_bytes(page))
 
 
 def check_free(file: Path, *, replace: bool) -> None:
-    """Raises FileExistsError if the file is there and is not to be replaced."""
+    """Raises FileExistsError if the file exists and must not be replaced."""
     if os.path.lexists(file) and not replace:
-        raise FileExistsError(f"{file} is there already: --force replaces it, --out FILE writes another one.")
+        raise FileExistsError(f"{file} exists: --force replaces it, --out FILE writes another one.")
 
 
 def make_report(
@@ -78,19 +79,21 @@ def make_report(
 
     Args:
         title: The heading of the page.
-        defaults: The value of each option that is not given; the best run is compared with the one that has them.
-        figures: Where the figures lie, as seen from the page; None if there are none.
+        defaults: The default value of each option; the best run is compared with the run that has them.
+        figures: The folder of the figures, relative to the page; None if there are none.
     """
     problems: dict[str, str] = {}
     findings, names = find(runs), labels(runs)
     name_of = {run.folder: name for name, run in zip(names, runs, strict=True)}
     judged = verdicts(runs)
     verdict_of = dict(zip(name_of, judged, strict=True))
-    drawn = sections.best_first(findings, CURVES)
+    drawn = sections.best_first(findings, MAX_CURVES)
     finished = [run for run in runs if run.metrics]
     radii = [c for c in sections.curves(series.epsilon_curves(finished, problems), *RADII) if len(c["epsilon"]) > 2]
     data = {
-        "epsilon": sorted(radii, key=lambda curve: curve["robust"][-1])[:CURVES] if len(radii) > CURVES else radii,
+        "epsilon": sorted(radii, key=lambda curve: curve["robust"][-1])[:MAX_CURVES]
+        if len(radii) > MAX_CURVES
+        else radii,
         "steps": sections.curves(series.step_curves(drawn, problems), *PROGRESS),
         **sections.grid(finished, [name_of[run.folder] for run in finished], findings),
     }
@@ -107,11 +110,11 @@ def make_report(
         name_of=name_of,
         options=options,
         numeric=[name for name in options if frame[name].dtype.is_numeric()],
-        several_balls=len({run.record.get("ball") for run in finished}) > 1,
+        several_balls=len({str(run.record.ball) for run in finished}) > 1,
         jobs=_jobs(runs, frame),
         closer=sections.closer(drawn, [name_of[run.folder] for run in drawn], problems),
         origin=sections.origin(runs),
-        command_of={run.folder: shlex.join(map(str, run.record.get("command") or [])) for run in runs},
+        command_of={run.folder: shlex.join(run.record.command) for run in runs},
         problems=problems,
         finished=len(finished),
         radii=len(radii),
@@ -121,7 +124,7 @@ def make_report(
 
 
 def _jobs(runs: Sequence[Run], frame: pl.DataFrame) -> list[dict[str, Any]]:
-    """Returns a row for each run: that of the table of a sweep, and the interval of its robust accuracy."""
+    """Returns a row for each run: its row in the table of a sweep, and the interval of its robust accuracy."""
     points = {point["run"]: point for point in series.job_points(runs).iter_rows(named=True)}
     unknown = {"passes": None, "low": None, "high": None}
     return [
@@ -131,7 +134,7 @@ def _jobs(runs: Sequence[Run], frame: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _page(data: dict[str, Any], **content: Any) -> str:
-    """Returns the page; scripts run only if they are these, byte by byte, and nothing is fetched."""
+    """Returns the page; its policy allows only these scripts, byte by byte, and fetches nothing."""
     page = resources.files("raiopt.reports") / "page"
     plotly = resources.files("plotly") / "package_data" / "plotly.min.js"
     scripts = [file.read_text(encoding="utf-8") for file in (plotly, page / "plots.js", page / "report.js")]
@@ -161,11 +164,11 @@ def _page(data: dict[str, Any], **content: Any) -> str:
 
 
 def _unbroken(share: float | None) -> str:
-    return percent(share).replace(" ", "\u00a0")  # a line ends behind the sign, not before it
+    return percent(share).replace(" ", "\u00a0")  # a line breaks after the sign, not before it
 
 
 def as_json(value: Any) -> str:
-    """Returns JSON that can stand inside of a script element, whatever texts it holds.
+    """Returns JSON that can be inside a script element, whatever texts it contains.
 
     >>> as_json("</script><!--")
     '"\\\\u003c/script\\\\u003e\\\\u003c!--"'

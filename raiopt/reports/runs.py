@@ -1,4 +1,4 @@
-"""Runs as they lie on disk: what reports, comparisons and verdicts are made from. Nothing here needs torch."""
+"""Runs as they are on disk, for reports, comparisons and verdicts. Nothing here needs torch."""
 
 import json
 from collections import Counter
@@ -14,22 +14,24 @@ from safetensors.numpy import load_file
 
 from raiopt.results.files import own, read_file
 from raiopt.results.parquet import scan_parquet
+from raiopt.results.perturbation_store import PerturbationStore
+from raiopt.results.record import Metrics, Record
 from raiopt.results.records import JobRecord, is_volatile, read_job, read_jobs
 from raiopt.results.shards import grouped, merged
 
 DEPTH = 3
-"""So many levels below a folder, runs are looked for: outputs/<date>/<time>/<job key>."""
+"""Levels below a folder that are searched for runs: outputs/<date>/<time>/<job key>."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A job's folder, or the folders of the shards that one question was split over.
+    """The folder of a job, or the folders of the shards that its data were split into.
 
     Args:
         folder: Of the job, or of its first shard.
-        job: What its run.json and its sweep say.
-        parts: The folders that hold its samples.
-        sweep: The folder of the sweep that it was found in; None for a run that was asked for alone.
+        job: What its run.json and its sweep.json hold.
+        parts: The folders with its samples.
+        sweep: The folder of its sweep; None of a run that was loaded by itself.
     """
 
     folder: Path
@@ -38,14 +40,29 @@ class Run:
     sweep: Path | None = None
 
     @property
-    def record(self) -> dict[str, Any]:
-        """Its run.json; that of the first shard with the figures of all."""
+    def record(self) -> Record:
+        """Its run.json; that of the first shard with the results of all."""
         return self.job.record
 
     @property
-    def metrics(self) -> dict[str, Any]:
-        """The figures of a finished run; those of any other are none."""
+    def metrics(self) -> Metrics | None:
+        """The metrics of a finished run; None of any other."""
         return self.job.metrics
+
+    @property
+    def robust(self) -> float:
+        """Its robust accuracy; 0 if its record lacks it."""
+        return (self.metrics and self.metrics.robust_accuracy) or 0.0
+
+    @property
+    def count(self) -> int:
+        """Its number of samples; 0 if its record lacks it."""
+        return (self.metrics and self.metrics.samples) or self.record.data.samples
+
+    @property
+    def perturbations(self) -> PerturbationStore:
+        """Its stored perturbations; of several shards those of the first."""
+        return PerturbationStore(self.folder)
 
     @property
     def class_names(self) -> list[str] | None:
@@ -73,7 +90,7 @@ class Run:
         return _scanned([self.folder / "trace.parquet"]).collect()
 
     def exhibits(self) -> dict[str, np.ndarray]:
-        """Returns the samples that were kept to be shown; empty if there are none.
+        """Returns the samples that were kept as examples; empty if there are none.
 
         Raises:
             ValueError: If they cannot be read; the message names the file.
@@ -90,7 +107,7 @@ class Run:
 def _scanned(files: list[Path]) -> pl.LazyFrame:
     for file in files:
         if not file.exists():
-            raise ValueError(f"{file} is not there.")
+            raise ValueError(f"{file} does not exist.")
         try:
             scan_parquet(file).collect_schema()
         except (OSError, pl.exceptions.PolarsError) as error:
@@ -101,14 +118,14 @@ def _scanned(files: list[Path]) -> pl.LazyFrame:
 def load_run(folder: Path | str) -> Run:
     """Returns the run in a job's folder.
 
-    Its `record` is run.json, `metrics` the figures in it, `samples()` and `trace()` its tables.
+    Its `record` is run.json, `metrics` the results in it, `samples()` and `trace()` its tables.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no job ran in it.
 
     >>> import json, tempfile
     >>> folder = Path(tempfile.mkdtemp())
-    >>> _ = (folder / "run.json").write_text(json.dumps({"schema": 1, "status": "failed"}))
+    >>> _ = (folder / "run.json").write_text(json.dumps({"schema": 2, "status": "failed"}))
     >>> load_run(folder).job.status
     'failed'
     """
@@ -119,10 +136,10 @@ def load_run(folder: Path | str) -> Run:
 
 
 def load_runs(folders: Sequence[Path | str]) -> list[Run]:
-    """Returns the runs in these folders, each that of a job, of a sweep, or one that holds such folders; each run once.
+    """Returns the runs in these folders, of jobs, of sweeps, or with such folders in them; each run once.
 
-    Those of a sweep are in the order of their numbers; its shards of one question are one run. Jobs that did not finish
-    are among them.
+    The runs of a sweep are in the order of their numbers; shards of the same data are one run. Jobs that did not finish
+    are included.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -131,10 +148,10 @@ def load_runs(folders: Sequence[Path | str]) -> list[Run]:
     found: dict[Path, Run] = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not there; give the folder of a run or a sweep, as in outputs/NAME.")
+            raise FileNotFoundError(f"{folder} does not exist; give the folder of a run or sweep, as in outputs/NAME.")
         runs = list(_below(folder, DEPTH))
         if not runs:
-            raise ValueError(f"{folder} holds no runs; give the folder of a run or a sweep, as in outputs/NAME.")
+            raise ValueError(f"{folder} contains no runs; give the folder of a run or sweep, as in outputs/NAME.")
         for run in runs:
             found.setdefault(run.folder.resolve(), run)
     return list(found.values())
@@ -161,11 +178,11 @@ def _run(sweep: Path, group: list[JobRecord]) -> Run:
 
 
 def differing_options(runs: Sequence[Run]) -> list[str]:
-    """Returns the options that were given to some of the runs and are not the same in all, and what else differs.
+    """Returns the options that were given to some of the runs and are not the same in all.
 
-    `model` and `data` are among them where the runs are of several, however they were chosen.
+    `model` and `data` are included if the runs have several, however they were chosen.
     """
-    jobs = [run.job for run in runs if run.job.options or run.record]
+    jobs = [run.job for run in runs if run.job.options or run.record.choices]
     names = dict.fromkeys(["model", "data", *(name for job in jobs for name in job.options if not is_volatile(name))])
     return [name for name in names if len({json.dumps(job.option(name)) for job in jobs}) > 1]
 
@@ -174,7 +191,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
     """Returns a short name of each run: the options in which they differ, else the sweep's or the job's name."""
     options = differing_options(runs)
     words = [", ".join(_word(name, run.job.option(name)) for name in options) for run in runs]
-    names = [word or run.record.get("name") or run.folder.name for word, run in zip(words, runs, strict=True)]
+    names = [word or run.record.name or run.folder.name for word, run in zip(words, runs, strict=True)]
     times = Counter(names)
     return [f"{name} ({run.folder.name})" if times[name] > 1 else name for name, run in zip(names, runs, strict=True)]
 

@@ -1,4 +1,4 @@
-"""What the sections of a report show, as plain values. Nothing here writes HTML."""
+"""The content of the sections of a report, as plain values. Nothing here writes HTML."""
 
 import json
 import math
@@ -12,17 +12,18 @@ from raiopt.reports import series
 from raiopt.reports.findings import Finding
 from raiopt.reports.runs import Run, differing_options
 from raiopt.reports.thumbnails import exhibits
+from raiopt.results.record import Record
 
-ROOM = 2_400_000
-"""So many characters of the page are pictures at most."""
-CLASSES = 20
-"""Of more classes, the weakest and the most frequent confusions are shown instead of all."""
-VALUES = 40
-"""An option of more values is no axis of the heat map."""
+MAX_PICTURE_CHARACTERS = 2_400_000
+"""Characters of the page that are pictures."""
+MAX_CLASSES = 20
+"""Of more classes, only the most frequent confusions are shown."""
+MAX_AXIS_VALUES = 40
+"""Values of an option that is an axis of the heat map."""
 
 
 def best_first(findings: Sequence[Finding], count: int) -> list[Run]:
-    """Returns so many runs at most: the best of each question, then the second of each, and so on."""
+    """Returns at most `count` runs: the best of each finding, then the second of each, and so on."""
     ranked = sorted(
         ((rank, number) for number, finding in enumerate(findings) for rank in range(min(count, len(finding.runs)))),
     )
@@ -30,29 +31,30 @@ def best_first(findings: Sequence[Finding], count: int) -> list[Run]:
 
 
 def shares(run: Run) -> list[tuple[str, str, float]]:
-    """Returns what became of the samples: key, words and share of each part that is not empty."""
-    figures, total = run.metrics, max(1, series.job_points([run])["samples"][0])
-    undecided = (figures.get("undecided") or 0) / total
-    clean, robust = figures["clean_accuracy"], figures["robust_accuracy"]
+    """Returns the results of the samples: key, words and share of each part that is not empty."""
+    assert run.metrics is not None
+    undecided = run.metrics.undecided / max(1, run.count)
+    clean, robust = run.metrics.clean_accuracy or 0.0, run.robust
     parts = [
         ("robust", "robust", robust),
-        ("broken", "broken by the attack", max(0.0, clean - robust - undecided)),
+        ("broken", "attacked successfully", max(0.0, clean - robust - undecided)),
         ("undecided", "undecided", undecided),
-        ("wrong", "wrong before", max(0.0, 1 - max(clean, robust + undecided))),
+        ("wrong", "misclassified without an attack", max(0.0, 1 - max(clean, robust + undecided))),
     ]
     return [part for part in parts if part[2] > 1e-9]
 
 
 def closer(
-    runs: Sequence[Run], names: Sequence[str], problems: dict[str, str], room: int = ROOM
+    runs: Sequence[Run], names: Sequence[str], problems: dict[str, str], room: int = MAX_PICTURE_CHARACTERS
 ) -> list[dict[str, Any]]:
-    """Returns classes, confusions and pictures of each run; pictures of the first ones, as long as there is room.
+    """Returns classes, confusions and pictures of each run; pictures only of the first runs, as far as there is room.
 
     Args:
         names: Of the runs.
-        problems: Takes up what cannot be read, by the run's folder.
+        problems: Is given what cannot be read, by the run's folder.
+        room: In characters.
     """
-    told = []
+    entries = []
     for run, name in zip(runs, names, strict=True):
         shown: dict[str, Any] = {"run": run, "name": name, "classes": None, "exhibits": [], "left_out": False}
         try:
@@ -66,8 +68,8 @@ def closer(
         except ValueError as error:
             known = problems.get(str(run.folder))
             problems[str(run.folder)] = str(error) if known in (None, str(error)) else f"{known}; {error}"
-        told.append(shown)
-    return told
+        entries.append(shown)
+    return entries
 
 
 def _confusion(run: Run, which: Any) -> dict[str, Any]:
@@ -76,8 +78,8 @@ def _confusion(run: Run, which: Any) -> dict[str, Any]:
     classes = sorted({*frame["label"].drop_nulls(), *frame["prediction"].drop_nulls()})
     wrong = frame.filter(pl.col("label").ne_missing(pl.col("prediction"))).sort("count", descending=True)
     name = dict(zip(classes, series.class_names(run, classes), strict=True)).get
-    if len(classes) > CLASSES:
-        return {"pairs": [(name(a), name(b, "not finite"), n) for a, b, n in wrong.head(CLASSES).iter_rows()]}
+    if len(classes) > MAX_CLASSES:
+        return {"pairs": [(name(a), name(b, "not finite"), n) for a, b, n in wrong.head(MAX_CLASSES).iter_rows()]}
     count = {(a, b): n for a, b, n in frame.iter_rows()}
     columns = [*classes, None] if frame["prediction"].has_nulls() else classes
     rows = [
@@ -87,41 +89,34 @@ def _confusion(run: Run, which: Any) -> dict[str, Any]:
 
 
 def origin(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, int]]]]:
-    """Returns where the runs come from: each fact with its values, and how many runs have each."""
-    told: dict[str, Counter[str]] = {}
+    """Returns the provenance of the runs: each fact with its values and the number of runs of each."""
+    facts: dict[str, Counter[str]] = {}
     for run in runs:
         for name, value in _facts(run.record):
-            told.setdefault(name, Counter())[value] += 1
-    return [(name, values.most_common()) for name, values in told.items()]
+            facts.setdefault(name, Counter())[value] += 1
+    return [(name, values.most_common()) for name, values in facts.items()]
 
 
-def _facts(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for part in ("weights", "data"):
-        found = (record.get("hashes") or {}).get(part)
-        for value in found if isinstance(found, list) else [found]:
-            if value:
-                yield f"SHA-256 of the {part}", str(value)
-    device, git = record.get("device") or {}, record.get("git") or {}
-    if device:
-        yield "device", f"{device.get('name')}, {device.get('threads')} threads"
-    if git:
-        yield "git commit of raiopt", f"{git.get('commit')}{' and changes' * bool(git.get('changed'))}"
-    code = record.get("code")
-    for module, commit in code.items() if isinstance(code, dict) else ():
-        yield f"git commit of {module}", str(commit)
-    if "seed" in record:
-        yield "seed", str(record["seed"])
-    if "started" in record:
-        yield "date", str(record["started"])[:10]
-    for package, version in (record.get("versions") or {}).items():
-        yield package, str(version)
+def _facts(record: Record) -> Iterator[tuple[str, str]]:
+    data = record.hashes.data
+    for part, values in (("weights", [record.hashes.weights]), ("data", data if isinstance(data, list) else [data])):
+        yield from ((f"SHA-256 of the {part}", value) for value in values if value)
+    if record.device.type:
+        yield "device", f"{record.device.name}, {record.device.threads} threads"
+    if record.git:
+        yield "git commit of raiopt", f"{record.git.commit}{' and changes' * bool(record.git.changed)}"
+    yield from ((f"git commit of {module}", commit) for module, commit in record.code.items())
+    if record.started:
+        yield "seed", str(record.seed)
+        yield "date", record.started[:10]
+    yield from record.versions.items()
 
 
 def curves(frame: pl.DataFrame, about: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
     """Returns the rows of each curve as lists that JSON can hold, numbers of five digits.
 
     Args:
-        about: Columns that are the same in a curve and stay single values.
+        about: Columns that are constant in a curve and stay single values.
     """
     keys = ["label", *about]
     parts = frame.partition_by(keys, maintain_order=True)
@@ -140,8 +135,8 @@ def grid(runs: Sequence[Run], names: Sequence[str], findings: Sequence[Finding])
 
     Returns:
         `jobs`, each with its name, robust accuracy and, for each option, the position of its value; `options`, each
-        with its values in order, whether they are numbers, whether it changes the question itself (`asks`), and whether
-        it may be an axis.
+        with its values in order, whether they are numbers, whether it is the same in all runs of each finding (`asks`),
+        and whether it may be an axis.
     """
     finished = [(name, run) for name, run in zip(names, runs, strict=True) if run.metrics]
     options = []
@@ -153,25 +148,25 @@ def grid(runs: Sequence[Run], names: Sequence[str], findings: Sequence[Finding])
     jobs = [
         {
             "name": name,
-            "robust": run.metrics["robust_accuracy"],
+            "robust": run.robust,
             "at": [option["values"].index(_key(run.job.option(option["name"]))) for option in options],
         }
         for name, run in finished
     ]
     for option in options:
         option["name"] = short(option["name"])
-        option["axis"] = len(option["values"]) <= VALUES
+        option["axis"] = len(option["values"]) <= MAX_AXIS_VALUES
         option["values"] = [value_words(json.loads(value)) for value in option["values"]]
     return {"jobs": jobs, "options": options}
 
 
 def value_words(value: Any) -> str:
-    """Returns the value of an option as one writes it."""
+    """Returns the value of an option for people."""
     return value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
 
 
 def short(option: str) -> str:
-    """Returns the name of an option as it stands in tables and plots."""
+    """Returns the name of an option in tables and plots."""
     return option.removeprefix("optim.")
 
 

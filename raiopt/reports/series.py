@@ -1,12 +1,11 @@
-"""What figures and pages draw of runs, as tidy tables. Nothing here needs torch.
+"""Tidy tables of runs for figures and pages. Nothing here needs torch.
 
-Each function over several runs leaves out those that did not finish or whose files cannot be read, and says in
-`problems`, if it is given, which and why, by the run's folder. In the tables, `run` is that folder, `label` a short
-name of the options that differ, `peers` what runs must share to be compared: model, data, ball. Accuracies are shares
-of all samples, from 0 to 1; `low` and `high` bound their 95 % intervals.
+Each function over several runs leaves out those that did not finish or whose files cannot be read, and adds the reason
+to `problems`, if it is given, by the run's folder. In the tables, `run` is that folder, `label` a short name from the
+options that differ, `peers` what runs must share to be compared: model, data, ball. Accuracies are shares of all
+samples, from 0 to 1; `low` and `high` bound their 95 % intervals.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,46 +16,47 @@ import polars as pl
 
 from raiopt import checks
 from raiopt.reports.runs import Run, labels
-from raiopt.reports.statistics import curve_band, question, wilson
+from raiopt.reports.statistics import curve_band, wilson
 from raiopt.results.metrics import BROKEN, DECIDED, RIGHT, ROBUST
+from raiopt.results.record import BallInfo
+from raiopt.results.records import settings_key
 
 RADIUS = "optim.epsilon"
-STEPS = 200
-"""So many steps of a run are drawn at most."""
-RESAMPLED = 100_000
-"""Bands of more samples are Wilson intervals, of which resampling would differ by less than a line is wide."""
+MAX_DRAWN_STEPS = 200
+"""Steps of a run that are drawn."""
+MAX_RESAMPLED_SAMPLES = 100_000
+"""Bands of more samples are Wilson intervals: resampling would differ by less than the width of a line."""
 Problems = dict[str, str]
 Which = Literal["clean", "adversarial"]
-_BALL = re.compile(r"L(?P<p>\S+) (?:up to )?(?P<epsilon>[\d.e+-]+)(?P<scope>.*)")
 
 
 def epsilon_curves(runs: Sequence[Run], problems: Problems | None = None) -> pl.DataFrame:
-    """Returns robust accuracy against the radius, a row a point, from radius 0, which is clean accuracy.
+    """Returns robust accuracy against the radius, a row for each point, from radius 0, which is clean accuracy.
 
-    Runs that are equal but for the radius are one curve, with Wilson intervals; a run of several radii is a curve of
-    its own, whose band comes from resampling its samples. Runs without a ball are left out.
+    Runs that differ only in the radius are one curve, with Wilson intervals; a run of several radii is a separate
+    curve, whose band comes from resampling its samples. Runs without a ball are left out.
 
     Returns:
-        Columns label, peers, norm (linf, l2, l1, l0), scope (what a ball holds if not an image's perturbation, "per
-        2-d row"), run, epsilon, robust, low, high, samples; sorted by curve, then by epsilon.
+        Columns label, peers, norm (linf, l2, l1, l0), scope (what one ball bounds if not the perturbation of an image,
+        as in "per 2-d row"), run, epsilon, robust, low, high, samples; sorted by curve, then by epsilon.
 
     >>> import json, pathlib, tempfile
     >>> from raiopt.reports.runs import load_runs
     >>> root = pathlib.Path(tempfile.mkdtemp())
     >>> for epsilon, robust in ((0.1, 0.5), (0.2, 0.25)):
-    ...     told = {"schema": 1, "status": "finished", "ball": f"Linf {epsilon}"}
-    ...     told["overrides"] = {"optim.epsilon": epsilon}
-    ...     told["metrics"] = {"samples": 8, "clean_accuracy": 1.0, "robust_accuracy": robust}
+    ...     record = {"schema": 2, "status": "finished", "overrides": {"optim.epsilon": epsilon}}
+    ...     record["ball"] = {"norm": "linf", "epsilon": epsilon, "finite": True}
+    ...     record["metrics"] = {"samples": 8, "clean_accuracy": 1.0, "robust_accuracy": robust}
     ...     (root / str(epsilon)).mkdir()
-    ...     _ = (root / str(epsilon) / "run.json").write_text(json.dumps(told))
+    ...     _ = (root / str(epsilon) / "run.json").write_text(json.dumps(record))
     >>> epsilon_curves(load_runs([root])).select("norm", "epsilon", "robust").rows()
     [('linf', 0.0, 1.0), ('linf', 0.1, 0.5), ('linf', 0.2, 0.25)]
     """
     curves: dict[str, list[Run]] = {}
     for run in _finished(runs, problems):
-        ball, asked = _ball(run), question(run, without=(RADIUS,))
-        if ball["norm"] is not None and (ball["epsilon"] is not None or "epsilons" in run.metrics):
-            curves.setdefault(f"{ball['norm']} {ball['scope']} {asked}", []).append(run)
+        ball, settings = run.record.ball, settings_key(run.job, without=(RADIUS,))
+        if ball.norm is not None and ball.epsilon is not None:
+            curves.setdefault(f"{ball.norm} {ball.scope} {settings}", []).append(run)
     named = [_without_radius(curve[0]) for curve in curves.values()]
     rows = []
     for label, curve in zip(labels(named), curves.values(), strict=True):
@@ -67,8 +67,8 @@ def epsilon_curves(runs: Sequence[Run], problems: Problems | None = None) -> pl.
         strongest: dict[float, tuple[Any, ...]] = {}
         for point in sorted(points, key=lambda point: point[1:3]):
             strongest.setdefault(point[1], point)
-        ball = _ball(curve[0])
-        about = (label, _peers(curve[0], radius=False), ball["norm"], ball["scope"])
+        ball = curve[0].record.ball
+        about = (label, _peers(curve[0], radius=False), ball.norm, ball.scope or None)
         rows += [(*about, *point) for point in strongest.values()]
     schema: dict[str, Any] = dict.fromkeys(["label", "peers", "norm", "scope", "run"], pl.String)
     schema |= dict.fromkeys(["epsilon", "robust", "low", "high"], pl.Float64)
@@ -81,37 +81,36 @@ def _without_radius(run: Run) -> Run:
 
 
 def _points(run: Run) -> Iterator[tuple[Any, ...]]:
-    """Yields run, epsilon, robust, low, high, samples of each radius that the run tells of, and of radius 0."""
-    figures, epsilon = run.metrics, _ball(run)["epsilon"]
-    if "epsilons" in figures:
-        yield from _curve(run, sorted(figures["epsilons"]))
+    """Yields run, epsilon, robust, low, high, samples of each radius of the run, and of radius 0."""
+    assert run.metrics is not None
+    if run.metrics.epsilons:
+        yield from _curve(run, sorted(run.metrics.epsilons))
         return
-    count = _samples(run)
-    for radius, share in ((0.0, figures["clean_accuracy"]), (epsilon, figures["robust_accuracy"])):
-        yield str(run.folder), radius, share, *_interval(share, count), count
+    for radius, share in ((0.0, run.metrics.clean_accuracy), (run.record.ball.radius, run.metrics.robust_accuracy)):
+        yield str(run.folder), radius, share, *_interval(share, run.count), run.count
 
 
 def _curve(run: Run, epsilons: Sequence[float]) -> Iterator[tuple[Any, ...]]:
-    """Yields the points of a run of several radii; samples with the same fate at all of them are counted together."""
+    """Yields the points of a run of several radii; samples with the same result at all of them are counted together."""
     broken_from = pl.when(BROKEN).then(pl.col("epsilon")).alias("from")
     fates = _collected(run, run.samples().group_by(RIGHT.alias("right"), DECIDED.alias("decided"), broken_from).len())
     right, decided, count = (fates[name].to_numpy() for name in ("right", "decided", "len"))
     robust = [right & decided & ~(fates["from"] <= e).fill_null(False).to_numpy() for e in epsilons]
     matrix, total = np.column_stack([right, *robust]), int(count.sum())
     shares = count @ matrix / max(total, 1)
-    few = total <= RESAMPLED
-    low, high = curve_band(matrix.repeat(count, axis=0)) if few else wilson(count @ matrix, total)
+    is_resampled = total <= MAX_RESAMPLED_SAMPLES
+    low, high = curve_band(matrix.repeat(count, axis=0)) if is_resampled else wilson(count @ matrix, total)
     for radius, *point in zip([0.0, *epsilons], shares, low, high, strict=True):
         yield str(run.folder), radius, *map(float, point), total
 
 
 def step_curves(runs: Sequence[Run], problems: Problems | None = None) -> pl.DataFrame:
-    """Returns how the attacked samples fared step by step, at most `STEPS` rows a run, the last step among them.
+    """Returns loss and share fooled step by step, at most `MAX_DRAWN_STEPS` rows a run, including the last step.
 
-    A run in stages has a curve for each, of the samples that it tried; the label names the stage.
+    A run in stages has a curve for each stage, of the samples that it tried; the label names the stage.
 
     Returns:
-        Columns label, peers, run, step, passes (forward and backward, of a sample up to there; null in older runs),
+        Columns label, peers, run, step, passes (forward and backward, of a sample so far; null if not recorded),
         loss (the median over samples), loss_low and loss_high (their quartiles), fooled_so_far (share of the attacked).
     """
     schema: dict[str, Any] = dict.fromkeys(["label", "peers", "run"], pl.String) | {"step": pl.Int64}
@@ -129,16 +128,16 @@ def step_curves(runs: Sequence[Run], problems: Problems | None = None) -> pl.Dat
 
 
 def _step_curve(trace: pl.DataFrame, about: dict[str, str]) -> pl.DataFrame:
-    at = np.linspace(0, len(trace) - 1, min(len(trace), STEPS)).round().astype(int)
-    told = [pl.lit(text).alias(name) for name, text in about.items()]
+    at = np.linspace(0, len(trace) - 1, min(len(trace), MAX_DRAWN_STEPS)).round().astype(int)
+    constants = [pl.lit(text).alias(name) for name, text in about.items()]
     passes = pl.col("passes") if "passes" in trace.columns else pl.lit(None, pl.Float64).alias("passes")
     of_loss = {"loss": "loss_median", "loss_low": "loss_q25", "loss_high": "loss_q75"}
     losses = [pl.col(column).fill_nan(None).alias(name) for name, column in of_loss.items()]
-    return trace[at].select(*told, "step", passes, *losses, "fooled_so_far")
+    return trace[at].select(*constants, "step", passes, *losses, "fooled_so_far")
 
 
 def job_points(runs: Sequence[Run], problems: Problems | None = None) -> pl.DataFrame:
-    """Returns what each run came to, with a Wilson interval; of several radii, at the largest.
+    """Returns the result of each run, with a Wilson interval; of several radii, at the largest.
 
     Returns:
         Columns run, label, peers, norm, epsilon (null without a ball), robust, low, high, clean, samples, passes
@@ -146,12 +145,13 @@ def job_points(runs: Sequence[Run], problems: Problems | None = None) -> pl.Data
     """
     rows = []
     for label, run in _labelled(runs, problems):
-        figures, count, ball = run.metrics, _samples(run), _ball(run)
-        epsilon = max(figures["epsilons"]) if "epsilons" in figures else ball["epsilon"]
-        robust, attacked = figures["robust_accuracy"], figures.get("attacked")
-        passes = (figures["forward_passes"] + figures["backward_passes"]) / attacked if attacked else None
-        about = (str(run.folder), label, _peers(run), ball["norm"], epsilon)
-        rows.append((*about, robust, *_interval(robust, count), figures["clean_accuracy"], count, passes))
+        found, ball = run.metrics, run.record.ball
+        assert found is not None
+        epsilon = max(found.epsilons) if found.epsilons else ball.radius
+        passes = (found.forward_passes + found.backward_passes) / found.attacked if found.attacked else None
+        about = (str(run.folder), label, _peers(run), ball.norm, epsilon)
+        interval = _interval(found.robust_accuracy, run.count)
+        rows.append((*about, found.robust_accuracy, *interval, found.clean_accuracy, run.count, passes))
     schema: dict[str, Any] = dict.fromkeys(["run", "label", "peers", "norm"], pl.String)
     schema |= dict.fromkeys(["epsilon", "robust", "low", "high", "clean"], pl.Float64)
     return pl.DataFrame(rows, schema=schema | {"samples": pl.Int64, "passes": pl.Float64}, orient="row")
@@ -169,9 +169,9 @@ def class_results(run: Run) -> pl.DataFrame:
     >>> import pathlib, tempfile
     >>> from raiopt import load_run
     >>> folder, verified = pathlib.Path(tempfile.mkdtemp()), {"verified": [True, False, False, False]}
-    >>> _ = (folder / "run.json").write_text('{"schema": 1, "status": "finished"}')
-    >>> told = {"label": [0, 0, 1, 1], "clean_prediction": [0, 0, 1, 0], "undecided": False, "stopped": "steps"}
-    >>> pl.DataFrame({**told, **verified}).write_parquet(folder / "samples.parquet")
+    >>> _ = (folder / "run.json").write_text('{"schema": 2, "status": "finished"}')
+    >>> columns = {"label": [0, 0, 1, 1], "clean_prediction": [0, 0, 1, 0], "undecided": False, "stopped": "steps"}
+    >>> pl.DataFrame({**columns, **verified}).write_parquet(folder / "samples.parquet")
     >>> class_results(load_run(folder)).select("name", "samples", "clean_accuracy", "robust_accuracy").rows()
     [('0', 2, 1.0, 0.5), ('1', 2, 0.5, 0.5)]
     """
@@ -186,7 +186,7 @@ def class_results(run: Run) -> pl.DataFrame:
 
 
 def class_names(run: Run, classes: Sequence[int]) -> list[str]:
-    """Returns the names of these classes, their numbers where the run knows no names."""
+    """Returns the names of these classes, or their numbers if the run has no names."""
     names = run.class_names or []
     return [names[number] if 0 <= number < len(names) else str(number) for number in classes]
 
@@ -195,8 +195,7 @@ def confusion(run: Run, which: Which = "clean") -> pl.DataFrame:
     """Returns how often samples of one class were predicted as another; pairs that do not occur are left out.
 
     Args:
-        which: The prediction that counts: that of the clean image; or that of the perturbed one, where it was verified
-            as broken.
+        which: The prediction of the clean image, or of the perturbed one if it is a verified success.
 
     Returns:
         Columns label, prediction (null where the model's output was not finite), count; sorted.
@@ -212,7 +211,7 @@ def confusion(run: Run, which: Which = "clean") -> pl.DataFrame:
 
 
 def _collected(run: Run, frame: pl.LazyFrame) -> pl.DataFrame:
-    """Returns a table that was made of the run's samples, without having had all of them in memory."""
+    """Returns a table made of the run's samples, without loading all of them into memory."""
     try:
         return frame.collect(engine="streaming")
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -233,7 +232,7 @@ def _finished(runs: Sequence[Run], problems: Problems | None) -> list[Run]:
 
 @contextmanager
 def leaving_out(run: Run, problems: Problems | None) -> Iterator[None]:
-    """Goes on behind a run whose files cannot be read, and notes why."""
+    """Continues after a run whose files cannot be read, and adds the reason to `problems`."""
     try:
         yield
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
@@ -241,28 +240,15 @@ def leaving_out(run: Run, problems: Problems | None) -> Iterator[None]:
             problems[str(run.folder)] = str(error).splitlines()[0]
 
 
-def _samples(run: Run) -> int:
-    return run.metrics.get("samples") or (run.record.get("data") or {}).get("samples") or 0
-
-
 def _interval(share: float | None, count: int) -> tuple[float, float]:
     return wilson(round((share or 0) * count), count)
 
 
-def _ball(run: Run) -> dict[str, Any]:
-    """Returns norm, epsilon and scope of the run's ball; where an older run.json lacks them, from what it calls it."""
-    record = run.record
-    if "norm" in record:
-        return {"norm": record["norm"], "epsilon": record.get("epsilon"), "scope": record.get("scope") or None}
-    told = _BALL.fullmatch(record.get("ball") or "")
-    if told is None:
-        return {"norm": None, "epsilon": None, "scope": None}
-    scope = told["scope"].strip() or None
-    return {"norm": f"l{told['p']}", "epsilon": float(told["epsilon"]), "scope": scope}
-
-
 def _peers(run: Run, *, radius: bool = True) -> str:
-    ball, told = _ball(run), run.record
-    words = " ".join(filter(None, ["L" + (ball["norm"] or "")[1:], ball["scope"]]))
-    names = [(told.get(part) or {}).get("name", part) for part in ("model", "data")]
-    return f"{names[0]} on {names[1]}, {told.get('ball') if radius else words}"
+    record = run.record
+    ball = str(record.ball) if radius else " ".join(filter(None, [_norm(record.ball), record.ball.scope]))
+    return f"{record.model.name or 'model'} on {record.data.name or 'data'}, {ball}"
+
+
+def _norm(ball: BallInfo) -> str:
+    return f"L{(ball.norm or '')[1:]}"

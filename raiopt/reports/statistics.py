@@ -1,6 +1,5 @@
-"""How sure the figures of runs are: intervals, a paired comparison, bands of curves, the spread over seeds."""
+"""The uncertainty of results: intervals, a paired comparison, bands of curves, the spread over seeds."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -13,12 +12,12 @@ from numpy.typing import NDArray
 
 from raiopt.reports.runs import Run
 from raiopt.results.metrics import ROBUST
-from raiopt.results.records import is_volatile
+from raiopt.results.records import settings_key
 
 LEVEL = 0.95
-"""Of all intervals, where nothing else is said; a difference is within noise if its p value is at least 1 - LEVEL."""
-ROOM = 2**22
-"""So many weights of the bootstrap are in memory at once."""
+"""The default confidence of all intervals; a difference is within noise if its p value is at least 1 - LEVEL."""
+MAX_WEIGHTS = 2**22
+"""Weights of the bootstrap in memory at once."""
 Numbers = NDArray[np.float64]
 Many = NDArray[Any] | pl.Series | Sequence[float]
 
@@ -57,20 +56,20 @@ def wilson(successes: Any, trials: Any, level: float = LEVEL) -> tuple[Any, Any]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs, a and b, on the samples that both have. Broken are all that are not robust, also those wrong before.
+    """Two runs, a and b, on the samples that both have. Every sample that is not robust counts as broken.
 
     Args:
         shared: How many samples both have.
         only_in_a: How many samples of a are not in b.
         only_in_b: How many samples of b are not in a.
         both_broken: Of the shared.
-        only_a_broke: Of the shared: broken in a and robust in b.
+        only_a_broke: Of the shared: not robust in a and robust in b.
         only_b_broke: The other way round.
         neither: Of the shared: robust in both.
-        p_value: Of McNemar's exact two-sided test that both break as many (1947, doi.org/10.1007/BF02295996).
+        p_value: Of McNemar's exact two-sided test of equal robust accuracies (1947, doi.org/10.1007/BF02295996).
         difference: Robust accuracy of a minus that of b, on the shared samples.
         interval: 95 % interval of it, for pairs: Newcombe 1998, method 10 (Statistics in Medicine 17, 2635-2650).
-        doubts: Sentences on what should be equal and is not.
+        doubts: Sentences about what should be equal and is not.
     """
 
     shared: int
@@ -91,11 +90,11 @@ class Comparison:
         return self.p_value >= 1 - LEVEL
 
     def words(self, name_a: str, name_b: str) -> str:
-        """Returns what came out, for people, in a few sentences.
+        """Returns the comparison for people, in a few sentences.
 
         >>> print(of_counts(300, 25, 7, 168).words("A", "B"))
         On 500 shared samples A leaves 35.0 % robust and B 38.6 %. That is 3.6 points less (95 % interval 1.4 to
-        5.8, p = 0.0021): 25 samples broke under A alone, 7 under B alone.
+        5.8, p = 0.0021): 7 samples are robust only under A, 25 only under B.
         """
         a, b = ((self.neither + kept) / self.shared for kept in (self.only_b_broke, self.only_a_broke))
         found = (
@@ -110,10 +109,12 @@ class Comparison:
 
     def _difference(self, name_a: str, name_b: str) -> str:
         if not self.only_a_broke and not self.only_b_broke:
-            return "Both break the same samples."
+            return "The same samples are robust under both."
         low, high = (100 * end for end in self.interval)
         p = "p < 0.0001" if self.p_value < 1e-4 else f"p = {self.p_value:.2g}"
-        alone = f"{self.only_a_broke:,} samples broke under {name_a} alone, {self.only_b_broke:,} under {name_b} alone"
+        alone = (
+            f"{self.only_b_broke:,} samples are robust only under {name_a}, {self.only_a_broke:,} only under {name_b}"
+        )
         if self.within_noise:
             points = f"{100 * abs(self.difference):.1f} points"
             return f"The difference of {points} is within noise (95 % interval {low:.1f} to {high:.1f}, {p}): {alone}."
@@ -136,27 +137,27 @@ def compare(a: Run, b: Run) -> Comparison:
     for run in (a, b):
         if not run.metrics:
             raise ValueError(f"{run.folder} is {run.job.status}: only finished runs can be compared.")
-    same = a.record["hashes"]["data"] == b.record["hashes"]["data"]
+    same = a.record.hashes.data == b.record.hashes.data
     keys = ["id", "label"] if same else ["id", "label", "name"]
     tables = [run.samples() for run in (a, b)]
     in_a, in_b = (table.select(pl.len()).collect().item() for table in tables)
     one, other = (table.select(*keys, robust=ROBUST) for table in tables)
-    if a.record["data"]["name"] != b.record["data"]["name"]:
+    if a.record.data.name != b.record.data.name:
         one = one.head(0)
     pairs = one.join(other, on=keys, nulls_equal=True).group_by("robust", "robust_right").len()
     found = {(row[0], row[1]): row[2] for row in pairs.collect(engine="streaming").iter_rows()}
     counts = [found.get(pair, 0) for pair in ((False, False), (False, True), (True, False), (True, True))]
     shared = sum(counts)
     if not shared:
-        names = " and ".join(f"{in_:,} of {run.record['data']['name']}" for in_, run in ((in_a, a), (in_b, b)))
+        names = " and ".join(f"{in_:,} of {run.record.data.name}" for in_, run in ((in_a, a), (in_b, b)))
         raise ValueError(
             f"{a.folder} and {b.folder} share 0 samples: they have {names}. Compare runs on the same data."
         )
     doubts = []
     if not same and shared == in_a == in_b:
         doubts.append("The hashes of their data differ: the images or their order are not the same.")
-    if a.record["ball"] != b.record["ball"]:
-        doubts.append(f"The balls differ: {a.record['ball']} and {b.record['ball']}.")
+    if a.record.ball.key != b.record.ball.key:
+        doubts.append(f"The balls differ: {a.record.ball} and {b.record.ball}.")
     return of_counts(*counts, only_in=(in_a - shared, in_b - shared), doubts=tuple(doubts))
 
 
@@ -169,8 +170,8 @@ def of_counts(
     only_in: tuple[int, int] = (0, 0),
     doubts: tuple[str, ...] = (),
 ) -> Comparison:
-    """Returns the comparison that these counts of shared samples make; see `Comparison` for their meaning."""
-    from scipy.special import bdtr  # half a second, and few have something to compare
+    """Returns the comparison with these counts of shared samples; see `Comparison` for their meaning."""
+    from scipy.special import bdtr  # takes half a second, and few have something to compare
 
     shared, discordant = both_broken + only_a_broke + only_b_broke + neither, only_a_broke + only_b_broke
     return Comparison(
@@ -188,7 +189,7 @@ def of_counts(
 
 
 def _newcombe(both: int, first: int, second: int, none: int) -> tuple[float, float]:
-    """Returns the interval of the difference of two shares, from how many samples are in both, in one, in none."""
+    """Returns the interval of the difference of two shares, from the number of samples in both, in one, in none."""
     n = both + first + second + none
     share_1, share_2 = (both + first) / n, (both + second) / n
     (low_1, high_1), (low_2, high_2) = wilson(both + first, n), wilson(both + second, n)
@@ -212,7 +213,7 @@ def curve_band(matrix: Many, draws: int = 1000, seed: int = 0) -> tuple[Numbers,
 
     Args:
         matrix: (samples, points): whether each sample is robust (or broken) at each point.
-        draws: How often samples are drawn anew.
+        draws: The number of resamplings.
         seed: Of the draws.
 
     Raises:
@@ -229,7 +230,7 @@ def curve_band(matrix: Many, draws: int = 1000, seed: int = 0) -> tuple[Numbers,
     n, generator = len(values), np.random.default_rng(seed)
     packed, counts = np.unique(np.packbits(values, axis=1), axis=0, return_counts=True)
     rows = np.unpackbits(packed, axis=1, count=values.shape[1]).astype(np.float64)  # equal samples are drawn together
-    block = max(1, ROOM // len(rows))
+    block = max(1, MAX_WEIGHTS // len(rows))
     parts = [
         generator.multinomial(n, counts / n, size=min(block, draws - done)) @ rows / n
         for done in range(0, draws, block)
@@ -241,10 +242,10 @@ def curve_band(matrix: Many, draws: int = 1000, seed: int = 0) -> tuple[Numbers,
 
 
 def seed_spread(runs: Sequence[Run]) -> pl.DataFrame:
-    """Returns a row for each group of finished runs that differ only in their seed, where there are two at least.
+    """Returns a row for each group of two or more finished runs that differ only in their seed.
 
     Columns: `folder` (of the first run), `seeds`, `n` (how many), `samples`; `mean`, `std` (n - 1), `min` and `max` of
-    their robust accuracies; `robust_against_all` (the share of samples that none of them broke).
+    their robust accuracies; `robust_against_all` (the share of samples that are robust in all of them).
 
     Raises:
         ValueError: If a table of samples cannot be read.
@@ -252,7 +253,7 @@ def seed_spread(runs: Sequence[Run]) -> pl.DataFrame:
     groups: dict[str, dict[int, Run]] = {}
     for run in runs:
         if run.metrics:
-            groups.setdefault(question(run, without=("seed",)), {}).setdefault(run.record.get("seed", 0), run)
+            groups.setdefault(settings_key(run.job, without=("seed",)), {}).setdefault(run.record.seed, run)
     rows = [_spread(group) for group in groups.values() if len(group) > 1]
     return pl.DataFrame(rows, schema=_SPREAD, orient="row")
 
@@ -266,19 +267,13 @@ _SPREAD = {
 }
 
 
-def question(run: Run, without: Sequence[str] = ()) -> str:
-    """Returns a text that is equal for runs of one question: the same weights, data and options but for some."""
-    choices = run.record.get("choices", {})
-    asked = {name: value for name, value in run.job.options.items() if name not in choices and name not in without}
-    asked = {name: value for name, value in asked.items() if not is_volatile(name)}
-    return json.dumps([run.record.get("hashes"), choices, asked], sort_keys=True)
-
-
 def _spread(by_seed: dict[int, Run]) -> list[Any]:
     members = list(by_seed.values())
-    robust = np.array([run.metrics["robust_accuracy"] for run in members])
+    robust = np.array([run.robust for run in members])
     tables = [run.samples().select("id", robust=ROBUST) for run in members]
-    held = pl.concat(tables).group_by("id").agg(pl.col("robust").all()).select(pl.col("robust").mean(), count=pl.len())
-    share, samples = held.collect(engine="streaming").row(0)
+    robust_in_all = (
+        pl.concat(tables).group_by("id").agg(pl.col("robust").all()).select(pl.col("robust").mean(), count=pl.len())
+    )
+    share, samples = robust_in_all.collect(engine="streaming").row(0)
     figures = [robust.mean(), robust.std(ddof=1), robust.min(), robust.max()]
     return [str(members[0].folder), sorted(by_seed), len(members), samples, *map(float, figures), share]

@@ -1,4 +1,4 @@
-"""Samples that a run kept to be shown, as pictures inside of a page."""
+"""Samples that a run kept as examples, as pictures inside a page."""
 
 import base64
 from collections.abc import Iterator, Sequence
@@ -9,9 +9,8 @@ import numpy as np
 
 from raiopt.results.pictures import around_grey, picture
 
-LARGEST, SHARP = 160, 96
-"""Pixels of the longer side: larger pictures are made smaller; up to SHARP, they keep every value."""
-KINDS = ("Easiest to break", "Hardest to break", "Not broken")
+MAX_SIDE, MAX_SHARP_SIDE = 160, 96
+"""Pixels of the longer side: larger pictures are scaled down; up to the second, they keep every value."""
 
 
 def exhibits(kept: dict[str, np.ndarray], names: Sequence[str] | None) -> list[dict[str, Any]]:
@@ -21,10 +20,10 @@ def exhibits(kept: dict[str, np.ndarray], names: Sequence[str] | None) -> list[d
         kept: `Run.exhibits()`.
         names: Of the classes; None shows their numbers.
     """
-    return list(_told(kept, names)) if kept else []
+    return list(_exhibits(kept, names)) if kept else []
 
 
-def _told(kept: dict[str, np.ndarray], names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+def _exhibits(kept: dict[str, np.ndarray], names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
     def named(number: int) -> str:
         return names[number] if names is not None and 0 <= number < len(names) else str(number)
 
@@ -42,19 +41,19 @@ def _told(kept: dict[str, np.ndarray], names: Sequence[str] | None) -> Iterator[
             "clean": data_uri(clean),
             "delta": data_uri(stretched),
             "adversarial": data_uri(clean + delta),
-            "sharp": max(clean.shape[1:]) <= SHARP,
+            "sharp": max(clean.shape[1:]) <= MAX_SHARP_SIDE,
         }
 
 
 def data_uri(pixels: np.ndarray) -> str:
-    """Returns an image (C, H, W) in [0, 1], clipped to it, as a WebP picture in an address.
+    """Returns an image (C, H, W) in [0, 1], clipped to it, as a WebP picture in a data URI.
 
     >>> data_uri(np.zeros((3, 2, 2)))[:23]
     'data:image/webp;base64,'
     """
     drawn = picture(pixels)
-    sharp = max(drawn.size) <= SHARP
-    drawn.thumbnail((LARGEST, LARGEST))
+    sharp = max(drawn.size) <= MAX_SHARP_SIDE
+    drawn.thumbnail((MAX_SIDE, MAX_SIDE))
     file = BytesIO()
     drawn.save(file, "WEBP", lossless=sharp, quality=50 if sharp else 80, method=2)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,67 +1,89 @@
-"""Whether the robust accuracy of a run can be believed: the signs of a failed attack, in it and in runs beside it."""
+"""The verdict on the robust accuracy of a run: checks for a failed attack, in the run and in comparable ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raiopt.reports.peers import Peers
 from raiopt.reports.runs import Run
-from raiopt.reports.signs import Level, Sign, own_signs
+from raiopt.reports.trust_checks import Level, TrustCheck, own_checks
+from raiopt.results.words import joined, plural
 
 WORDS = {
-    Level.GREEN: "No sign of a failed attack. This is no proof: robust accuracy is what this attack could not break, "
-    "and a stronger one may break more.",
-    Level.AMBER: "Robust accuracy may well be too high",
-    Level.RED: "Robust accuracy cannot be believed",
-    Level.UNKNOWN: "The run left nothing to judge it by.",
+    Level.GREEN: "No check found a failed attack. This is no proof: a stronger attack may succeed more often.",
+    Level.AMBER: "Robust accuracy may be too high",
+    Level.RED: "Robust accuracy cannot be trusted",
+    Level.UNKNOWN: "The run recorded nothing to check.",
 }
+NEEDS = {
+    "restarts": "restarts",
+    "gradient free": "a stage without gradients",
+    "larger epsilon": "other radii",
+    "huge epsilon": "other radii",
+    "stronger attack": "other attacks",
+    "seeds": "other seeds",
+}
+"""What a check needs that a single run lacks."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to think of a run's robust accuracy.
+    """Whether to trust a run's robust accuracy.
 
     Args:
-        level: The worst of its signs; what is unknown makes it no worse.
-        signs: All of them, always in the same order.
+        level: The worst of its checks; unknown ones do not make it worse.
+        checks: All of them, always in the same order.
     """
 
     level: Level
-    signs: Sequence[Sign]
+    checks: Sequence[TrustCheck]
+
+    @property
+    def worst(self) -> list[TrustCheck]:
+        """The checks that are AMBER or RED."""
+        return [check for check in self.checks if check.level in (Level.AMBER, Level.RED)]
 
     def words(self) -> str:
         """Returns the verdict in a line or two, for people.
 
-        >>> Verdict(Level.RED, [Sign("reach", Level.RED, "All 5 survivors are short of epsilon.", "")]).words()
-        'RED: Robust accuracy cannot be believed (reach). All 5 survivors are short of epsilon.'
+        >>> Verdict(Level.RED, [TrustCheck("reach", Level.RED, "All 5 survivors are short of epsilon.", "")]).words()
+        'RED: Robust accuracy cannot be trusted (reach). All 5 survivors are short of epsilon.'
         """
-        worst = [sign for sign in self.signs if sign.level is self.level]
-        unknown = sum(sign.level is Level.UNKNOWN for sign in self.signs)
-        told = f"{self.level.upper()}: {WORDS[self.level]}"
-        if self.level in (Level.AMBER, Level.RED):
-            told += f" ({', '.join(sign.name for sign in worst)}). {worst[0].found}"
-        elif self.level is Level.GREEN and unknown:
-            told += f" {unknown} of {len(self.signs)} signs could not be looked for."
-        return told
+        worst = [check for check in self.worst if check.level is self.level]
+        names = f" ({', '.join(check.name for check in worst)}). {worst[0].found}" if worst else ""
+        return f"{self.level.upper()}: {WORDS[self.level]}{names}{self._open_checks()}"
+
+    def _open_checks(self) -> str:
+        """Returns how many checks ran, and what the others need; nothing unless the verdict is GREEN."""
+        missing = [check for check in self.checks if check.level is Level.UNKNOWN]
+        if self.level is not Level.GREEN or not missing:
+            return ""
+        needs = [NEEDS[check.name] for check in missing if check.name in NEEDS]
+        idle = len(missing) - len(needs)
+        parts = [f"{len(self.checks) - len(missing)} of {plural(len(self.checks), 'check')} ran, none fired"]
+        if needs:
+            parts.append(f"{len(needs)} need{'s' * (len(needs) == 1)} {joined(dict.fromkeys(needs), 'or')}")
+        if idle:
+            parts.append(f"{idle} do{'es' * (idle == 1)} not apply")
+        return f" {'; '.join(parts)}."
 
 
 def judge(run: Run, others: Sequence[Run] = ()) -> Verdict:
-    """Returns the verdict on a run's robust accuracy, from records alone.
+    """Returns the verdict on a run's robust accuracy, from records.
 
     Args:
-        others: Runs to compare it with, as those of its sweep; of other weights, data or norms they do not count. Those
-            of many runs at once are `verdicts`.
+        others: Runs to compare it with, as those of its sweep; those of other weights, data or norms are ignored. For
+            many runs at once see `verdicts`.
 
     >>> import json, tempfile
     >>> from pathlib import Path
     >>> from raiopt import load_run
     >>> folder = Path(tempfile.mkdtemp())
-    >>> figures = {"samples": 50, "attacked": 50, "claimed": 40, "verified": 30, "robust_accuracy": 0.4}
-    >>> _ = (folder / "run.json").write_text(json.dumps({"schema": 1, "status": "finished", "metrics": figures}))
+    >>> metrics = {"samples": 50, "attacked": 50, "claimed": 40, "verified": 30, "robust_accuracy": 0.4}
+    >>> _ = (folder / "run.json").write_text(json.dumps({"schema": 2, "status": "finished", "metrics": metrics}))
     >>> verdict = judge(load_run(folder))
     >>> print(verdict.words())
-    RED: Robust accuracy cannot be believed (verification). The search claims to have broken 40 samples, the check
-    confirms 30.
-    >>> verdict.signs[0].remedy
+    RED: Robust accuracy cannot be trusted (verification). The search claims 40 successes, the verification confirms 30.
+    >>> verdict.checks[0].remedy
     ['model.precision=float32', 'model.fold=false']
     """
     return _verdict(run, Peers([run, *others]))
@@ -74,10 +96,10 @@ def verdicts(runs: Sequence[Run]) -> list[Verdict]:
 
 
 def _verdict(run: Run, peers: Peers) -> Verdict:
-    return verdict_of([*own_signs(run), *peers.signs(run)])
+    return verdict_of([*own_checks(run), *peers.checks(run)])
 
 
-def verdict_of(signs: Sequence[Sign]) -> Verdict:
-    """Returns the verdict that signs come to."""
+def verdict_of(checks: Sequence[TrustCheck]) -> Verdict:
+    """Returns the verdict of checks."""
     order = list(Level)
-    return Verdict(max((sign.level for sign in signs), key=order.index), signs)
+    return Verdict(max((check.level for check in checks), key=order.index), checks)

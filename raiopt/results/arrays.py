@@ -18,17 +18,17 @@ from raiopt.results.tables import METRICS, given_options, jobs_frame, options_of
 if TYPE_CHECKING:
     from xarray import Dataset
 
-CELLS = 10**7
-"""A grid of more cells is no grid, but values drawn at random."""
+MAX_CELLS = 10**7
+"""Cells of a grid; more mean that the values were drawn at random."""
 
 
 def to_xarray(sweep: pl.DataFrame | Path | str) -> Dataset:
     """Returns a sweep as a grid: a variable for each metric, over the options that vary.
 
     An option that varies is a dimension under its full name: its values are the coordinates, numbers in ascending
-    order, others as they came; null is None, among texts "null". One that does not vary is an attribute. Every job
-    stands at its own values; where there is none, or it has no figures, a metric is NaN. `status` is that of the table,
-    missing where there is no job; `job` is the name of the folder.
+    order, others in the order of the jobs; null is None, among texts "null". Other options are attributes. A metric is
+    NaN where there is no job, or one without results. `status` is that of the table, missing where there is no job;
+    `job` is the name of the folder.
 
     Args:
         sweep: The folder of a sweep, or its table, perhaps with fewer rows.
@@ -56,7 +56,7 @@ def to_xarray(sweep: pl.DataFrame | Path | str) -> Dataset:
     if not {"job", "status", "ball"} <= set(frame.columns) or frame.is_empty():
         raise ValueError("sweep must be a table of load_sweep with rows and the columns job, status and ball.")
     options = options_of(frame)
-    if options:  # a job whose record is damaged may have none: it belongs to no cell
+    if options:  # a job with a damaged record may have none and belongs to no cell
         frame = frame.filter((pl.col("status") != "unreadable") | ~pl.all_horizontal(pl.col(options).is_null()))
     axes = {name: _labels(frame[name]) for name in options if not is_volatile(name) and frame[name].n_unique() > 1}
     shape = tuple(map(len, axes.values()))
@@ -90,7 +90,7 @@ def _labels(column: pl.Series) -> list[Any]:
 def _coordinate(labels: Sequence[Any]) -> np.ndarray:
     if None not in labels:
         return np.array(labels)
-    if any(isinstance(label, str) for label in labels):  # pandas makes None among texts a NaN, which nothing equals
+    if any(isinstance(label, str) for label in labels):  # pandas turns None among texts into NaN
         return np.array(["null" if label is None else label for label in labels])
     mixed = np.empty(len(labels), dtype=object)
     mixed[:] = labels
@@ -102,10 +102,10 @@ def _cells(
 ) -> np.ndarray | list[int]:
     """Returns the number of each row's cell in the flat grid."""
     size = np.prod([1.0, *shape])
-    if size > CELLS:
+    if size > MAX_CELLS:
         raise ValueError(
-            f"{len(frame)} jobs would fill {len(frame) / size:.1g} of a grid over {', '.join(axes)}: they are no grid. "
-            "Use the table of load_sweep."
+            f"{len(frame)} jobs would fill {len(frame) / size:.1g} of a grid over {', '.join(axes)}: they are not a "
+            "grid. Use the table of load_sweep."
         )
     numbers = {name: {label: number for number, label in enumerate(labels)} for name, labels in axes.items()}
     places = [[numbers[name][value] for value in frame[name]] for name in axes]
@@ -114,23 +114,23 @@ def _cells(
         order = np.argsort(cells, kind="stable")
         again = int(np.flatnonzero(np.diff(cells[order]) == 0)[0])
         one, other = (frame.row(int(row), named=True) for row in order[again : again + 2])
-        raise ValueError(_told(one, other, list(axes), folder))
+        raise ValueError(_conflict(one, other, list(axes), folder))
     return cells
 
 
-def _told(one: dict[str, Any], other: dict[str, Any], axes: list[str], folder: Path | None) -> str:
-    """Returns why two jobs cannot stand in one grid."""
+def _conflict(one: dict[str, Any], other: dict[str, Any], axes: list[str], folder: Path | None) -> str:
+    """Returns the message about two jobs of one cell."""
     cell = ", ".join(f"{name}={'null' if one[name] is None else one[name]}" for name in axes) or "the only one"
     names = [] if folder is None else _apart(folder / one["job"], folder / other["job"])
     what = ", ".join(names) or "an option that is no column of the table"
     return (
         f"Jobs {one['job']} and {other['job']} belong to one cell ({cell}): they differ in {what}, which is not swept. "
-        "Filter the table of load_sweep so that one of them remains, and give that."
+        "Filter the table of load_sweep so that one of them remains, and pass the table."
     )
 
 
 def _apart(one: Path, other: Path) -> list[str]:
-    """Returns the options in which the configs of two jobs differ; none if they cannot be read."""
+    """Returns the options in which the configs of two jobs differ; none if the configs cannot be read."""
     try:
         first, second = (_flat(yaml.safe_load(read_file(job / ".hydra" / "config.yaml"))) for job in (one, other))
     except (OSError, yaml.YAMLError):

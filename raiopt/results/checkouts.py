@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+
+from raiopt.results.record import GitInfo
 
 ROOT = Path(__file__).parents[2]
 """The folder that holds the package raiopt: its checkout, unless it is installed."""
@@ -16,13 +17,13 @@ _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @cache
-def own_state() -> dict[str, Any] | None:
+def own_state() -> GitInfo | None:
     """Returns the commit of raiopt's own checkout and whether files differ from it; None if raiopt is installed.
 
     Looked up once: a process has its code from then, whatever is changed afterwards. git is run in this checkout alone.
     """
     commit = commit_of(ROOT) if (ROOT / ".git").exists() else None
-    return None if commit is None else {"commit": commit, "changed": _is_changed()}
+    return None if commit is None else GitInfo(commit, _is_changed())
 
 
 def _is_changed() -> bool | None:

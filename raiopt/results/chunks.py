@@ -1,8 +1,8 @@
-"""Finished parts of a run, each written whole or not at all, so that a run that was killed continues behind them."""
+"""Finished parts of a run, each written whole or not at all, so that a run that was killed continues after them."""
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from raiopt.attacks import Outcome, Trial
-from raiopt.results.files import is_own, make_folder, own, own_files, read_file, replace_file
-from raiopt.results.folder import read_record
+from raiopt.attacks import Outcome
+from raiopt.results.files import make_folder, own, own_files, read_file, replace_file
+from raiopt.results.folder import write_record
 from raiopt.results.parquet import scan_parquet
+from raiopt.results.perturbation_store import PerturbationStore
+from raiopt.results.record import Record
+from raiopt.results.record_reader import read_record
 from raiopt.results.samples import samples_frame, steps_frames
-
-MERGED = 64 * 2**20
-"""Perturbations of up to so many bytes end in one file, larger ones stay in a file a chunk."""
 
 
 class Chunks:
@@ -29,15 +29,15 @@ class Chunks:
 
     def __init__(self, folder: Path, save: str) -> None:
         self.save, self.parts = save, folder / "chunks"
-        self.perturbations, self.merged = folder / "perturbations", folder / "perturbations.safetensors"
+        self.perturbations = PerturbationStore(folder)
 
-    def begin(self, record: dict[str, Any]) -> None:
-        """Keeps the record of the run that the chunks are of; that of the folder is replaced by every start."""
+    def begin(self, record: Record) -> None:
+        """Stores the record of the run that the chunks belong to; every start replaces that of the folder."""
         make_folder(self.parts)
-        replace_file(self.parts / "run.json", lambda path: path.write_text(json.dumps(record), encoding="utf-8"))
+        write_record(self.parts, record)
 
-    def begun(self) -> dict[str, Any]:
-        """Returns the record of the run that the chunks are of; empty if there is none."""
+    def begun(self) -> Record | None:
+        """Returns the record of the run that the chunks belong to; None if there is none."""
         return read_record(self.parts)
 
     def finished(self, number: int) -> dict[str, Any] | None:
@@ -62,13 +62,9 @@ class Chunks:
         for kind, steps in steps_frames(outcomes).items():
             replace_file(self._part(number, f"{kind}.parquet"), steps.write_parquet)
         if exhibits:
-            shown = save(_joined(exhibits))
+            shown = save({name: torch.cat([part[name] for part in exhibits]).contiguous() for name in exhibits[0]})
             replace_file(self._part(number, "exhibits.safetensors"), lambda path: path.write_bytes(shown))
-        stored = _joined([_stored(outcome, self.save) for outcome in outcomes if outcome.trial is not None])
-        if stored:
-            make_folder(self.perturbations)
-            file = self.perturbations / f"{number:06}.safetensors"
-            replace_file(file, lambda path: path.write_bytes(save(stored)))
+        self.perturbations.write(number, outcomes, self.save)
         replace_file(self._part(number, "json"), lambda path: path.write_text(json.dumps(about), encoding="utf-8"))
 
     def tables(self, kind: str) -> list[Path]:
@@ -90,19 +86,8 @@ class Chunks:
 
     def merge_perturbations(self) -> None:
         """Joins the perturbations into one file, unless there are too many for that."""
-        if self.save == "none":
-            return
-        if not is_own(self.merged):  # else a run was killed behind this, and its files may be gone
-            files = own_files(self.perturbations, "*.safetensors")
-            if sum(path.stat().st_size for path in files) > MERGED:
-                return
-            if len(files) == 1:
-                replace_file(self.merged, lambda path: shutil.copyfile(files[0], path))
-            else:
-                parts = [load_file(path) for path in files]
-                stored = _joined(parts) or {"ids": torch.zeros(0, dtype=torch.int64), "delta": torch.zeros(0)}
-                replace_file(self.merged, lambda path: path.write_bytes(save(stored)))
-        shutil.rmtree(self.perturbations, ignore_errors=True)
+        if self.save != "none":
+            self.perturbations.merge()
 
     def discard(self) -> None:
         """Removes what only a run that goes on needs."""
@@ -111,48 +96,7 @@ class Chunks:
     def start_anew(self) -> None:
         """Removes every chunk, with its perturbations."""
         self.discard()
-        shutil.rmtree(self.perturbations, ignore_errors=True)
-        self.merged.unlink(missing_ok=True)
+        self.perturbations.clear()
 
     def _part(self, number: int, kind: str) -> Path:
         return self.parts / f"{number:06}.{kind}"
-
-
-def _stored(outcome: Outcome, save: str) -> dict[str, Tensor]:
-    """Returns what the file of perturbations holds of a batch: of the broken samples (save=fooled), or of all."""
-    trial = outcome.trial
-    assert trial is not None
-    keep = trial.verdict.broken if save == "fooled" else torch.ones_like(trial.verdict.broken)
-    if save == "none" or not keep.any():
-        return {}
-    ids = torch.tensor(outcome.ids, dtype=torch.int64)[outcome.attacked.cpu()]
-    stored = {"ids": ids[keep.cpu()], "delta": trial.delta[keep], **_parameter(trial, keep)}
-    return {name: tensor.cpu().contiguous() for name, tensor in stored.items()}
-
-
-def _parameter(trial: Trial, keep: Tensor) -> dict[str, Tensor]:
-    stored = {}
-    if trial.shared:
-        shown = trial.bounded if trial.bounded.ndim == trial.delta.ndim else trial.bounded[None]
-        stored = {"parameter": shown, "batch": torch.zeros(int(keep.sum()), dtype=torch.int64)}
-    elif trial.parameter is not None:
-        stored = {"parameter": trial.parameter[keep]}
-    return stored | ({} if trial.places is None else {"places": trial.places[keep]})
-
-
-def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Returns the rows of several parts; `batch` numbers the rows of `parameter` in all of them."""
-    parts, rows = [dict(part) for part in parts if part], 0
-    for part in parts:
-        if "batch" in part:
-            part["batch"] = part["batch"] + rows
-            rows += len(part["parameter"])
-    return {name: torch.cat([part[name] for part in parts]).contiguous() for name in (parts[0] if parts else ())}
-
-
-def load_perturbations(folder: Path | str) -> Iterator[dict[str, Tensor]]:
-    """Yields the stored perturbations of a run's folder, file by file: `ids`, `delta`, and what else is in them."""
-    path = Path(folder)
-    single = path / "perturbations.safetensors"
-    for file in [own(single)] if single.exists() else own_files(path / "perturbations", "*.safetensors"):
-        yield load_file(file)

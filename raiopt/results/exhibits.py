@@ -1,23 +1,21 @@
-"""Which samples of a run are kept to be shown: the easiest and the hardest that broke, and the firmest that did not."""
+"""The samples of a run that are kept as examples: easy and hard successes, and the most robust samples."""
 
 import torch
 from torch import Tensor
 
-from raiopt.attacks import Outcome, Trial
+from raiopt.attacks import Outcome, ProbeResult
 
-EACH = 4
-"""So many samples of each kind are kept."""
-KINDS = ("easiest to break", "hardest to break", "not broken")
+SAMPLES_PER_KIND = 4
 
 
 class Exhibits:
-    """The samples that are kept of all batches so far, as rows of tensors in the order in which they are shown."""
+    """The examples of all batches so far, as rows of tensors in the order in which they are shown."""
 
     def __init__(self) -> None:
         self.rows: dict[str, Tensor] = {}
 
     def offer(self, candidates: dict[str, Tensor]) -> bool:
-        """Keeps those of the candidates that are easier, harder or firmer; says whether there were any."""
+        """Keeps the candidates that are easier, harder or more robust; says whether there were any."""
         if not candidates:
             return False
         together = {
@@ -29,16 +27,16 @@ class Exhibits:
         return bool((chosen >= kept).any())
 
     def stored(self) -> dict[str, Tensor]:
-        """Returns what the run's folder keeps of them: pixels as 8-bit, perturbations in half precision.
+        """Returns them as the run's folder stores them: pixels as 8-bit, perturbations in half precision.
 
-        `kind` is a position in `KINDS`.
+        `kind` is a position in `raiopt.results.pictures.KINDS`.
         """
         if not self.rows:
             return {}
         rows = {name: value for name, value in self.rows.items() if name != "score"}
         broken = rows["broken"]
         rank = torch.arange(len(broken))
-        kind = torch.where(broken, (rank >= EACH).long(), 2)
+        kind = torch.where(broken, (rank >= SAMPLES_PER_KIND).long(), 2)
         image = (rows["image"].float().clamp(0, 1) * 255).round().to(torch.uint8)
         return {**rows, "kind": kind, "image": image, "delta": rows["delta"].half()}
 
@@ -46,13 +44,13 @@ class Exhibits:
 def candidates_of(outcome: Outcome, *, by_norm: bool) -> dict[str, Tensor]:
     """Returns the samples of a batch that may be kept, as rows.
 
-    Easy is what a small radius or norm breaks, or else what few steps do, of such the one that ends with less
-    probability of its label. Firm is what ends with most of it.
+    A success is easy if its radius or norm is small, or else if it took few steps and ends with a small probability of
+    the label. A robust sample is kept if it ends with a high probability of the label.
 
     Args:
-        by_norm: The attack is after the smallest norm.
+        by_norm: The attack minimizes the norm.
     """
-    trial = outcome.trial
+    trial = outcome.result
     if trial is None:
         return {}
     broken, firmness = trial.verdict.broken, trial.verdict.label_confidence
@@ -76,7 +74,7 @@ def candidates_of(outcome: Outcome, *, by_norm: bool) -> dict[str, Tensor]:
     return {name: tensor.cpu().contiguous() for name, tensor in rows.items()}
 
 
-def _difficulty(trial: Trial, by_norm: bool) -> Tensor:
+def _difficulty(trial: ProbeResult, by_norm: bool) -> Tensor:
     firmness = trial.verdict.label_confidence
     if by_norm:
         return trial.ball.norms(trial.bounded).to(firmness).expand_as(firmness)
@@ -86,8 +84,8 @@ def _difficulty(trial: Trial, by_norm: bool) -> Tensor:
 
 
 def _chosen(score: Tensor, broken: Tensor) -> Tensor:
-    """Returns the positions of those that are kept: broken ones by score, then the others."""
+    """Returns the positions of the samples that are kept: successes by score, then the others."""
     order = score.argsort(stable=True)
     won, lost = order[broken[order]], order[~broken[order]]
-    ends = won if len(won) <= 2 * EACH else torch.cat([won[:EACH], won[-EACH:]])
-    return torch.cat([ends, lost[:EACH]])
+    ends = won if len(won) <= 2 * SAMPLES_PER_KIND else torch.cat([won[:SAMPLES_PER_KIND], won[-SAMPLES_PER_KIND:]])
+    return torch.cat([ends, lost[:SAMPLES_PER_KIND]])

@@ -1,13 +1,13 @@
 """The folder of one job, and its record `run.json`: written at the start, replaced at the end."""
 
 import itertools
-import json
 import os
 import platform
 import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from raiopt.results.checkouts import own_state
-from raiopt.results.files import check_folder, make_folder, read_file, write_json
+from raiopt.results.files import check_folder, make_folder, write_json
 from raiopt.results.lock import locked
-
-SCHEMA = 1
-"""The number of the layout of a run folder; rises when an older reader would misread a newer folder."""
+from raiopt.results.record import ErrorInfo, Record
+from raiopt.results.record_reader import read_record
 
 PACKAGES = ("raiopt", "torch", "torchvision", "numpy", "hydra-core", "hydra-zen", "polars", "safetensors")
 
@@ -33,12 +32,12 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str], patience: float = 0) -> None:
         self.path, self.patience = Path(path), patience
-        self.record: dict[str, Any] = {}
+        self.record = Record()
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def finished_record(self, job_key: str | None) -> dict[str, Any] | None:
+    def finished_record(self, job_key: str | None) -> Record | None:
         """Returns the record of a finished run of this question and schema, if the folder holds one.
 
         Raises:
@@ -48,20 +47,20 @@ class RunFolder:
         record = read_record(self.path)
         if (other := self.other_question(job_key)) is not None:
             raise FileExistsError(
-                f"{self.path} holds the results of another question: {shlex.join(other.get('command') or ['?'])}. "
+                f"{self.path} holds the results of another question: {shlex.join(other.command or ['?'])}. "
                 "Nothing was overwritten; give another name=... or hydra.run.dir=..., or force=true, which moves them "
                 f"to {self.path.parent / 'replaced'}."
             )
-        return record if _is_ours(record) and record["status"] == "finished" else None
+        return record if record and record.status == "finished" else None
 
-    def other_question(self, job_key: str | None) -> dict[str, Any] | None:
+    def other_question(self, job_key: str | None) -> Record | None:
         """Returns the record of a run of another question whose results a new run would spoil; None if there is none.
 
         These are the results of a finished run, and the finished batches of one that did not come to its end.
         """
         record, begun = read_record(self.path), read_record(self / "chunks")
-        held = [begun, *([record] if record.get("status") == "finished" else [])]
-        return next((one for one in held if _is_ours(one) and one.get("job_key") != job_key), None)
+        held = [begun, record if record and record.status == "finished" else None]
+        return next((one for one in held if one and one.job_key != job_key), None)
 
     def has_results(self, job_key: str | None) -> bool:
         """Says whether a new run would have something to move aside: a finished run, or results of another question."""
@@ -69,8 +68,8 @@ class RunFolder:
 
     def save(self, **fields: Any) -> None:
         """Adds fields to the record and replaces run.json in one step, so that no reader sees half of it."""
-        self.record.update(fields)
-        write_json(self / "run.json", self.record, indent=2)
+        self.record = replace(self.record, **fields)
+        write_record(self.path, self.record)
 
     def set_aside(self) -> Path | None:
         """Moves everything that is in the folder to `replaced/` beside it, if there is a record; returns where to.
@@ -87,10 +86,7 @@ class RunFolder:
             raise ValueError(f"{self.path} cannot move to replaced/, for it holds the working directory.")
         with locked(self.path):  # says so if another process works in it
             pass
-        place = self.path.parent / "replaced"
-        taken = (place / f"{self.path.name}-{number}" for number in itertools.count(1))
-        target = next(path for path in taken if not path.exists())
-        make_folder(place)
+        target = replaced_path(self.path)
         os.replace(self.path, target)
         return target
 
@@ -103,14 +99,9 @@ class RunFolder:
         """
         with locked(check_folder(self.path), self.patience):
             began = time.perf_counter()
-            self.save(
-                schema=SCHEMA,
-                status="running",
-                **about,
-                started=datetime.now(UTC).isoformat(timespec="seconds"),
-                versions=versions(),
-                git=own_state(),
-            )
+            started = datetime.now(UTC).isoformat(timespec="seconds")
+            self.record = Record(**about, started=started, versions=versions(), git=own_state())
+            self.save()
             try:
                 yield
             except BaseException as error:
@@ -119,35 +110,38 @@ class RunFolder:
                 self.save(
                     status="killed" if interrupted else "failed",
                     seconds=round(time.perf_counter() - began, 3),
-                    error={"type": type(error).__name__, "message": message},
+                    error=ErrorInfo(type(error).__name__, message),
                 )
                 raise
             self.save(status="finished", seconds=round(time.perf_counter() - began, 3))
 
 
-def _is_ours(record: Mapping[str, Any]) -> bool:
-    return record.get("schema") == SCHEMA
+def write_record(folder: Path, record: Record) -> None:
+    """Replaces run.json in a folder in one step, so that no reader sees half of it."""
+    write_json(folder / "run.json", record.as_json(), indent=2)
 
 
-def mark_killed(path: Path, about: Mapping[str, Any], why: str) -> None:
-    """Writes into the record of a job that can no longer do so itself that it was killed, and why.
+def replaced_path(path: Path) -> Path:
+    """Returns a new path in `replaced/`, next to a file or folder that is to move there."""
+    place = make_folder(path.parent / "replaced")
+    return next(new for number in itertools.count(1) if not (new := place / f"{path.name}-{number}").exists())
+
+
+def mark_killed(path: Path, about: Mapping[str, Any], why: str) -> Record:
+    """Records that a job was killed which can no longer do so itself, and why; returns the record.
 
     Args:
-        about: What the record shall say where the job did not come to writing one.
+        about: The fields of the record if the job wrote none.
     """
-    folder = RunFolder(path)
     make_folder(path, parents=True)
-    folder.record = {"schema": SCHEMA, **about, **read_record(path)}
-    folder.save(status="killed", error={"type": "Killed", "message": why})
+    record = killed(read_record(path) or Record(**about), why)
+    write_record(path, record)
+    return record
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Returns the content of run.json in the folder `path`; empty if there is none that can be read."""
-    try:
-        record = json.loads(read_file(path / "run.json"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+def killed(record: Record, why: str) -> Record:
+    """Returns the record of a job that was killed."""
+    return replace(record, status="killed", error=ErrorInfo("Killed", why))
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The picture of a job: clean images, what was added to them, and what the model then saw, side by side."""
+"""The picture of a job: clean images, perturbations and adversarial images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Exhibit:
 
 
 def exhibits_of(rows: dict[str, Tensor], classes: Sequence[str] | None) -> list[Exhibit]:
-    """Returns the first few of the samples that a run keeps to be shown."""
+    """Returns the first of the samples that a run keeps as examples."""
 
     def name(number: Tensor) -> str:
         return classes[int(number)] if classes else f"class {int(number)}"
@@ -41,9 +41,9 @@ def exhibits_of(rows: dict[str, Tensor], classes: Sequence[str] | None) -> list[
 
 
 def draw_gallery(exhibits: Sequence[Exhibit], path: Path, title: str) -> None:
-    """Writes a PNG with a column an exhibit: clean, perturbation, adversarial.
+    """Writes a PNG with a column for each exhibit: clean, perturbation, adversarial.
 
-    The perturbation is drawn around grey, each column stretched by its own largest magnitude, which stands below it.
+    The perturbation is drawn around grey, scaled by its largest magnitude, which is written below it.
     """
     columns = max(len(exhibits), 4)
     rows = ("clean", "perturbation", "adversarial")

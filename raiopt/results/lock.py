@@ -1,4 +1,4 @@
-"""One process at a time in a folder: the lock of a run and of a sweep, which says who holds it."""
+"""The lock of the folder of a run or a sweep: one process at a time works in it."""
 
 import json
 import os
@@ -16,25 +16,25 @@ from raiopt.results.files import make_folder, read_file, remove_left, write_json
 def locked(folder: Path, patience: float = 0) -> Iterator[None]:
     """Holds the lock of a folder while the context lasts.
 
-    The system gives it back when its process ends in whatever way, so that no dead process holds it.
+    The system releases it when the process ends, however it ends.
 
     Args:
-        patience: Seconds to wait for another process to leave the folder.
+        patience: Seconds to wait for another process.
 
     Raises:
-        FileExistsError: If another process holds it; the message says which, on which machine.
+        FileExistsError: If another process holds it; the message names it and its machine.
     """
-    from filelock import FileLock, Timeout  # takes as long as all else that `raiopt --help` imports
+    from filelock import FileLock, Timeout  # takes as long as everything else that `raiopt --help` imports
 
     make_folder(folder, parents=True)
-    # filelock looks whether the file that it locked is still there: so it can be removed, others waiting or not.
+    # filelock notices if its file was removed, so it can be removed while others wait.
     lock, holder = FileLock(folder / ".lock", timeout=patience), folder / ".lock.json"
     try:
         if (folder / ".lock").is_symlink():
             (folder / ".lock").unlink()
         lock.acquire()
     except Timeout:
-        raise FileExistsError(f"{folder} is in use: {_told(holder)}. Wait for it, or end it.") from None
+        raise FileExistsError(f"{folder} is in use: {_holder(holder)}. Wait for it, or end it.") from None
     try:
         about = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now(UTC).isoformat("T", "seconds")}
         write_json(holder, about)
@@ -47,9 +47,9 @@ def locked(folder: Path, patience: float = 0) -> Iterator[None]:
         lock.release()
 
 
-def _told(holder: Path) -> str:
+def _holder(holder: Path) -> str:
     try:
         about: Any = json.loads(read_file(holder))
         return f"process {about['pid']} on {about['host']} works in it since {about['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it is just about to write it
+    except (OSError, ValueError, KeyError, TypeError):  # it has not written it yet
         return "another process works in it"

@@ -1,26 +1,26 @@
-"""The figures of a job, from its table of samples alone."""
+"""The metrics of a job and the counts of its checks, from its table of samples."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
+
+from raiopt.results.record import CheckCounts, Metrics, Norm
 
 RIGHT = (pl.col("clean_prediction") == pl.col("label")).fill_null(False)
 BROKEN = pl.col("verified").fill_null(False)
 DECIDED = ~pl.col("undecided").fill_null(False) & (pl.col("stopped") != "not_finite").fill_null(True)
 ROBUST = RIGHT & ~BROKEN & DECIDED
-"""What counts as robust, of a row of the table of samples: predicted right, and neither broken nor undecided."""
+"""Whether a row of the table of samples is robust: predicted right, not attacked successfully, and decided."""
 
 
-def metrics(
-    samples: pl.LazyFrame, epsilons: Sequence[float] | None = None, *, targeted: bool = False
-) -> dict[str, Any]:
-    """Returns the figures of a job from its table of samples, of a targeted one how many reached the target.
+def metrics(samples: pl.LazyFrame, epsilons: Sequence[float] | None = None, *, targeted: bool = False) -> Metrics:
+    """Returns the metrics of a job from its table of samples.
 
-    Shares are of all samples. Robust are those that are predicted right and neither verified as broken nor undecided;
-    norms are over the verified perturbations, None where there is none. With several radii, `robust_accuracies` says
-    how many are robust at each of `epsilons`.
+    Args:
+        epsilons: The radii, if there are several.
+        targeted: The attack has a target.
     """
     norms = [pl.col(n).filter(pl.col("verified")) for n in ("l0", "l1", "l2", "linf")]
     row = samples.select(
@@ -46,38 +46,28 @@ def metrics(
         **{f"largest_{n.meta.output_name()}": n.max() for n in norms},
     )
     figures = row.collect().row(0, named=True)
-    reached = figures.pop("reached")
-    if targeted:
-        figures["target_reached"] = reached / figures["attacked"] if figures["attacked"] else None
-    if epsilons:
-        figures["epsilons"] = list(epsilons)
-    else:
-        del figures["robust_accuracies"]
-    return figures
+    reached, attacked = figures.pop("reached"), figures["attacked"]
+    share = reached / attacked if targeted and attacked else None
+    return Metrics(target_reached=share, epsilons=list(epsilons) if epsilons else None, **figures)
 
 
-RISING, RISING_AT_LEAST = 0.05, 1e-3
-"""A loss still rises if this share of its rise came late, and at least so much of it."""
-NEAR = 0.9
-"""A perturbation whose norm is a smaller share of epsilon did not come to the surface of its ball."""
+MIN_LATE_SHARE, MIN_LATE_RISE = 0.05, 1e-3
+"""A loss still rises if at least this share of its rise, and at least this rise, is in the last tenth of the steps."""
+NEAR_SURFACE = 0.9
+"""A perturbation with a smaller share of epsilon as its norm did not reach the surface of its ball."""
 
 
-def signs_of(samples: pl.LazyFrame, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `signs` for the ball that a job's record tells of; one that bounds no image says nothing of its norm."""
-    return signs(samples, None if record["scope"] else record["norm"], record["epsilon"])
-
-
-def signs(samples: pl.LazyFrame, norm: str | None, epsilon: float | None) -> dict[str, Any]:
-    """Returns what a job's table of samples says of the attack's own troubles; see `reports.trust`.
+def check_counts(samples: pl.LazyFrame, norm: Norm | None, epsilon: float | None) -> CheckCounts:
+    """Returns the counts that the checks of a result need, from its table of samples; see `reports.trust`.
 
     Args:
-        norm: The column of samples that epsilon bounds; None where there is no ball or it says nothing.
+        norm: The column of samples that epsilon bounds; None if no ball bounds each image.
         epsilon: The radius; None takes that of each sample.
     """
     attacked = pl.col("forward_passes").is_not_null()
     verified, undecided, claimed = (pl.col(name).fill_null(False) for name in ("verified", "undecided", "claimed"))
     survived = attacked & ~verified & ~undecided
-    rises = (pl.col("late_rise") > RISING * pl.col("rise")) & (pl.col("late_rise") > RISING_AT_LEAST)
+    rises = (pl.col("late_rise") > MIN_LATE_SHARE * pl.col("rise")) & (pl.col("late_rise") > MIN_LATE_RISE)
     share = pl.col(norm or "linf") / (pl.col("epsilon") if epsilon is None else epsilon)
     bounded = norm not in (None, "l0") and (epsilon is None or epsilon > 0)
     figures = samples.select(
@@ -91,10 +81,8 @@ def signs(samples: pl.LazyFrame, norm: str | None, epsilon: float | None) -> dic
             (survived & (pl.col("restart_spread") > pl.col("rise"))).sum()
         ),
         saturated=(pl.col("clean_confidence") == 1).sum(),
-        short_of_ball=(survived & (share < NEAR)).sum() if bounded else None,
+        short_of_ball=(survived & (share < NEAR_SURFACE)).sum() if bounded else None,
         reach=share.filter(survived).max() if bounded else None,
     )
-    row = figures.collect().row(0, named=True)
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
-    }
+    row: dict[str, Any] = figures.collect().row(0, named=True)
+    return CheckCounts(**{name: value for name, value in row.items() if value is not None and math.isfinite(value)})

@@ -1,21 +1,19 @@
-"""Images as pictures, for a page, a file or a terminal. Nothing here needs torch."""
+"""Images as pictures, for a page or a file. Nothing here needs torch."""
 
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.color import Color
-from rich.style import Style
-from rich.text import Text
 
-UPPER_HALF = "\u2580"
+KINDS = ("Easiest successes", "Hardest successes", "Remained robust")
+"""The kinds of examples that a run keeps."""
 
 
 def picture(pixels: Any) -> Image.Image:
     """Returns an image (C, H, W) as an RGB picture; of other than 1 or 3 channels the first, or the first three.
 
     Args:
-        pixels: An array in [0, 1]; what lies beyond is clipped. Of type uint8: from 0 to 255.
+        pixels: An array in [0, 1], clipped to it; of type uint8 from 0 to 255.
 
     >>> picture(np.array([[[0.0, 0.5, 2.0]]])).getpixel((1, 0))
     (128, 128, 128)
@@ -28,7 +26,7 @@ def picture(pixels: Any) -> Image.Image:
 
 
 def fitted(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Returns a picture as large as it can be within so many pixels; small ones keep their pixels sharp."""
+    """Returns a picture scaled to fit into `width` by `height` pixels; small ones keep their pixels sharp."""
     scale = min(width / image.width, height / image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
@@ -44,15 +42,3 @@ def around_grey(delta: Any) -> tuple[np.ndarray, float]:
     delta = np.asarray(delta, dtype=np.float64)
     largest = float(np.abs(delta).max(initial=0))
     return (0.5 + delta / (2 * largest) if largest > 0 else np.full_like(delta, 0.5)), largest
-
-
-def half_blocks(image: Image.Image) -> Text:
-    """Returns a picture as lines of a terminal: each character shows two pixels, one above the other."""
-    rows = [[Color.from_rgb(*pixel) for pixel in row] for row in np.asarray(image.convert("RGB")).tolist()]
-    if len(rows) % 2:
-        rows.append([Color.default()] * image.width)
-    lines = []
-    for upper, lower in zip(rows[::2], rows[1::2], strict=True):
-        styles = [Style(color=above, bgcolor=below) for above, below in zip(upper, lower, strict=True)]
-        lines.append(Text.assemble(*[(UPPER_HALF, style) for style in styles]))
-    return Text("\n").join(lines)

@@ -1,53 +1,58 @@
-"""What the folders of a sweep say of its jobs, each read once."""
+"""The jobs of a sweep, as its folders describe them; each folder is read once."""
 
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from raiopt import checks
 from raiopt.results.files import read_file
-from raiopt.results.folder import SCHEMA
+from raiopt.results.record import Metrics, Record
+from raiopt.results.record_reader import load_record
 
 VOLATILE = ("name", "outputs", "device", "threads", "note", "progress", "tracker", "force", "retry", "yes", "hydra")
-"""Options that say where and how a job runs, not what it asks; what is in such a group is one, too."""
+"""Options of where and how a job runs, which do not change its result; so do those inside such a group."""
 
 
 def is_volatile(option: str) -> bool:
-    """Says whether an option is no part of the question, as `note` and `tracker.uri` are."""
+    """Says whether an option leaves the result of a job as it is, as `note` and `tracker.uri` do."""
     return re.split("[./]", option)[0] in VOLATILE
+
+
+def without_volatile(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options that change the result of a job."""
+    return {name: value for name, value in options.items() if not is_volatile(name)}
 
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job that a sweep's folder holds, or that its sweep.json lists.
+    """A job that has a folder in a sweep, or that its sweep.json lists.
 
     Args:
-        name: Its folder's name.
-        status: That of its run.json; else missing or unreadable.
-        options: What it was given, by the option's name.
+        name: The name of its folder.
+        status: That of its run.json; or missing, unreadable, incomplete (a shard is not finished).
+        options: The options that it was given, with their values.
         error: The first line of what went wrong; None if nothing did.
-        record: Its run.json; empty if there is none that can be understood.
+        record: Its run.json; all defaults if there is none that can be read.
     """
 
     name: str
     status: str
     options: dict[str, Any]
     error: str | None = None
-    record: dict[str, Any] = field(default_factory=dict)
+    record: Record = field(default_factory=Record)
 
     @property
-    def metrics(self) -> dict[str, Any]:
-        """The figures of a finished job; those of any other are none."""
-        return self.record.get("metrics") or {} if self.status == "finished" else {}
+    def metrics(self) -> Metrics | None:
+        """The metrics of a finished job; None of any other."""
+        return self.record.metrics if self.status == "finished" else None
 
     def option(self, name: str) -> Any:
         """Returns the value of an option that was given, or the choice of a group; None if neither is known."""
-        return self.options.get(name, self.record.get("choices", {}).get(name))
+        return self.options.get(name, self.record.choices.get(name))
 
 
 def read_jobs(folder: Path | str) -> list[JobRecord]:
@@ -55,16 +60,16 @@ def read_jobs(folder: Path | str) -> list[JobRecord]:
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it holds no job, or sweep.json cannot be read.
+        ValueError: If it contains no job, or sweep.json cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not there; give the folder of a sweep, as in outputs/NAME.")
+        raise FileNotFoundError(f"{folder} does not exist; give the folder of a sweep, as in outputs/NAME.")
     listed = _listed(folder)
     folders = (entry for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))
     found = {entry.name for entry in folders if os.path.exists(f"{entry.path}/run.json")}
     if not found | listed.keys():
-        hint = "is the folder of one job, not of a sweep" if (folder / "run.json").exists() else "holds no jobs"
+        hint = "is the folder of one job, not of a sweep" if (folder / "run.json").exists() else "contains no jobs"
         raise ValueError(f"{folder} {hint}; give the folder of a sweep, as in outputs/NAME.")
     jobs = [read_job(folder / name, listed.get(name, {})) for name in sorted(found | listed.keys())]
     return sorted(jobs, key=lambda job: (job.name not in listed, _number(job, listed), job.name))
@@ -74,51 +79,59 @@ def _listed(folder: Path) -> dict[str, dict[str, Any]]:
     """Returns the jobs that sweep.json lists; none in a sweep that has no such file."""
     path = folder / "sweep.json"
     try:
-        jobs = dict(json.loads(read_file(path))["jobs"])
+        jobs = {name: dict(job) for name, job in json.loads(read_file(path))["jobs"].items()}
         if outside := [name for name in jobs if Path(name).name != name]:
-            raise ValueError(f"{outside[0]!r} is no name of a folder in it")
+            raise ValueError(f"{outside[0]!r} is not the name of a folder in it")
         return jobs
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is no list of jobs: {error!r}. Move it away to see the jobs that have a folder."
+            f"{path} is not a list of jobs: {error!r}. Move it away to see the jobs that have a folder."
         ) from None
 
 
 def _number(job: JobRecord, listed: dict[str, dict[str, Any]]) -> int:
-    return listed.get(job.name, job.record).get("number", job.record.get("job_number")) or 0
+    number = listed.get(job.name, {}).get("number", job.record.job_number)
+    return number if isinstance(number, int) else 0
 
 
 def read_job(folder: Path, listed: Mapping[str, Any] = MappingProxyType({})) -> JobRecord:
-    """Returns the job in a folder; what sweep.json lists of its options goes first."""
+    """Returns the job in a folder; the options that sweep.json lists have precedence."""
     name, options = folder.name, listed.get("overrides")
+    options = options if isinstance(options, dict) else None
     try:
-        record = _without_controls(json.loads(read_file(folder / "run.json")))
+        record = load_record(folder)
     except FileNotFoundError:
         return JobRecord(name, "missing", options or {}, "did not start")
-    except (OSError, ValueError) as error:
-        return JobRecord(name, "unreadable", options or {}, f"its run.json cannot be read: {error}")
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        schema = record.get("schema") if isinstance(record, dict) else None
-        why = f"its run.json has the schema {schema}, and this version of raiopt reads {SCHEMA}"
+    except ValueError as error:
+        why = str(error).replace(str(folder / "run.json"), "its run.json")
+        return JobRecord(name, "unreadable", options or {}, first_line(why))
+    if listed and record.job_key not in (None, name):
+        why = f"its run.json is of another question, the job {record.job_key}"
         return JobRecord(name, "unreadable", options or {}, why)
-    if listed and record.get("job_key", name) != name:
-        why = f"its run.json is of another question, the job {record['job_key']}"
-        return JobRecord(name, "unreadable", options or {}, why)
-    options = record.get("overrides", {}) if options is None else options
-    message = (record.get("error") or {}).get("message") or ""
-    return JobRecord(name, record.get("status", "unreadable"), options, _first_line(message), record)
+    message = "" if record.error is None else record.error.message
+    return JobRecord(name, record.status, record.overrides if options is None else options, first_line(message), record)
 
 
-def _without_controls(value: Any) -> Any:
-    """Returns what JSON holds with every control character that a terminal may obey written out."""
-    if isinstance(value, dict):
-        return {_without_controls(key): _without_controls(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_controls(entry) for entry in value]
-    return checks.printable(value) if isinstance(value, str) else value
+def comparison_key(job: JobRecord) -> str:
+    """Returns a text that is equal for jobs whose robust accuracies can be compared: same model, data and ball."""
+    perturbation = {key: value for key, value in job.options.items() if key.startswith("perturbation")}
+    record, epsilons = job.record, job.metrics.epsilons if job.metrics else None
+    return repr([record.ball.key, record.model, record.hashes, record.perturbation, perturbation, epsilons])
 
 
-def _first_line(text: str) -> str | None:
+def settings_key(job: JobRecord, without: Sequence[str] = ()) -> str:
+    """Returns a text that is equal for jobs of the same weights, data and options.
+
+    Args:
+        without: Options that may differ.
+    """
+    record = job.record
+    kept = {name: value for name, value in job.options.items() if name not in record.choices and name not in without}
+    return json.dumps([asdict(record.hashes), record.choices, without_volatile(kept)], sort_keys=True)
+
+
+def first_line(text: str) -> str | None:
+    """Returns the first line of a text that is not blank; None if there is none."""
     return next((line.strip() for line in text.splitlines() if line.strip()), None)

@@ -1,4 +1,4 @@
-"""From outcomes of batches to the tables of a job: a row a sample, and a row a step."""
+"""The tables of a job, from the outcomes of its batches: a row for each sample, and a row for each step."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from raiopt.attacks import STOPPED, Attack, Outcome, Trial
+from raiopt.attacks import STOPPED, Attack, Outcome, ProbeResult
 from raiopt.results.parquet import scan_parquet
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
@@ -46,11 +46,11 @@ _ATTACKED: dict[str, Any] = {
 
 
 def samples_frame(outcome: Outcome) -> pl.DataFrame:
-    """Returns one row a sample of a batch; what concerns an attack is null where there was none.
+    """Returns one row for each sample of a batch; columns of the attack are null if it was not attacked.
 
     `epsilon` and `broken_at` (a list as long as that of the radii) are null unless several radii were tried.
     """
-    attacked, trial = outcome.attacked.cpu(), outcome.trial
+    attacked, trial = outcome.attacked.cpu(), outcome.result
     why = ["not_finite" if not finite else "misclassified" for finite in _list(outcome.finite)]
     right = _list(outcome.clean_prediction == outcome.labels)
     frame = pl.DataFrame(
@@ -81,7 +81,7 @@ def samples_frame(outcome: Outcome) -> pl.DataFrame:
     )
 
 
-def _attacked_columns(trial: Trial, labels: Tensor, stages: Sequence[str]) -> dict[str, list[Any] | None]:
+def _attacked_columns(trial: ProbeResult, labels: Tensor, stages: Sequence[str]) -> dict[str, list[Any] | None]:
     found, verdict, n = trial.search, trial.verdict, len(labels)
     undecided = (found.not_finite >= 0) & ~verdict.broken
     rise, late_rise = rises(found.gains.cpu(), found.steps.cpu(), trial.stride.cpu())
@@ -117,19 +117,19 @@ def _attacked_columns(trial: Trial, labels: Tensor, stages: Sequence[str]) -> di
 
 
 def rises(gains: Tensor, steps: Tensor, stride: Tensor | int = 1) -> tuple[Tensor, Tensor]:
-    """Returns how far the best loss rose in all of a sample's steps, and in the last tenth of them, each (n,).
+    """Returns the rise of the best loss in all steps of a sample, and in the last tenth of them, each (n,).
 
     Args:
-        gains: The loss at every `stride`-th step, or its negative where the attack makes it small; n rows.
-        steps: (n,), how many of them were taken.
+        gains: The loss at every `stride`-th step, or its negative if the attack minimizes it; n rows.
+        steps: The number of steps that were taken, (n,).
     """
     best = gains.nan_to_num(nan=float("-inf")).cummax(1).values
     early, late = (best.gather(1, (at // stride)[:, None])[:, 0] for at in (steps * 9 // 10, steps))
     return late - gains[:, 0], late - early
 
 
-def _norms(trial: Trial) -> dict[str, Tensor]:
-    """Returns the norms of each sample's own parameter (n,), or of the one that all share (1,), in float64."""
+def _norms(trial: ProbeResult) -> dict[str, Tensor]:
+    """Returns the norms of each sample's parameter (n,), or of the shared one (1,), in float64."""
     x = trial.bounded.cpu()
     counted = x.abs().amax(-3) if trial.ball.pixels else x
     counted, rows = (entries.reshape(1 if trial.shared else len(x), -1) for entries in (counted, x))
@@ -156,18 +156,18 @@ def _spread(values: Sequence[Any] | None, mask: Sequence[bool]) -> list[Any]:
 
 
 def steps_frames(outcomes: Sequence[Outcome]) -> dict[str, pl.DataFrame]:
-    """Returns one row for each attacked sample: how many steps it took, its loss at each and if it was fooled then.
+    """Returns one row for each attacked sample: its number of steps, and its loss and success at each step.
 
-    It is one table, `steps`, or one for each stage that tried a sample: `steps0`, `steps1`, ...
+    There is one table, `steps`, or one for each stage that tried a sample: `steps0`, `steps1`, ...
     """
-    trials = [outcome.trial for outcome in outcomes if outcome.trial is not None]
+    trials = [outcome.result for outcome in outcomes if outcome.result is not None]
     parts: dict[str, list[tuple[Tensor, ...]]] = {}
     for trial in trials:
         if trial.stage is None:
-            parts.setdefault("steps", []).append(tuple(getattr(trial.search, name) for name in NOTED))
+            parts.setdefault("steps", []).append(tuple(getattr(trial.search, name) for name in STEP_FIELDS))
         for number, past in enumerate(trial.past):
             if past is not None:
-                tried = tuple(getattr(past, name)[past.tried] for name in NOTED)
+                tried = tuple(getattr(past, name)[past.tried] for name in STEP_FIELDS)
                 parts.setdefault(f"steps{number}", []).append(tried)
     return {
         kind: _steps_frame(*(torch.cat(tensors).cpu() for tensors in zip(*part, strict=True)))
@@ -180,14 +180,16 @@ def _steps_frame(steps: Tensor, gains: Tensor, fooled: Tensor) -> pl.DataFrame:
     return pl.DataFrame(columns | {f"fooled_{at}": column.numpy() for at, column in enumerate(fooled.unbind(1))})
 
 
-def trace_frame(files: list[Path], attack: Attack, *, a_step: int = 2, stage: str | None = None) -> pl.DataFrame:
-    """Returns one row a step over all attacked samples: passes of a sample so far, loss, share fooled then or before.
+def trace_frame(
+    files: list[Path], attack: Attack, *, passes_per_step: int = 2, stage: str | None = None
+) -> pl.DataFrame:
+    """Returns one row for each step over all attacked samples: passes so far, loss, share fooled at it and so far.
 
     Args:
-        files: Parquet files of `steps_frames`; of them, one step at a time is read.
-        attack: What they are of.
-        a_step: So many passes takes a step.
-        stage: Its name, if it is one of several; passes are those that it made itself.
+        files: Parquet files of `steps_frames`; one step at a time is read.
+        attack: The attack of these samples.
+        passes_per_step: Forward and backward passes of a step.
+        stage: Its name, if it is one of several; only its own passes count.
     """
     table, so_far, sign = [], np.zeros(0, dtype=bool), -1 if attack.towards else 1
     taken = scan_parquet(files).select("steps").collect()["steps"].to_numpy() if files else so_far
@@ -199,12 +201,12 @@ def trace_frame(files: list[Path], attack: Attack, *, a_step: int = 2, stage: st
         so_far = fooled | so_far if at else fooled
         losses = losses[np.isfinite(losses)]
         of_losses = [losses.mean(), *np.quantile(losses, list(QUANTILES.values()))] if len(losses) else [np.nan] * 6
-        passes = attack.rows * (1 + a_step * np.minimum(taken, step).mean())
+        passes = attack.rows * (1 + passes_per_step * np.minimum(taken, step).mean())
         table.append([stage, step, len(fooled), passes, *of_losses, fooled.mean(), so_far.mean()])
     return pl.DataFrame(table, schema=_TRACE, orient="row")
 
 
-NOTED = ("steps", "gains", "fooled_at")
+STEP_FIELDS = ("steps", "gains", "fooled_at")
 _TRACE = {
     "stage": pl.String,
     "step": pl.Int64,

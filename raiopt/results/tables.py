@@ -1,4 +1,4 @@
-"""The table of a sweep, read from its jobs' folders, and the jobs in it that stand out."""
+"""The table of a sweep, read from the folders of its jobs."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from raiopt.results.files import replace_file
-from raiopt.results.records import JobRecord, is_volatile, read_jobs
+from raiopt.results.records import JobRecord, comparison_key, is_volatile, read_jobs
 from raiopt.results.shards import merged_shards
 
 METRICS = {
@@ -27,23 +27,23 @@ METRICS = {
 
 
 def load_sweep(folder: Path | str, *, merge_shards: bool = True) -> pl.DataFrame:
-    """Returns the table of a sweep, from its folders alone: a row a job, in the order in which they were numbered.
+    """Returns the table of a sweep, from its folders: a row for each job, in the order of their numbers.
 
     Columns: `job` (its folder's name), `status`, the options that differ between jobs (all that were given if none
     differs), `ball`, the metrics (null unless the job is finished), `error` (its first line) and `best`. Status is that
-    of run.json: finished, running, failed or killed; missing, where sweep.json lists a job that did not start;
-    unreadable, where run.json is damaged or of another version; incomplete, where a shard is not finished. A job is
-    best if no other with the same ball, model and data leaves a smaller robust accuracy. Options whose values are
-    lists or of several types are texts; null stays null.
+    of run.json: finished, running, failed or killed; missing, if a job of sweep.json did not start; unreadable, if
+    run.json is damaged or of another version; incomplete, if a shard is not finished. A job is best if no other with
+    the same ball, model and data has a smaller robust accuracy. Options whose values are lists or of several types are
+    texts; null stays null.
 
     Args:
         folder: The folder of the sweep, as in outputs/NAME.
-        merge_shards: Jobs that differ in data.shard alone are one row, named after the first of them, with the figures
-            of all their samples: those of the undivided run. False: a row a job.
+        merge_shards: Jobs that differ only in data.shard are one row, named after the first of them, with the metrics
+            of all their samples, which are those of the undivided run. False: a row for each job.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it holds no job, or its sweep.json cannot be read.
+        ValueError: If it contains no job, or its sweep.json cannot be read.
 
     >>> import json, pathlib, tempfile
     >>> folder = pathlib.Path(tempfile.mkdtemp())
@@ -64,8 +64,11 @@ def jobs_frame(jobs: Sequence[JobRecord], options: Sequence[str]) -> pl.DataFram
         "job": pl.Series([job.name for job in jobs], dtype=pl.String),
         "status": pl.Series([job.status for job in jobs], dtype=pl.String),
         **{name: _column([job.option(name) for job in jobs]) for name in options},
-        "ball": pl.Series([job.record.get("ball") for job in jobs], dtype=pl.String),
-        **{name: pl.Series([job.metrics.get(name) for job in jobs], dtype=kind) for name, kind in METRICS.items()},
+        "ball": pl.Series([job.record.ball_words for job in jobs], dtype=pl.String),
+        **{
+            name: pl.Series([getattr(job.metrics, name, None) for job in jobs], dtype=kind)
+            for name, kind in METRICS.items()
+        },
         "error": pl.Series([job.error for job in jobs], dtype=pl.String),
         "best": pl.Series(_best(jobs), dtype=pl.Boolean),
     }
@@ -102,21 +105,14 @@ def _column(values: Sequence[Any]) -> pl.Series:
 
 
 def _best(jobs: Sequence[JobRecord]) -> list[bool]:
-    """Returns which jobs leave the smallest robust accuracy of their peers; jobs without a ball have none."""
-    peers = [question(job) for job in jobs]
-    robust = [None if job.record.get("ball") == "unbounded" else job.metrics.get("robust_accuracy") for job in jobs]
+    """Returns which jobs have the smallest robust accuracy of comparable jobs; none without a ball has."""
+    peers = [comparison_key(job) for job in jobs]
+    robust = [job.metrics.robust_accuracy if job.metrics and job.record.ball.norm else None for job in jobs]
     smallest: dict[str, float] = {}
     for peer, value in zip(peers, robust, strict=True):
         if value is not None:
             smallest[peer] = min(value, smallest.get(peer, value))
     return [value is not None and value == smallest[peer] for peer, value in zip(peers, robust, strict=True)]
-
-
-def question(job: JobRecord) -> str:
-    """Returns what must be equal for two robust accuracies to be comparable."""
-    own = {key: value for key, value in job.options.items() if key.startswith("perturbation")}
-    told = [job.record.get(part) for part in ("ball", "model", "hashes", "perturbation")]
-    return json.dumps([*told, own, job.metrics.get("epsilons")])
 
 
 def save_sweep(frame: pl.DataFrame, folder: Path) -> None:

@@ -14,11 +14,11 @@ from raiopt import checks
 from raiopt.results.files import files_below, is_own, read_file, write_json
 from raiopt.results.records import read_jobs
 from raiopt.results.tables import load_sweep
-from raiopt.results.tracked import read_json, told
+from raiopt.results.tracked import read_json, tracked
 
 ARTIFACTS = ("small", "all", "none")
 MARK = ".mlflow.json"
-"""The file of a folder that says under which run it was logged where."""
+"""The file in a folder with the run that it was logged as."""
 
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
@@ -26,7 +26,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-"""Set unless it is set already: MLflow itself tries for minutes to reach a server, and tells its makers of its use."""
+"""Defaults: MLflow by itself tries for minutes to reach a server, and reports its use to its makers."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Mlflow:
     """Where runs are logged.
 
     Args:
-        uri: sqlite:///FILE, http://HOST:PORT of a server, or another database; not a folder, as MLflow took them once.
-        experiment: Its name; made if it is not there.
+        uri: sqlite:///FILE, http://HOST:PORT of a server, or another database; not a folder, as old versions allowed.
+        experiment: Its name; created if it does not exist.
         artifacts: The files that are logged: small (the picture, the log, the config, the record), all or none.
 
     Raises:
@@ -49,7 +49,7 @@ class Mlflow:
     def __post_init__(self) -> None:
         checks.choice("tracker.artifacts", self.artifacts, ARTIFACTS)
         if not self.experiment.strip():
-            raise ValueError("tracker.experiment must be a name, not an empty text.")
+            raise ValueError("tracker.experiment must not be empty: give a name.")
         file = re.match(r"(sqlite:///.|(?!sqlite|file)[a-z][\w+.-]*://.|databricks$)", self.uri)
         if not file:
             raise ValueError(
@@ -72,29 +72,29 @@ class Mlflow:
         return Path(self.uri.removeprefix("sqlite:///")).absolute() if self.uri.startswith("sqlite:") else None
 
     @property
-    def shown(self) -> str:
+    def public_uri(self) -> str:
         """The URI without user and password.
 
-        >>> Mlflow.shown.fget(type("", (), {"uri": "http://me:secret@host:5000"}))
+        >>> Mlflow.public_uri.fget(type("", (), {"uri": "http://me:secret@host:5000"}))
         'http://host:5000'
         """
         return re.sub(r"://[^/@]*@", "://", self.uri)
 
     def mark(self, folder: Path) -> str:
-        """Returns what this place is called in the mark of a folder; SQLite's file may move together with it."""
-        place = os.path.relpath(self.file, folder) if self.file else self.shown
+        """Returns the name of this place in the mark of a folder, with which a file of SQLite may move."""
+        place = os.path.relpath(self.file, folder) if self.file else self.public_uri
         return f"{place} {self.experiment}"
 
 
 def prepare() -> None:
-    """Imports what a session needs, which takes seconds."""
+    """Imports MLflow, which takes seconds."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import mlflow.tracking  # pyright: ignore[reportMissingImports]  # noqa: F401
 
 
 class Session:
-    """Logs folders of jobs, each once: what MLflow has of them already is left, or brought up to date.
+    """Logs folders of jobs, each once: what MLflow already has stays, or is brought up to date.
 
     Raises:
         Exception: Whatever MLflow raises, here and in all methods.
@@ -116,24 +116,20 @@ class Session:
         from mlflow.exceptions import MlflowException  # pyright: ignore[reportMissingImports]
 
         name = self.place.experiment
-        beside = (self.place.file or Path("outputs/mlflow.db")).absolute().with_name("mlflow-artifacts")
+        artifacts = (self.place.file or Path("outputs/mlflow.db")).absolute().with_name("mlflow-artifacts")
         if (found := self.client.get_experiment_by_name(name)) is None:
             try:
-                return self.client.create_experiment(name, beside.as_uri() if self.place.is_database else None)
+                return self.client.create_experiment(name, artifacts.as_uri() if self.place.is_database else None)
             except MlflowException:  # another process has just made it
                 if (found := self.client.get_experiment_by_name(name)) is None:
                     raise
         if found.lifecycle_stage != "active":
-            raise ValueError(f"the experiment {name!r} was deleted there: give another tracker.experiment=...")
+            raise ValueError(f"the experiment {name!r} was deleted: give another tracker.experiment=...")
         return found.experiment_id
 
-    def log(self, folder: Path, options: Mapping[str, Any] | None = None) -> bool:
-        """Logs a job that has ended, below its sweep; returns False if there was nothing to do.
-
-        Args:
-            options: As `told` takes them.
-        """
-        job = told(folder, options)
+    def log(self, folder: Path) -> bool:
+        """Logs a job that has ended, below its sweep; returns False if there was nothing to do."""
+        job = tracked(folder)
         if job is None:
             return False
         parent = self.parent(folder.parent) if (folder.parent / "sweep.json").exists() else None
@@ -156,7 +152,7 @@ class Session:
         return not (is_whole and stage is not None)
 
     def parent(self, sweep: Path) -> str:
-        """Returns the run of a sweep; it is made if it is not there, and runs from now on."""
+        """Returns the run of a sweep, created if necessary, and marks it as running."""
         if sweep not in self.parents:
             run = self._mark(sweep).get("run", "")
             if self._stage(run) == "active":
@@ -167,7 +163,7 @@ class Session:
         return self.parents[sweep]
 
     def end(self) -> None:
-        """Logs the sweeps of all jobs that were logged: how many jobs they have, and their tables."""
+        """Logs the sweeps of all jobs that were logged: their number of jobs and their tables."""
         for sweep, run in self.parents.items():
             listed, jobs = read_json(sweep / "sweep.json"), read_jobs(sweep)
             finished = sum(job.status == "finished" for job in jobs)
@@ -192,7 +188,7 @@ class Session:
         return run
 
     def _stage(self, run: str | None) -> str | None:
-        """Returns whether a run is active or deleted, None if there is none."""
+        """Returns active or deleted; None if there is no such run."""
         from mlflow.exceptions import MlflowException  # pyright: ignore[reportMissingImports]
 
         if not run:
@@ -207,7 +203,7 @@ class Session:
     def _fill(
         self, run: str, params: Mapping[str, str], tags: Mapping[str, str], metrics: Sequence[tuple[str, float, int]]
     ) -> None:
-        """Logs in batches; what is logged twice stands there once, for its time is that of the run's beginning."""
+        """Logs in batches; a value that is logged twice is stored once, because its time is the start of the run."""
         from mlflow.entities import Metric, Param, RunTag  # pyright: ignore[reportMissingImports]
 
         before = self.client.get_run(run)
@@ -223,7 +219,7 @@ class Session:
             self.client.log_batch(run, found[first : first + 1000])
 
     def _log_files(self, run: str, folder: Path) -> None:
-        """Logs the files of a job; run.json under another name, for else its copy would pass for a run."""
+        """Logs the files of a job; run.json under another name, so that its copy does not pass for a run."""
         if self.place.artifacts == "none":
             return
         self.client.log_text(run, read_file(folder / "run.json").decode(), "record.json")

@@ -1,6 +1,6 @@
-"""Turns the overrides of a sweep's jobs into tasks, a thousand a second; Hydra alone composes ten."""
+"""Composes the tasks of a sweep from the overrides of its jobs: a thousand a second, where Hydra composes ten."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,26 +11,25 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from raiopt.configs import SUBDIR
-from raiopt.jobs import plain
-from raiopt.stages import staged
-from raiopt.sweep.job_key import key_of
+from raiopt.config.options import SUBDIR
+from raiopt.config.words import staged
+from raiopt.sweep.job_key import container_of, describe_job, flat
 from raiopt.sweep.task import Task
 
 
 class Composer:
-    """Makes tasks of lists of overrides.
+    """Makes tasks from lists of overrides.
 
-    What Hydra composes depends on the options that are chosen for the groups; for each such choice it is asked once.
-    The values that jobs set in one choice are written into its config one after another. What is not the plain setting
-    of a value (+key, ~key, dictionaries, errors) is composed by Hydra each time, so that its rules and messages hold.
+    Hydra composes each choice of options for the groups once. The values that jobs set are then written into the
+    config of their choice, one job after another. Anything but plainly setting a value (+key, ~key, dictionaries,
+    errors) is composed by Hydra each time, so that its rules and messages apply.
 
     Args:
-        loader: Of Hydra.
+        loader: Hydra's.
         master: The config of the whole sweep.
 
     Raises:
-        ValueError: If hydra.sweep.subdir asks for other names of the jobs' folders.
+        ValueError: If hydra.sweep.subdir is set: the key of a job names its folder.
     """
 
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
@@ -47,36 +46,26 @@ class Composer:
         self._parsed = lru_cache(maxsize=100_000)(OverridesParser.create().parse_override)
         self._is_group = lru_cache(maxsize=None)(self._find_group)
 
-    def tasks(self, jobs: Sequence[Sequence[str]]) -> Iterator[Task]:
-        """Yields a task for each job; its number is the position in the list.
+    def tasks(self, jobs: Sequence[Sequence[str]], first: int = 0) -> list[Task]:
+        """Returns a task for each job, numbered in their order."""
+        return [self.task(list(overrides), number) for number, overrides in enumerate(jobs, first)]
+
+    def task(self, overrides: list[str], number: int = 0) -> Task:
+        """Returns the task for one job.
 
         Raises:
-            HydraException: If an override fits no config.
-        ValueError: If one does not fit a stage.
+            HydraException: If an override does not fit the config.
+            ValueError: If a stage cannot be read.
         """
-        for number, overrides in enumerate(jobs):
-            yield self.task(list(overrides), number)
-
-    def task(self, overrides: list[str], number: int) -> Task:
-        """Returns the task for one job."""
         asked, resolved, choices = self._composed(overrides)
-        key = key_of(resolved)
-        given = {override.key_or_group: override for override in map(self._parsed, overrides)}
-        about = {
-            "name": resolved.get("name"),
-            "note": resolved.get("note"),
-            "job_key": key,
-            "job_number": number,
-            "command": ["raiopt", *overrides],
-            "overrides": {name: choices[name] if name in choices else plain(_at(resolved, name)) for name in given},
-            "choices": choices,
-            "seed": resolved.get("seed"),
-        }
-        folder = str(self.folder / key)
-        return Task(key=key, folder=folder, config=asked, hydra=self._told(overrides, number, folder), about=about)
+        given = dict.fromkeys(self._parsed(word).key_or_group for word in overrides)
+        about = describe_job(asked, resolved, choices, given, overrides, number)
+        folder = str(self.folder / about["job_key"])
+        hydra = self._hydra_config(overrides, number, folder)
+        return Task(key=about["job_key"], folder=folder, config=asked, hydra=hydra, about=about)
 
-    def _told(self, overrides: list[str], number: int, folder: str) -> dict[str, Any]:
-        """Returns what Hydra would write into hydra.yaml for this job."""
+    def _hydra_config(self, overrides: list[str], number: int, folder: str) -> dict[str, Any]:
+        """Returns what .hydra/hydra.yaml holds for this job."""
         hydra: Any = self._hydra
         return {
             **hydra,
@@ -86,7 +75,7 @@ class Composer:
         }
 
     def _composed(self, overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-        """Returns the config as it is asked for, the resolved one, and the choices."""
+        """Returns the config with its references, the resolved one, and the choices."""
         parsed = [(text, self._parsed(text)) for text in overrides]
         groups = tuple(text for text, override in parsed if self._chooses(override))
         values = [override for _, override in parsed if not self._chooses(override)]
@@ -99,7 +88,7 @@ class Composer:
                 return *made, choice.choices
         config, choices = self._by_hydra(overrides)
         staged(config)
-        return _container(config, resolve=False), _container(config, resolve=True), choices
+        return container_of(config, resolve=False), container_of(config, resolve=True), choices
 
     def _by_hydra(self, overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
         config = self.loader.load_sweep_config(self.master, overrides)
@@ -117,27 +106,27 @@ class Composer:
 
 
 class _Choice:
-    """The config of one choice of groups, into which the values of one job after another are written.
+    """The config of one choice of options, into which the values of one job after another are written.
 
-    It is made into dictionaries once; of these, each job gets copies with its own values and what refers to them.
+    It is converted to dictionaries once; each job gets copies of these with its values and what refers to them.
     """
 
     def __init__(self, config: DictConfig, choices: dict[str, str]) -> None:
         self.choices = choices
-        self._fresh, self._known = config, set[str]()  # stages that were seen to fit this choice
-        self._asked, self._resolved = _container(config, resolve=False), _container(config, resolve=True)
-        self._references = list(_references(self._asked))
+        self._fresh, self._known = config, set[str]()  # stages that fit this choice
+        self._asked, self._resolved = container_of(config, resolve=False), container_of(config, resolve=True)
+        self._references = [name for name, value in flat(self._asked).items() if "${" in str(value)]
         self._begin()
 
     def _begin(self) -> None:
         self._config = self._fresh.copy()
-        self._written: dict[str, str | None] = {}  # for each option the words that set it last, and its value since
+        self._written: dict[str, str | None] = {}  # for each option the word that set it last, and its value
         self._values: dict[str, Any] = {}
 
     def with_values(self, values: Sequence[Override]) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Returns the config with these values, as asked and resolved; None if one of them does not fit."""
+        """Returns the config with these values, with references and resolved; None if a value does not fit."""
         keys = {override.key_or_group for override in values}
-        if not self._written.keys() <= keys:  # what another job set there must not stay
+        if not self._written.keys() <= keys:  # values of earlier jobs must not stay
             self._begin()
         asked, resolved = _copied(self._asked), _copied(self._resolved)
         try:
@@ -164,27 +153,12 @@ class _Choice:
         return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _container(config: DictConfig, resolve: bool) -> dict[str, Any]:
-    container = OmegaConf.to_container(config, resolve=resolve)
-    assert isinstance(container, dict)
-    return {str(name): value for name, value in container.items()}
-
-
-def _references(node: Any, prefix: str = "") -> Iterator[str]:
-    """Yields the dotted names of what refers to other entries; of a list with a reference in it, that of the list."""
-    for name, value in node.items():
-        if isinstance(value, dict):
-            yield from _references(value, f"{prefix}{name}.")
-        elif "${" in str(value):
-            yield f"{prefix}{name}"
-
-
 def _copied(node: dict[str, Any]) -> dict[str, Any]:
     return {name: _copied(value) if isinstance(value, dict) else value for name, value in node.items()}
 
 
 def _put(node: Any, name: str, value: Any) -> None:
-    """Writes a value that is there under its dotted name; an entry of a list is a KeyError or TypeError."""
+    """Replaces the value of a dotted name; an entry of a list raises a KeyError or TypeError."""
     *path, last = name.split(".")
     for part in path:
         node = node[part]
@@ -194,16 +168,6 @@ def _put(node: Any, name: str, value: Any) -> None:
 
 
 def _is_plain(override: Override) -> bool:
-    """Whether it sets one value that is there, which is no dictionary, for these are merged, and no reference."""
+    """Whether it sets one existing value to a constant; dictionaries would be merged."""
     sets = not (override.is_add() or override.is_force_add() or override.is_delete()) and override.package is None
     return sets and not isinstance(override.value(), dict) and "${" not in str(override.value())
-
-
-def _at(config: Any, name: str) -> Any:
-    """Returns the entry of a nested config with this dotted name, None if there is none."""
-    for part in name.split("."):
-        if isinstance(config, list) and part.isdigit() and int(part) < len(config):
-            config = config[int(part)]
-        else:
-            config = config.get(part) if isinstance(config, dict) else None
-    return config

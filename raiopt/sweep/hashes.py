@@ -1,22 +1,22 @@
-"""Whether the weights and data of a sweep's finished jobs are still what they were."""
+"""Whether the weights and data of a sweep's finished jobs are still the same."""
 
 import json
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from raiopt.jobs import begin_worker, hashes
-from raiopt.sweep.local_engine import cores, server
-from raiopt.sweep.task import Task
+from raiopt.config.jobs import begin_worker, hashes
+from raiopt.sweep.local import cores, server
+from raiopt.sweep.plan import Recorded
 
 
-def check_hashes(finished: list[tuple[Task, dict[str, Any]]]) -> None:
-    """Compares the weights and data of finished jobs with those of today, each of them once, in a process of its own.
+def check_hashes(finished: list[Recorded]) -> None:
+    """Compares the weights and data of finished jobs with today's, each of them once, in another process.
 
     Raises:
-        FileExistsError: If they are others; the jobs that remain would not be comparable.
+        FileExistsError: If they differ; the jobs that remain would not be comparable.
     """
-    kinds: dict[str, list[tuple[Task, dict[str, Any]]]] = {}
+    kinds: dict[str, list[Recorded]] = {}
     for task, record in finished:
         kind = json.dumps([task.config["model"], task.config["data"]])
         kinds.setdefault(json.dumps(task.config) if "${" in kind else kind, []).append((task, record))
@@ -24,26 +24,22 @@ def check_hashes(finished: list[tuple[Task, dict[str, Any]]]) -> None:
         return
     context: Any = server()
     with ProcessPool(1, initializer=begin_worker, initargs=(cores(), ""), context=context) as pool:
-        futures = [pool.schedule(hashes, args=(_on_cpu(jobs[0][0]),)) for jobs in kinds.values()]
+        # Hashes do not depend on the device, and jobs use the others.
+        tasks = [{**task.plain(), "config": {**task.config, "device": "cpu"}} for (task, _), *_ in kinds.values()]
+        futures = [pool.schedule(hashes, args=(task,)) for task in tasks]
         for future, jobs in zip(futures, kinds.values(), strict=True):
             try:
-                now = future.result()
+                _compare(future.result(), jobs)
             except ProcessExpired as error:
                 raise ChildProcessError(f"Weights and data could not be compared: {error}.") from None
-            _compare(now, jobs)
 
 
-def _on_cpu(task: Task) -> dict[str, Any]:
-    """Returns the task for the CPU: hashes do not depend on the device, and jobs have the others."""
-    return {**task.plain(), "config": {**task.config, "device": "cpu"}}
-
-
-def _compare(now: dict[str, str], jobs: list[tuple[Task, dict[str, Any]]]) -> None:
-    for part, value in now.items():
-        other = [task for task, record in jobs if record["hashes"][part] != value]
+def _compare(today: dict[str, str], jobs: list[Recorded]) -> None:
+    for part, value in today.items():
+        other = [(task.folder, str(then)) for task, record in jobs if (then := getattr(record.hashes, part)) != value]
         if other:
-            before = next(record["hashes"][part] for task, record in jobs if task is other[0])
+            folder, before = other[0]
             raise FileExistsError(
-                f"{other[0].folder} and {len(other) - 1} more finished jobs had other {part} (hash {before[:10]}, now "
+                f"{folder} and {len(other) - 1} more finished jobs had other {part} (hash {before[:10]}, now "
                 f"{value[:10]}). Nothing was overwritten; give another name=..., or force=true."
             )

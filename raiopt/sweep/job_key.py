@@ -1,35 +1,206 @@
-"""The name of a job's folder: the same question has the same key, however it was typed."""
+"""What identifies a job: its key, the same however the question was typed, and what run.json says of it."""
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from raiopt.results.folder import SCHEMA
-from raiopt.results.records import VOLATILE
+from raiopt.config.jobs import plain
+from raiopt.config.options import store
+from raiopt.results.record import SCHEMA, Record
+from raiopt.results.record_reader import escaped
+from raiopt.results.records import VOLATILE, is_volatile
+
+VERSIONS = {"job": 1, "model": 1, "data": 1, "optim": 1, "optim/InnerOpt": 1, "perturbation": 1, "init": 1}
+VERSIONS |= {"criterion": 1, "schedule": 1, "solver": 1}
+"""The version of each option group, part of every job key: it rises when the options of the group change their meaning
+while their names and defaults stay. `job` stands for the options that belong to no group."""
 
 
-def job_key(config: DictConfig) -> str:
-    """Returns ten hexadecimal digits that stand for the question which a job's config asks."""
+@cache
+def store_defaults(group: str, name: str) -> dict[str, Any] | None:
+    """Returns the default values of an option in the store by their dotted names; None if there is no such option.
+
+    Args:
+        group: Empty for the options that belong to no group; their name is "raiopt".
+    """
+    entry = next((entry for entry in store if (entry["group"] or "", entry["name"]) == (group, name)), None)
+    if entry is None:
+        return None
+    values = container_of(OmegaConf.structured(entry["node"]), resolve=False)
+    values.pop("defaults", None)
+    is_global = not group or entry["package"] == "_global_"
+    return _asked(values) if is_global else flat(values, f"{group.replace('/', '.')}.")
+
+
+def job_key(config: DictConfig, choices: Mapping[str, str]) -> str:
+    """Returns the key of a job's config; choices are the options chosen for its groups."""
     kept = OmegaConf.masked_copy(config, [str(key) for key in config if key not in VOLATILE])
-    container = OmegaConf.to_container(kept, resolve=True)
+    return key_of(container_of(kept, resolve=True), choices)
+
+
+def key_of(
+    resolved: Mapping[str, Any],
+    choices: Mapping[str, str],
+    defaults: Callable[[str, str], Mapping[str, Any] | None] = store_defaults,
+    versions: Mapping[str, int] = VERSIONS,
+) -> str:
+    """Returns ten hexadecimal digits that stand for a job's question.
+
+    They are a hash of the chosen options and of the values that differ from the defaults of these options, not of
+    import paths: renaming a target or adding an option at its default leaves the key as it was. All values of a user's
+    own option count, because it has no defaults here.
+
+    Args:
+        resolved: The job's config, references resolved.
+        choices: The option chosen for each group.
+        defaults: Looks up the default values of an option, as `store_defaults` does.
+        versions: The version of each option group.
+    """
+    groups = {group: str(name) for group, name in choices.items() if group != "experiment" and not is_volatile(group)}
+    values = _asked(resolved)
+    usual = _usual_values(tuple(sorted(groups.items())), defaults)
+    question = {
+        "schema": SCHEMA,
+        "job": versions["job"],
+        "choices": {group: [versions.get(group, 1), name] for group, name in groups.items()},
+        "values": {name: value for name, value in values.items() if not _is_usual(value, usual.get(name, ...), values)},
+        "absent": sorted(usual.keys() - values.keys()),
+        "stages": list((resolved.get("stages") or {}).items()),  # their order is part of the question
+    }
+    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:10]
+
+
+@cache
+def _usual_values(choices: tuple[tuple[str, str], ...], defaults: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the default values of all chosen options.
+
+    Sorted by group, perturbation comes after optim, whose defaults some of its options change.
+    """
+    found: dict[str, Any] = {}
+    for group, name in [("", "raiopt"), *choices]:
+        found |= defaults(group, name) or {}
+    return {name: value for name, value in found.items() if value != "???"}
+
+
+def _is_usual(value: Any, default: Any, values: Mapping[str, Any]) -> bool:
+    if isinstance(default, str) and default.startswith("${"):
+        default = values.get(default[2:-1], default)
+    return type(value) is type(default) and (value == default or value != value)  # NaN is not equal to itself
+
+
+def _asked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values that are part of the question, without stages: their order counts."""
+    return flat({key: value for key, value in config.items() if key not in VOLATILE and key != "stages"})
+
+
+def flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the values of nested dictionaries by their dotted names.
+
+    >>> flat({"seed": 0, "optim": {"lr": 0.1, "kwargs": {}}, "x": {"a.b": 1}})
+    {'seed': 0, 'optim.lr': 0.1, 'optim.kwargs': {}, 'x."a.b"': 1}
+    """
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f'{prefix}"{key}"' if "." in str(key) else f"{prefix}{key}"
+        if value and isinstance(value, dict):
+            found |= flat(value, f"{name}.")
+        else:
+            found[name] = value
+    return found
+
+
+def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a job's options by their dotted names, as run.json records them.
+
+    References to other options are followed; what else a config refers to, as the environment, is not looked up.
+
+    Args:
+        config: References not resolved.
+    """
+    values = flat({key: value for key, value in config.items() if key not in VOLATILE})
+    options = {}
+    for name, value in values.items():
+        if "._" in name or name[0] == "_":
+            continue
+        for _ in range(10 if isinstance(value, str) and value.startswith("${") else 0):  # one may lead to another
+            value = values.get(value[2:-1], value) if isinstance(value, str) else value
+        options[name] = plain(value) if isinstance(value, float | list | dict) else value
+    return options
+
+
+def changed_defaults(record: Record | None, about: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns the recorded and today's value of each option whose default changed since this job finished.
+
+    With the same key all values that were given are equal, so that others can differ by their defaults only. Options
+    that were added or removed since do not count.
+
+    Args:
+        record: What run.json holds.
+        about: What `describe_job` returns today.
+    """
+    if record is None or (record.status, record.job_key) != ("finished", about["job_key"]):
+        return {}
+    before, today = record.options, escaped(about["options"])
+    both = [(name, before[name], today[name]) for name in today if name in before]
+    return {name: (old, new) for name, old, new in both if old != new and "${" not in f"{old}{new}"}
+
+
+def describe_job(
+    config: Mapping[str, Any],
+    resolved: Mapping[str, Any],
+    choices: Mapping[str, str],
+    given: Iterable[str],
+    command: list[str],
+    number: int = 0,
+) -> dict[str, Any]:
+    """Returns what run.json says of a job in addition to its results.
+
+    Args:
+        config: References not resolved.
+        resolved: The same, references resolved.
+        choices: The option chosen for each group.
+        given: Names of the options that were given.
+        command: The words that ask for it.
+        number: Its number in the sweep.
+    """
+    return {
+        "name": resolved.get("name"),
+        "note": resolved.get("note"),
+        "job_key": key_of(resolved, choices),
+        "job_number": number,
+        "command": ["raiopt", *command],
+        "overrides": {name: choices[name] if name in choices else plain(value_at(resolved, name)) for name in given},
+        "choices": dict(choices),
+        "options": options_of(config),
+        "seed": resolved.get("seed"),
+    }
+
+
+def value_at(config: Any, name: str) -> Any:
+    """Returns the entry of a nested config with this dotted name, None if there is none."""
+    for part in name.split("."):
+        if isinstance(config, list) and part.isdigit() and int(part) < len(config):
+            config = config[int(part)]
+        else:
+            config = config.get(part) if isinstance(config, Mapping) else None
+    return config
+
+
+def container_of(config: DictConfig, resolve: bool) -> dict[str, Any]:
+    """Returns a config as dictionaries and lists."""
+    container = OmegaConf.to_container(config, resolve=resolve)
     assert isinstance(container, dict)
-    return key_of({str(key): value for key, value in container.items()})
-
-
-def key_of(resolved: Mapping[str, Any]) -> str:
-    """Returns the key of a resolved config; the number of the folders' layout is a part of it."""
-    asked = {key: value for key, value in resolved.items() if key not in VOLATILE}
-    asked["stages"] = list((resolved.get("stages") or {}).items())  # their order is a part of the question
-    return hashlib.sha256(json.dumps([SCHEMA, asked], sort_keys=True).encode()).hexdigest()[:10]
+    return {str(name): value for name, value in container.items()}
 
 
 def checked_name(name: str) -> str:
-    """Returns the name of a run or sweep if it can be a folder's name below `outputs`."""
+    """Returns the name of a run or sweep if it can name a folder below `outputs`."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise ValueError(f"name={name!r} must be letters, digits, '.', '-' or '_', the first a letter or digit.")
     return name
@@ -38,12 +209,12 @@ def checked_name(name: str) -> str:
 def register_resolvers() -> None:
     """Makes the names of folders available to the config as ${raiopt....:}.
 
-    They are cached with the config, so that all jobs of a sweep see one time of its start.
+    Results are cached with the config, so that all jobs of a sweep see the same start time.
     """
 
     def sweep_folder(outputs: str, name: str | None) -> str:
         if not outputs:
-            raise ValueError(f"outputs={outputs!r} must name a folder; the usual one is outputs=outputs.")
+            raise ValueError(f"outputs={outputs!r} must name a folder; the default is outputs=outputs.")
         return f"{outputs}/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}" if name is None else f"{outputs}/{checked_name(name)}"
 
     def run_folder(outputs: str, name: str | None, key: str) -> str:
@@ -51,7 +222,7 @@ def register_resolvers() -> None:
         return folder if name is None else f"{folder}/{key}"
 
     def key(*, _root_: DictConfig) -> str:
-        return job_key(_root_)
+        return job_key(_root_, _root_.hydra.runtime.choices)
 
     OmegaConf.register_new_resolver("raiopt.sweep_folder", sweep_folder, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("raiopt.run_folder", run_folder, replace=True, use_cache=True)

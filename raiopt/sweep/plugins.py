@@ -1,4 +1,4 @@
-"""Makes raiopt's launchers and sweepers known to Hydra."""
+"""Registers raiopt's launchers and sweepers with Hydra."""
 
 import importlib
 import sys
@@ -6,18 +6,18 @@ from types import ModuleType
 
 from hydra.core.plugins import Plugins
 
-from raiopt.configs import PLUGINS
+from raiopt.config.options import PLUGINS
 from raiopt.sweep.grid import GridSweeper
-from raiopt.sweep.local_engine import LocalLauncher
-from raiopt.sweep.ray_engine import RayLauncher
-from raiopt.sweep.search import OptunaSweeper
-from raiopt.sweep.slurm_engine import SlurmLauncher
+from raiopt.sweep.local import LocalLauncher
+from raiopt.sweep.ray import RayLauncher
+from raiopt.sweep.slurm import SlurmLauncher
+from raiopt.sweep.tuning import OptunaSweeper
 
 CLASSES = (GridSweeper, OptunaSweeper, LocalLauncher, SlurmLauncher, RayLauncher)
 
 
 def register_plugins() -> None:
-    """Puts them into the package from which alone Hydra takes plugins; in this process, not in other Hydra apps."""
+    """Adds them to the only package from which Hydra takes plugins; other Hydra apps do not see them."""
     parent_name, _, name = PLUGINS.rpartition(".")
     try:
         parent = importlib.import_module(parent_name)

@@ -1,4 +1,4 @@
-"""What is seen of a sweep while it runs: one display on a terminal, a line a finished job elsewhere."""
+"""The progress of a sweep: one live display on a terminal, elsewhere a line for each job that ended."""
 
 import os
 import sys
@@ -15,27 +15,30 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from raiopt.explain import typed
-from raiopt.results.terminal import job_line, percent
+from raiopt.config.explain import typed
+from raiopt.results.record import Record
+from raiopt.results.records import first_line
+from raiopt.results.terminal import job_line
+from raiopt.results.words import percent
 from raiopt.sweep.task import Task
 
-SHOWN = 8
-"""How many of the running jobs are listed."""
+MAX_JOBS_SHOWN = 8
+"""Running jobs that are listed."""
 
 
 class Progress:
-    """A display to be used as a context; where the output is no terminal, each finished job is a line of it.
+    """A display, used as a context; without a terminal it prints a line for each job that ended.
 
     Args:
-        total: How many jobs will run; None: not known.
-        skipped: How many others were finished before.
-        swept: The options that a job is told apart by; empty: all that it was given.
+        total: Number of jobs that will run; None: not known.
+        skipped: Number of jobs that were finished before.
+        swept: The options that distinguish the jobs; empty: all that were given.
     """
 
     def __init__(self, total: int | None, skipped: int = 0, swept: Sequence[str] = ()) -> None:
         self.total, self.skipped, self.swept = total, skipped, set(swept)
         self.done, self.failed = 0, 0
-        self.may_wait = False  # jobs that were started may stand in a queue yet
+        self.may_wait = False  # started jobs may still be in a queue
         self.best: dict[str, tuple[float, str]] = {}
         self._running: dict[str, tuple[Task, float]] = {}
         self._began = time.monotonic()
@@ -56,24 +59,24 @@ class Progress:
         """Adds tasks to the running ones."""
         self._running.update({task.key: (task, time.monotonic()) for task in tasks})
 
-    def ended(self, task: Task, record: dict[str, Any]) -> None:
-        """Counts a task, and tells how it went: a failed one always, a finished one where there is no display."""
+    def ended(self, task: Task, record: Record) -> None:
+        """Counts a task and prints its result: always if it failed, without a live display also if it finished."""
         self._running.pop(task.key, None)
-        finished = record.get("status") == "finished"
+        finished = record.status == "finished"
         self.done += finished
         self.failed += not finished
-        if finished:
-            robust, ball = record["metrics"]["robust_accuracy"], record["ball"]
+        if record.metrics is not None:
+            robust, ball = record.metrics.robust_accuracy, str(record.ball)
             if robust is not None:
                 self.best[ball] = min(self.best.get(ball, (2.0, "")), (robust, self.words(task)))
-        line = f"{task.about['job_number']:4} {self.words(task)}: {_told(task, record)}"
+        line = f"{task.about['job_number']:4} {self.words(task)}: {_result(task, record)}"
         if self._live is None:
-            _say(line)
+            _print(line)
         elif not finished:
             self._console.print(escape(line), style="red", soft_wrap=True, highlight=False)
 
     def words(self, task: Task) -> str:
-        """Returns what tells the task from the others of its sweep."""
+        """Returns the words that distinguish the task from the others of its sweep."""
         own = {key: value for key, value in task.about["overrides"].items() if key in self.swept or not self.swept}
         return " ".join(f"{key}={_short(value)}" for key, value in own.items())
 
@@ -83,16 +86,16 @@ class Progress:
         total = "" if self.total is None else f" of {self.total}"
         failed = Text(f"{self.failed} failed", style="red" if self.failed else "dim")
         state = "running or waiting" if self.may_wait else "running"
-        told = [Text(f"{over}{total} jobs"), Text(f"{len(self._running)} {state}"), failed]
-        told += [Text(f"{self.skipped} finished before", style="dim")] * bool(self.skipped)
+        cells = [Text(f"{over}{total} jobs"), Text(f"{len(self._running)} {state}"), failed]
+        cells += [Text(f"{self.skipped} finished before", style="dim")] * bool(self.skipped)
         bar = ProgressBar(total=self.total, completed=over, width=16)
-        counts.add_row(bar, *told)
+        counts.add_row(bar, *cells)
         rows = [counts, _row(self._left(over))]
         now = time.monotonic()
-        for task, since in list(self._running.values())[:SHOWN]:
+        for task, since in list(self._running.values())[:MAX_JOBS_SHOWN]:
             rows.append(_row(f"  {_clock(now - since):>8}  {self.words(task)}"))
-        if len(self._running) > SHOWN:
-            rows.append(_row(f"  and {len(self._running) - SHOWN} more", "dim"))
+        if len(self._running) > MAX_JOBS_SHOWN:
+            rows.append(_row(f"  and {len(self._running) - MAX_JOBS_SHOWN} more", "dim"))
         for ball, (robust, words) in list(self.best.items())[:3]:
             rows.append(_row(f"best: robust {percent(robust)}, {ball}  {words}", "bold"))
         return Group(*rows)
@@ -104,17 +107,17 @@ class Progress:
         return f"{_clock(passed)} so far, about {_clock(passed / over * (self.total - over))} left"
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     try:
         print(line, flush=True)
-    except BrokenPipeError:  # the reader of our output went away, as `head` does; the sweep goes on
+    except BrokenPipeError:  # the reader of the output has ended, as `head` does; the sweep goes on
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _short(value: Any) -> str:
-    """Returns a value as one types it, a long fraction with six digits."""
-    told = typed(value)
-    return f"{value:.6g}" if isinstance(value, float) and len(told) > 8 else told
+    """Returns a value as it is typed, a long fraction with six digits."""
+    text = typed(value)
+    return f"{value:.6g}" if isinstance(value, float) and len(text) > 8 else text
 
 
 def _row(text: str, style: str = "") -> Any:
@@ -127,8 +130,8 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
-def _told(task: Task, record: dict[str, Any]) -> str:
-    if record.get("status") == "finished":
+def _result(task: Task, record: Record) -> str:
+    if record.metrics is not None:
         return job_line(record)
-    lines = str(record.get("error", {}).get("message", "no result")).splitlines() or [""]
-    return f"{record.get('status', 'failed')}: {lines[0]} ({os.path.relpath(Path(task.folder))})"
+    why = first_line(record.error.message if record.error else "no result") or ""
+    return f"{record.status}: {why} ({os.path.relpath(Path(task.folder))})"

@@ -1,5 +1,6 @@
-"""The process that speaks with Ray for a sweep: Ray prints as it likes, and ends a process that loses its cluster."""
+"""The process that runs Ray for a sweep: Ray prints freely, and ends a process that loses its cluster."""
 
+import importlib
 import json
 import logging
 import os
@@ -7,30 +8,29 @@ import queue
 import shutil
 import socket
 import sys
-import textwrap
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from time import monotonic, sleep
 from typing import Any
 
-ATTEMPTS = 3
-"""How many workers may die before a task began to run, until it is given up."""
+from raiopt.sweep.endings import MAX_START_ATTEMPTS, one_line, over_limit
+
 PATIENCE = 60.0
-"""Seconds for which no node may be there that could run a job, while others are restarted."""
+"""Seconds for which the cluster may have no node that could run a job, while nodes are restarted."""
 GRACE = 15.0
-"""Seconds that the end of this process may take, once it is wanted."""
+"""Seconds that this process may take to end."""
 STORE_BYTES = 80 * 2**20
-"""Of shared memory that a cluster on this machine takes: near Ray's least, for jobs exchange only small texts."""
+"""Shared memory of a cluster on this machine: near Ray's minimum, because jobs exchange only short texts."""
 
 
 def main(descriptor: str, options: str) -> None:
     """Runs tasks on Ray until the other end of a pipe is closed.
 
-    First it sends (True, "") or (False, why it cannot); then it receives lists of (key, task) and sends lists of (key,
-    why it ended), in which None stands for a job that came to its own end.
+    First it sends (True, "") or (False, the reason why not); then it receives lists of (key, task) and sends lists of
+    (key, reason of the end), with None for a job that ended by itself.
 
     Args:
         descriptor: The number of the pipe's file descriptor.
@@ -42,7 +42,7 @@ def main(descriptor: str, options: str) -> None:
     threading.Thread(target=_read, args=(pipe, inbox), daemon=True).start()
     try:
         _serve(pipe, inbox, chosen)
-    except OSError as error:  # the sweep is gone
+    except OSError as error:  # the sweep has ended
         print(error, file=sys.stderr)
 
 
@@ -82,11 +82,11 @@ def _serve(pipe: Connection, inbox: "queue.SimpleQueue[list[Any] | None]", optio
 
 @dataclass(eq=False)
 class Job:
-    """A task in the eyes of Ray.
+    """A task that was given to Ray.
 
     Args:
         where: Its process and node; None until it runs.
-        why: Why it was cancelled.
+        why: The reason why it was cancelled.
     """
 
     key: str
@@ -98,45 +98,37 @@ class Job:
 
 
 class Cluster:
-    """A Ray cluster, for tasks that all need the same; see `RayEngine` for the arguments."""
+    """A Ray cluster, for tasks with equal needs.
 
-    def __init__(
-        self,
-        address: str | None,
-        num_cpus: float,
-        num_gpus: float | None,
-        timeout_min: float | None,
-        runtime_env: dict[str, Any] | None,
-        scratch: str,
-    ) -> None:
-        import ray  # pyright: ignore[reportMissingImports]
+    Args:
+        options: Those of `RayLauncher`, and scratch, the folder of a cluster on this machine.
+    """
 
+    def __init__(self, **options: Any) -> None:
+        ray: Any = importlib.import_module("ray")
+        address, runtime_env, num_gpus = (options[name] for name in ("address", "runtime_env", "num_gpus"))
         # Without a working_dir, Ray's workers look for modules first in the folder in which it is started.
         here, has_folder = os.getcwd(), "working_dir" in (runtime_env or {})
-        own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE_BYTES, "_temp_dir": scratch}
+        environment = runtime_env if has_folder else with_absolute_paths(runtime_env, here)
+        own = {"include_dashboard": False, "object_store_memory": STORE_BYTES, "_temp_dir": options["scratch"]}
+        where = {"address": address} if address else {"address": "local", **own}
         try:
-            with chdir(here if has_folder else scratch):
-                ray.init(
-                    address=address or "local",
-                    runtime_env=runtime_env if has_folder else with_absolute_paths(runtime_env, here),
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    **({} if address else own),
-                )
+            with chdir(here if has_folder else options["scratch"]):
+                ray.init(runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR, **where)
         except ConnectionError as error:
             raise ValueError(no_cluster(address, one_line(error))) from error
-        self.ray, self.jobs, self.timeout_min = ray, dict[Any, Job](), timeout_min
-        self.most_gpus = max([node.get("GPU", 0) for node in self._nodes()], default=0)
-        self.needs = {"num_cpus": num_cpus, "num_gpus": min(1, self.most_gpus) if num_gpus is None else num_gpus}
+        self.ray, self.jobs, self.timeout_min = ray, dict[Any, Job](), options["timeout_min"]
+        most_gpus = max([node.get("GPU", 0) for node in self._nodes()], default=0)
+        gpus = min(1, most_gpus) if num_gpus is None else num_gpus
+        self.needs = {"num_cpus": options["num_cpus"], "num_gpus": gpus}
         self.lacking_since: float | None = None
-        self.looked = monotonic()
+        self.checked_at = monotonic()
         if refusal := lacking(self.needs, self._nodes()):
             self.close()
             raise ValueError(refusal)
-        # A process keeps the GPU that it began with, whatever Ray gives it later: with several it is not used again.
-        calls = 1 if self.needs["num_gpus"] and self.most_gpus > 1 else 0
-        run = ray.remote(num_returns="streaming", max_retries=0, max_calls=calls, **self.needs)
-        self.work = run(_work)
+        # A process keeps its first GPU, whatever Ray gives it later: with several GPUs it is not used again.
+        calls = 1 if gpus and most_gpus > 1 else 0
+        self.work = ray.remote(num_returns="streaming", max_retries=0, max_calls=calls, **self.needs)(_work)
         self.folder = None if has_folder else here
 
     def _nodes(self) -> list[dict[str, float]]:
@@ -148,18 +140,20 @@ class Cluster:
         self.jobs[self.work.remote(job.task, self.folder)] = job
 
     def ended(self, seconds: float) -> list[tuple[str, str | None]]:
-        """Waits so long; returns key and why of what ended. Cancels what is over its limit or can never run."""
+        """Waits for ends; returns keys and reasons. Cancels jobs that are over their limit or can never run."""
         if not self.jobs:
             return []
         streams = list(self.jobs)
         ready, _ = self.ray.wait(streams, num_returns=len(streams), timeout=seconds)
-        ended = [(job.key, why) for job, why in map(self._look, ready) if why != "runs"]
-        self._cancel_late()
+        ended = [(job.key, why) for job, why in map(self._state, ready) if why != "runs"]
+        if self.timeout_min is not None:
+            limit = 60 * self.timeout_min
+            self._cancel(over_limit(self.timeout_min), lambda job: job.where and monotonic() - job.began > limit)
         self._cancel_hopeless()
         return ended
 
-    def _look(self, stream: Any) -> tuple[Job, str | None]:
-        """Returns a job with why it ended, or with "runs": a stream first tells that it runs, and then its end."""
+    def _state(self, stream: Any) -> tuple[Job, str | None]:
+        """Returns a job with the reason of its end, or "runs": a stream first yields where it runs, then it ends."""
         job = self.jobs[stream]
         try:
             job.where, job.began = self.ray.get(next(stream)), monotonic()
@@ -167,9 +161,9 @@ class Cluster:
         except StopIteration:
             why = None
         except Exception as error:
-            why = job.why or self._told(error, job.where or "its process")
+            why = job.why or self._reason(error, job.where or "its process")
             if isinstance(error, self.ray.exceptions.WorkerCrashedError) and job.where is None and not job.why:
-                if job.attempts < ATTEMPTS:  # the process died between two jobs
+                if job.attempts < MAX_START_ATTEMPTS:  # the process died between two jobs
                     del self.jobs[stream]
                     self.submit(job)
                     return job, "runs"
@@ -177,10 +171,10 @@ class Cluster:
         del self.jobs[stream]
         return job, why
 
-    def _told(self, error: Exception, where: str) -> str:
+    def _reason(self, error: Exception, where: str) -> str:
         kinds, words = self.ray.exceptions, one_line(str(error).partition(". ")[0])
         if isinstance(error, kinds.OutOfMemoryError):
-            return f"{where} was killed, for memory was short: {words}"
+            return f"{where} was killed because memory was short: {words}"
         if isinstance(error, kinds.WorkerCrashedError):
             return f"{where} was killed: {words}"
         if isinstance(error, kinds.NodeDiedError | kinds.LocalRayletDiedError | kinds.ObjectLostError):
@@ -189,29 +183,24 @@ class Cluster:
             return f"{where} was cancelled"
         return f"its worker failed: {one_line(getattr(error, 'cause', None) or error)}"
 
-    def _cancel_late(self) -> None:
-        if self.timeout_min is None:
-            return
+    def _cancel(self, why: str, is_chosen: Callable[[Job], Any]) -> None:
         for stream, job in self.jobs.items():
-            if job.where and not job.why and monotonic() - job.began > 60 * self.timeout_min:
-                job.why = f"over its limit of {self.timeout_min:g} min (hydra.launcher.timeout_min)"
+            if not job.why and is_chosen(job):
+                job.why = why
                 self.ray.cancel(stream, force=True)
 
     def _cancel_hopeless(self) -> None:
-        """Cancels what waits for a kind of node that has left the cluster, if none has come back for a while."""
-        if monotonic() - self.looked < PATIENCE / 6:
+        """Cancels jobs that wait for a kind of node that left the cluster, if none has come back for a while."""
+        if monotonic() - self.checked_at < PATIENCE / 6:
             return
-        self.looked = monotonic()
+        self.checked_at = monotonic()
         refusal = lacking(self.needs, self._nodes())
         self.lacking_since = (self.lacking_since or monotonic()) if refusal else None
-        if refusal and self.lacking_since and monotonic() - self.lacking_since >= PATIENCE:
-            for stream, job in self.jobs.items():
-                if job.where is None and not job.why:
-                    job.why = refusal
-                    self.ray.cancel(stream, force=True)
+        if self.lacking_since and monotonic() - self.lacking_since >= PATIENCE:
+            self._cancel(refusal, lambda job: job.where is None)
 
     def close(self) -> None:
-        """Ends what runs, and leaves the cluster; one on this machine ends with it."""
+        """Ends the running jobs and leaves the cluster; a cluster on this machine ends with it."""
         for stream, job in self.jobs.items():
             if job.where:
                 self.ray.cancel(stream, force=True)
@@ -219,18 +208,18 @@ class Cluster:
 
 
 def _work(task: dict[str, Any], folder: str | None) -> Iterator[str]:
-    """Carries out a task in a process of Ray, in the folder that the sweep was started in; first says where it runs."""
+    """Runs a task in a process of Ray, in the folder where the sweep was started; first yields where it runs."""
     if folder is not None:
         os.chdir(folder)
     os.environ.setdefault("POLARS_MAX_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
     yield f"its process {os.getpid()} on {socket.gethostname()}"
-    from raiopt.jobs import work
+    from raiopt.config.jobs import work
 
     work(task)
 
 
 def with_absolute_paths(runtime_env: dict[str, Any] | None, folder: str) -> dict[str, Any] | None:
-    """Returns a runtime_env that means the same wherever Ray is started as it does in a folder.
+    """Returns a runtime_env whose relative paths, which start at `folder`, are absolute.
 
     >>> with_absolute_paths({"pip": "needs.txt", "py_modules": ["own", "s3://bucket/own.zip"]}, "/home/me")
     {'pip': '/home/me/needs.txt', 'py_modules': ['/home/me/own', 's3://bucket/own.zip']}
@@ -246,7 +235,7 @@ def with_absolute_paths(runtime_env: dict[str, Any] | None, folder: str) -> dict
 
 
 def lacking(needs: dict[str, float], nodes: Sequence[dict[str, float]]) -> str:
-    """Returns what no node has enough of for a job; empty if one has.
+    """Returns which resource no node has enough of for a job; empty if one has.
 
     >>> nodes = [{"CPU": 8.0}, {"CPU": 4.0, "GPU": 2.0}]
     >>> lacking({"num_cpus": 4, "num_gpus": 2}, nodes)
@@ -257,29 +246,16 @@ def lacking(needs: dict[str, float], nodes: Sequence[dict[str, float]]) -> str:
     if any(node.get("CPU", 0) >= needs["num_cpus"] and node.get("GPU", 0) >= needs["num_gpus"] for node in nodes):
         return ""
     for option, name in (("num_gpus", "GPU"), ("num_cpus", "CPU")):
-        most = max((node.get(name, 0) for node in nodes), default=0)
+        most, need = max((node.get(name, 0) for node in nodes), default=0), f"hydra.launcher.{option}={needs[option]:g}"
         if needs[option] > most:
-            return (
-                f"hydra.launcher.{option}={needs[option]:g} is more than any node of the Ray cluster has ({most:g}): "
-                "lower it."
-            )
+            return f"{need} is more than any node of the Ray cluster has ({most:g}): lower it."
     both = " with ".join(f"hydra.launcher.{option}={value:g}" for option, value in needs.items())
     return f"{both} is more than any single node of the Ray cluster has: lower one of them."
 
 
 def no_cluster(address: str | None, why: str) -> str:
-    """Returns what to say where no cluster answers."""
+    """Returns the message for a cluster that does not answer."""
     return (
         f"hydra.launcher.address={address!r}: no Ray cluster answers ({why}). Start one with `ray start --head`, or "
-        "leave the address out for one on this machine alone."
+        "leave the address out for one on this machine only."
     )
-
-
-def one_line(error: BaseException | str) -> str:
-    """Returns an error as one short line.
-
-    >>> one_line(ValueError("a\\n  b"))
-    'ValueError: a b'
-    """
-    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    return textwrap.shorten(text, 240, placeholder=" ...")

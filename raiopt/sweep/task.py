@@ -1,4 +1,4 @@
-"""One job of a sweep as plain data, and what a launcher needs of the machines that work on such jobs."""
+"""One job of a sweep as plain data, and the executor that runs such jobs for a launcher."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,14 +7,14 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A job that any process on any machine can run: nothing in it but text, numbers, lists and dictionaries.
+    """A job that any process on any machine can run; it consists of texts, numbers, lists and dictionaries.
 
     Args:
         key: Its job key, the name of its folder.
         folder: Its folder, an absolute path that all machines share.
-        config: The job's config without the part of Hydra; references are not resolved.
-        hydra: What .hydra/hydra.yaml shall hold.
-        about: What run.json says of it beside its results: its number, command, overrides, choices, ...
+        config: The job's config without Hydra's part; references are not resolved.
+        hydra: The content of .hydra/hydra.yaml.
+        about: What run.json says in addition to its results: its number, command, overrides, choices, ...
     """
 
     key: str
@@ -24,46 +24,46 @@ class Task:
     about: dict[str, Any]
 
     def plain(self) -> dict[str, Any]:
-        """Returns the task as a dictionary that JSON can hold."""
+        """Returns the task as a dictionary that JSON can represent."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A task that runs no more.
+    """A task that has ended.
 
     Args:
-        why: None if the job came to its own end, which its run.json tells; else what ended it, in plain words.
+        why: None if the job ended by itself, as its run.json says; else what ended it, in plain words.
     """
 
     task: Task
     why: str | None = None
 
 
-class Engine(Protocol):
-    """Machines that run tasks, in the eyes of a launcher, which calls these methods from one thread.
+class Executor(Protocol):
+    """Runs tasks in other processes, on this machine or others; its methods are called from one thread.
 
-    A task is run by calling `raiopt.jobs.work` with `Task.plain()` in another process. That function raises nothing for
-    a job that fails: its run.json tells how it went.
+    A task is run by calling `raiopt.config.jobs.work` with `Task.plain()` in another process. That function does not
+    raise for a job that fails: its run.json says so.
 
     Attributes:
-        slots: How many tasks it takes at the same time; None: any number, for it has a queue of its own.
+        slots: The number of tasks it runs at the same time; None: any number, because it has a queue.
     """
 
     slots: int | None
 
     def start(self, tasks: Sequence[Task]) -> None:
-        """Begins to run these tasks, never more than `slots` in all.
+        """Starts these tasks, never more than `slots` in all.
 
         Raises:
-            ValueError: If the machines refuse such tasks at all, in their own words.
+            ValueError: If the machines refuse such tasks; the message quotes them.
         """
         ...
 
     def poll(self, seconds: float) -> list[Ended]:
-        """Waits at most so long for tasks that end; returns those which ended since the last call."""
+        """Waits for tasks that end; returns those that ended since the last call."""
         ...
 
     def close(self) -> None:
-        """Ends what still runs, and leaves no process behind; called once, after errors and Ctrl-C too."""
+        """Ends what still runs, and leaves no process behind; called once, also after errors and Ctrl-C."""
         ...

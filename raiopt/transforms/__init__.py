@@ -1,7 +1,7 @@
-"""In-place mathematics on tensors of shape (N, d0, ...): each function treats each of the N data alone.
+"""In-place mathematics on tensors of shape (N, d0, ...): each of the N data is transformed independently.
 
-Composing is calling one after another: `normalize_(keep_top_(x, q=0.9).sign_(), p=1)`. Nothing here knows an optimizer,
-and nothing waits for a device.
+Functions compose by calls: `normalize_(keep_top_(x, q=0.9).sign_(), p=1)`. Nothing here depends on an optimizer or
+waits for a device.
 """
 
 from raiopt.transforms.norms import check_order, normalize_, norms, steepest_

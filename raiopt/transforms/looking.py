@@ -1,4 +1,4 @@
-"""Looking at values where it costs nothing: on the CPU, outside of torch.compile."""
+"""Reading values of tensors only where it costs nothing: on the CPU, outside of torch.compile."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ def can_look(x: Tensor) -> bool:
 
 
 def all_between(x: Tensor, low: float, high: float) -> bool:
-    """Says whether all entries are known to lie strictly between two numbers: False where nobody can look."""
+    """Says whether all entries are known to lie strictly between two numbers; False where reading would cost time."""
     if not can_look(x):
         return False
     if x.numel() == 0:

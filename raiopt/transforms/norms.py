@@ -1,4 +1,4 @@
-"""Norms of data, and data scaled to a norm."""
+"""Norms of data, and scaling data to norm 1."""
 
 import math
 
@@ -10,7 +10,7 @@ from raiopt.transforms.looking import all_between
 
 
 def norms(x: Tensor, p: float) -> Tensor:
-    """Returns the p-norm of each datum, of shape (N, 1, ...), without under- or overflow of the powers.
+    """Returns the p-norm of each datum, of shape (N, 1, ...); powers neither underflow nor overflow.
 
     Args:
         x: Shape (N, d0, ...).
@@ -35,7 +35,7 @@ def norms(x: Tensor, p: float) -> Tensor:
 
 def check_order(p: float) -> float:
     """Returns p if it is the order of a norm."""
-    return p if p == math.inf else checks.number("p", p, low=1, remedy="Infinity is allowed too.")
+    return p if p == math.inf else checks.number("p", p, low=1, scalar=True, remedy="Infinity is allowed too.")
 
 
 def _largest(x: Tensor) -> Tensor:
@@ -58,7 +58,8 @@ def _plain_norms(x: Tensor, p: float) -> Tensor:
 def _l2_norms(x: Tensor) -> Tensor:
     """Returns the L2 norms (N,) of x (N, d).
 
-    torch's sum adds in pairs; its vector_norm is several times faster, but adds one by one: good for short pieces.
+    torch's vector_norm is several times faster than its sum, but adds one by one, so it is accurate only for short
+    pieces; the sum adds in pairs.
     """
     if x.shape[1] <= 256:
         return torch.linalg.vector_norm(x, 2, dim=1)
@@ -88,7 +89,7 @@ def steepest_(x: Tensor, p: float) -> Tensor:
     """Replaces each datum by the point of the Lp unit ball that has the largest inner product with it.
 
     That inner product is the dual norm of the datum. For p=inf it is the sign, for p=2 the datum divided by its norm,
-    for p=1 the sign of the largest entry, shared equally among largest ones; otherwise each entry becomes
+    for p=1 the sign of the largest entry, divided equally among equal ones; otherwise each entry becomes
     sign(x) |x|^(q - 1) with 1/p + 1/q = 1, scaled to the norm 1. A zero datum stays zero.
 
     Args:

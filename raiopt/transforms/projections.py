@@ -13,7 +13,7 @@ Bound = float | Tensor | None
 
 
 def clamp_(x: Tensor, lower: Bound = None, upper: Bound = None) -> Tensor:
-    """Moves each entry into [lower, upper], where None is no bound and numbers and tensors may be mixed."""
+    """Clamps each entry to [lower, upper]; None is no bound, and numbers and tensors may be mixed."""
     if isinstance(lower, Tensor):
         lower = lower.to(x.dtype)
     if isinstance(upper, Tensor):
@@ -28,9 +28,11 @@ def clamp_(x: Tensor, lower: Bound = None, upper: Bound = None) -> Tensor:
 
 
 def project_linf_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: Bound = None) -> Tensor:
-    """Moves each datum to the nearest point of the Linf ball around the origin, or of the ball within a box.
+    """Moves each datum to the nearest point of the Linf ball around the origin, or of the ball within a box:
 
-    The arguments are those of `project_l2_`. As the box holds the origin, clamping twice is exact.
+        argmin_z ||z - x||_2  s.t.  ||z||_inf <= epsilon,  lower <= z <= upper
+
+    The arguments are those of `project_l2_`. As the box contains the origin, clamping twice is exact.
 
     >>> project_linf_(torch.tensor([[3.0, -4.0, 0.5]]), epsilon=1.0, lower=-0.25)
     tensor([[ 1.0000, -0.2500,  0.5000]])
@@ -41,19 +43,21 @@ def project_linf_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper
 
 
 def is_half(x: Tensor) -> bool:
-    """Says whether the entries have 16 bits: so few that rounding one may leave a ball by a percent."""
+    """Says whether entries have 16 bits, so that rounding may move a point out of a ball by a percent."""
     return torch.finfo(x.dtype).bits < 32
 
 
 def round_inwards_(x: Tensor, exact: Tensor) -> Tensor:
-    """Writes `exact` into `x` of half precision, rounded towards zero: that leaves no ball, and no box around zero."""
+    """Writes `exact` into `x` of half precision, rounded towards zero, which leaves neither ball nor box."""
     further = x.copy_(exact).abs() > exact.abs()
-    x.view(torch.int16).sub_(further.to(torch.int16))  # a unit in the last place less, for the sign is a bit of its own
+    x.view(torch.int16).sub_(further.to(torch.int16))  # a unit in the last place less; the sign has its own bit
     return x
 
 
 def project_l2_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: Bound = None) -> Tensor:
-    """Moves each datum to the nearest point of the L2 ball around the origin, or of the ball within a box.
+    """Moves each datum to the nearest point of the L2 ball around the origin, or of the ball within a box:
+
+        argmin_z ||z - x||_2  s.t.  ||z||_2 <= epsilon,  lower <= z <= upper
 
     With a box, the nearest point is clip(s x, lower, upper) with the largest s in (0, 1] for which it lies in the
     ball. Its squared norm is a concave, increasing, piecewise linear function of s²: Newton's method, started below
@@ -80,7 +84,7 @@ def project_l2_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: 
 
 
 def _shrink_(x: Tensor, epsilon: float | Tensor, p: float) -> Tensor:
-    """Scales each datum whose p-norm is above epsilon down to it, which rounding must not exceed."""
+    """Scales each datum whose p-norm is above epsilon down to it, slightly less so that rounding never exceeds it."""
     size = norms(x, p)
     if not isinstance(epsilon, Tensor) and all_between(size, -1.0, math.nextafter(epsilon, math.inf)):
         return x
@@ -88,36 +92,38 @@ def _shrink_(x: Tensor, epsilon: float | Tensor, p: float) -> Tensor:
     return x.mul_(torch.where(size > epsilon, (epsilon * inner) / size, 1.0).to(size.dtype))
 
 
-# Perturbations of images take 8 at most, nearly always 4: the rest is for contrived magnitudes. After too few steps a
-# datum is still in the ball and in the box.
+# Perturbations of images take 4, rarely up to 8; the rest is for contrived magnitudes. After too few steps a datum is
+# still in the ball and in the box.
 _NEWTON_STEPS = 16
 
 
 def _box_scale(x: Tensor, epsilon: float | Tensor, lower: Bound, upper: Bound) -> Tensor:
     """Returns the s of each datum for which clip(s x, lower, upper) is its nearest point of ball and box.
 
-    Masks are numbers here: torch.where is many times slower than a product on the CPU.
+    Masks are numbers here, because on the CPU torch.where is many times slower than a product.
     """
-    limits = torch.finfo(x.dtype)
+    info = torch.finfo(x.dtype)
     dims = tuple(range(1, x.ndim))
-    unit = epsilon.to(x.dtype).clamp(min=limits.tiny) if isinstance(epsilon, Tensor) else max(epsilon, limits.tiny)
-    walls = room(x, lower, upper).div_(unit).square_()
-    powers = (x / unit).square_().clamp_(max=limits.max / max(1, math.prod(x.shape[1:])))  # so that sums stay finite
-    knots = walls / powers  # from this value of s² on, an entry stands at its wall
+    unit = epsilon.to(x.dtype).clamp(min=info.tiny) if isinstance(epsilon, Tensor) else max(epsilon, info.tiny)
+    limits = headroom(x, lower, upper).div_(unit).square_()
+    powers = (x / unit).square_().clamp_(max=info.max / max(1, math.prod(x.shape[1:])))  # so that sums stay finite
+    breakpoints = limits / powers  # from this value of s² on, an entry is at its limit
     scale = powers.sum(dims, keepdim=True).clamp_(min=1.0).reciprocal_()
     free, inside = torch.empty_like(x), torch.empty_like(x)
     for _ in range(_NEWTON_STEPS):
-        value = torch.minimum(torch.mul(powers, scale, out=inside), walls, out=inside).sum(dims, keepdim=True)
-        gap = (1.0 - value).clamp_(min=0.0).mul_(scale < 1)  # nothing is left to do for a datum that is inside as it is
-        if all_between(gap, -1.0, 4 * limits.eps):
+        value = torch.minimum(torch.mul(powers, scale, out=inside), limits, out=inside).sum(dims, keepdim=True)
+        gap = (1.0 - value).clamp_(min=0.0).mul_(scale < 1)  # 0 for a datum that is inside as it is
+        if all_between(gap, -1.0, 4 * info.eps):
             break
-        slope = torch.gt(knots, scale, out=free).mul_(powers).sum(dims, keepdim=True)
-        scale = torch.addcdiv(scale, gap, slope.clamp_(min=limits.tiny)).clamp_(max=1.0)
+        slope = torch.gt(breakpoints, scale, out=free).mul_(powers).sum(dims, keepdim=True)
+        scale = torch.addcdiv(scale, gap, slope.clamp_(min=info.tiny)).clamp_(max=1.0)
     return scale.sqrt_()
 
 
 def project_l1_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: Bound = None) -> Tensor:
-    """Moves each datum to the nearest point of the L1 ball around the origin, or of the ball within a box.
+    """Moves each datum to the nearest point of the L1 ball around the origin, or of the ball within a box:
+
+        argmin_z ||z - x||_2  s.t.  ||z||_1 <= epsilon,  lower <= z <= upper
 
     The nearest point moves all entries towards zero by the same amount, no further than zero, and then into the box
     (Duchi et al. 2008, https://doi.org/10.1145/1390156.1390191; Croce and Hein 2021, https://arxiv.org/abs/2103.01208).
@@ -130,27 +136,27 @@ def project_l1_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: 
     """
     if is_half(x):
         return round_inwards_(x, project_l1_(x.float(), epsilon, lower, upper))
-    walls = room(x, lower, upper) if lower is not None or upper is not None else None
+    limits = headroom(x, lower, upper) if lower is not None or upper is not None else None
     size = x.abs()
     radius = epsilon.to(x.dtype) if isinstance(epsilon, Tensor) else epsilon
-    near = size if walls is None else size.minimum(walls)
+    near = size if limits is None else size.minimum(limits)
     if not isinstance(radius, Tensor) and all_between(_total(near), -1.0, math.nextafter(radius, math.inf)):
         return x.sign_().mul_(near)
-    _soften_(size, size, _level(size, walls, radius))
-    if walls is not None:
-        torch.minimum(size, walls, out=size)
+    _soften_(size, size, _level(size, limits, radius))
+    if limits is not None:
+        torch.minimum(size, limits, out=size)
     return _shrink_(x.sign_().mul_(size), epsilon, 1)
 
 
-# Perturbations of images take 10 to 20. A third of the steps halve the bracket, which alone would do for float32.
+# Perturbations of images take 10 to 20. A third of the steps halve the bracket, which is enough for float32.
 _L1_STEPS = 90
 
 
-def _level(size: Tensor, walls: Tensor | None, radius: float | Tensor) -> Tensor:
-    """Returns by how much, of shape (N, 1, ...), entries must shrink for their sum within the walls to be `radius`.
+def _level(size: Tensor, limits: Tensor | None, radius: float | Tensor) -> Tensor:
+    """Returns by how much entries must shrink, of shape (N, 1, ...), so that within the limits their sum is `radius`.
 
-    That sum falls with the level, piecewise linearly and mostly convex: Newton's method from the lower end of a bracket
-    and its chord come to the solution from both sides.
+    The sum decreases with the level, is piecewise linear and mostly convex: Newton's method from the lower end of a
+    bracket and the chord of the bracket approach the solution from both sides.
     """
     wide = torch.float32 if size.device.type == "mps" else torch.float64  # the level resolves small differences of size
     high = size.amax(tuple(range(1, size.ndim)), keepdim=True).to(wide)
@@ -158,12 +164,12 @@ def _level(size: Tensor, walls: Tensor | None, radius: float | Tensor) -> Tensor
     level, above, slope = low, below, torch.ones_like(high)  # the excess over the radius at both ends
     left, free, inner = torch.empty_like(size), torch.empty_like(size), torch.empty_like(size)
     close = 2 * torch.finfo(size.dtype).eps * radius
-    for turn in range(_L1_STEPS):
+    for step in range(_L1_STEPS):
         _soften_(left, size, level)
         torch.gt(left, 0, out=free)
-        if walls is not None:
-            free.mul_(torch.lt(left, walls, out=inner))
-            torch.minimum(left, walls, out=left)
+        if limits is not None:
+            free.mul_(torch.lt(left, limits, out=inner))
+            torch.minimum(left, limits, out=left)
         excess = (_total(left) - radius).to(wide)
         done = (excess.abs() <= close) | ((level == 0) & (excess < 0))
         if can_look(size) and bool(done.all()):
@@ -172,13 +178,13 @@ def _level(size: Tensor, walls: Tensor | None, radius: float | Tensor) -> Tensor
         low, above = torch.where(is_low, level, low), torch.where(is_low, excess, above)
         high, below = torch.where(is_low, high, level), torch.where(is_low, below, excess)
         slope = torch.where(is_low, _total(free).to(wide).clamp_(min=1.0), slope)
-        step = (above / slope, (high - low) * above / (above - below), (high - low) / 2)[turn % 3]
-        level = torch.where(done, level, low + step.minimum(high - low))
+        rise = (above / slope, (high - low) * above / (above - below), (high - low) / 2)[step % 3]
+        level = torch.where(done, level, low + rise.minimum(high - low))
     return torch.where(done, level, torch.where(above < -below, low, high))  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 def _soften_(left: Tensor, size: Tensor, level: Tensor) -> Tensor:
-    """Writes size - level, at least zero; the level in two parts, so that nothing is lost to rounding."""
+    """Writes max(size - level, 0) into `left`; the level is subtracted in two parts to avoid rounding errors."""
     coarse = level.to(size.dtype)
     return torch.sub(size, coarse, out=left).sub_((level - coarse).to(size.dtype)).clamp_(min=0)
 
@@ -190,13 +196,15 @@ def _total(x: Tensor) -> Tensor:
 def project_l0_(
     x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: Bound = None, *, pixels: bool = False
 ) -> Tensor:
-    """Moves each datum to a nearest point with at most `epsilon` entries that are not zero, within a box.
+    """Moves each datum to a nearest point of the L0 ball around the origin, or of the ball within a box:
 
-    Kept are the entries by which the squared distance falls most, x² - (x - clip(x))², clipped; others become zero.
-    The arguments are those of `project_l2_`; of equal entries at the border any are kept.
+        argmin_z ||z - x||_2  s.t.  ||z||_0 <= epsilon,  lower <= z <= upper
+
+    The entries that reduce the squared distance most, by x² - (x - clip(x))², are clipped; the others become zero.
+    The arguments are those of `project_l2_`; of equal entries at the threshold any are kept.
 
     Args:
-        epsilon: A number of entries; what is behind the point has no effect.
+        epsilon: A number of entries, rounded down.
         pixels: Count positions instead, each with all its channels: the third dimension from the end of (N, C, H, W).
 
     Raises:
@@ -223,6 +231,6 @@ def _whole(epsilon: float | Tensor) -> int | Tensor:
     return epsilon.floor() if isinstance(epsilon, Tensor) else math.floor(epsilon)
 
 
-def room(x: Tensor, lower: Bound, upper: Bound) -> Tensor:
-    """Returns how far each entry may go from zero in its own direction before it meets its bound."""
+def headroom(x: Tensor, lower: Bound, upper: Bound) -> Tensor:
+    """Returns how far each entry may move away from zero in its own direction until it reaches its bound."""
     return clamp_(x.sign().mul_(torch.finfo(x.dtype).max), lower, upper).abs_()

@@ -11,8 +11,7 @@ from raiopt import checks
 def keep_top_(x: Tensor, q: float) -> Tensor:
     """Zeroes the share `q` of each datum's entries, those of smallest magnitude.
 
-    Of d entries, round((1 - q) d) are kept, one at least unless q is 1; of equal ones at the border any, so that the
-    number is exact.
+    Of d entries, exactly round((1 - q) d) are kept, at least one unless q is 1; ties are broken arbitrarily.
 
     Args:
         x: Shape (N, d0, ...).
@@ -21,7 +20,7 @@ def keep_top_(x: Tensor, q: float) -> Tensor:
     >>> keep_top_(torch.tensor([[1.0, -4.0, 3.0, 2.0]]), q=0.5)
     tensor([[ 0., -4.,  3.,  0.]])
     """
-    checks.number("q", q, low=0, high=1)
+    checks.number("q", q, low=0, high=1, scalar=True)
     entries = math.prod(x.shape[1:])
     count = max(round((1.0 - q) * entries), int(q < 1))
     return x if count == entries else x.mul_(top_mask(x.abs(), count))
@@ -32,7 +31,7 @@ def top_mask(x: Tensor, count: int | Tensor) -> Tensor:
 
     Args:
         x: Shape (N, d0, ...).
-        count: A number, or one for each datum, of shape (N, 1, ...).
+        count: One number, or one for each datum, of shape (N, 1, ...).
     """
     flat = x.flatten(1)
     mask = torch.zeros_like(flat)

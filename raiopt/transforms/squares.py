@@ -1,8 +1,8 @@
-"""Random changes of images (N, C, H, W) in square windows, as Square Attack proposes them.
+"""Random changes of images (N, C, H, W) in square windows: the candidates of Square Attack.
 
 Andriushchenko et al. 2020, https://arxiv.org/abs/1912.00049, for Linf and L2; Croce and Hein 2021,
-https://arxiv.org/abs/2103.01208, for L1. Chance comes in as numbers of [0, 1), a row of them for each image; nothing
-here knows a loss, and what is returned has still to be projected onto ball and box.
+https://arxiv.org/abs/2103.01208, for L1. Random numbers in [0, 1) are arguments, one row for each image. Nothing here
+depends on a loss, and results must still be projected onto ball and box.
 """
 
 import math
@@ -22,8 +22,8 @@ def share(number: int, steps: int, first: float) -> float:
     """Returns the share of an image that the square of a candidate covers.
 
     Args:
-        number: Of the candidate, from 0.
-        steps: How many candidates there will be.
+        number: The number of the candidate, from 0.
+        steps: The number of all candidates.
         first: The share of candidate 0.
     """
     return first / 2 ** bisect_left(_HALVED_AFTER, number * 10_000 // steps)
@@ -34,9 +34,9 @@ def side(share: float, height: int, width: int, *, odd: bool = False) -> int:
 
     Args:
         share: Above 0, at most 1.
-        height: Of the image.
-        width: Of the image.
-        odd: Whether the square must have a middle, and more than that: an odd side, from 3 on where there is room.
+        height: The height of the image.
+        width: The width of the image.
+        odd: Whether the side must be odd and, if the image is large enough, at least 3.
     """
     found, most = max(1, round(math.sqrt(share * height * width))), min(height, width)
     if odd:
@@ -45,7 +45,7 @@ def side(share: float, height: int, width: int, *, odd: bool = False) -> int:
 
 
 def start_draws(p: float, channels: int, height: int, width: int) -> int:
-    """Returns how many numbers `starts` needs for an image."""
+    """Returns the number of random numbers that `starts` needs for an image."""
     return channels * (width if math.isinf(p) else math.prod(_grid(height, width)[1:]))
 
 
@@ -58,7 +58,7 @@ def starts(like: Tensor, p: float, epsilon: float | Tensor, draws: Tensor) -> Te
         like: The images, for their shape and type.
         p: 1, 2 or infinity.
         epsilon: The radius, or one for each image, of shape (N, 1, 1, 1).
-        draws: Of shape (N, start_draws).
+        draws: Random numbers of shape (N, start_draws).
 
     >>> starts(torch.zeros(1, 1, 2, 3), math.inf, 0.5, torch.tensor([[0.1, 0.7, 0.3]]))
     tensor([[[[-0.5000,  0.5000, -0.5000],
@@ -82,9 +82,9 @@ def flipped_corners(best: Tensor, side: int, epsilon: float | Tensor, draws: Ten
 
     Args:
         best: Perturbations in the Linf ball.
-        side: Of the windows.
+        side: The side of the windows.
         epsilon: As in `starts`.
-        draws: Of shape (N, 2 + C).
+        draws: Random numbers of shape (N, 2 + C).
 
     >>> flipped_corners(torch.zeros(1, 1, 2, 3), 1, 0.5, torch.tensor([[0.9, 0.1, 0.8]]))
     tensor([[[[0.0000, 0.0000, 0.0000],
@@ -95,13 +95,13 @@ def flipped_corners(best: Tensor, side: int, epsilon: float | Tensor, draws: Ten
 
 
 def moved_bumps(best: Tensor, side: int, p: float, epsilon: float | Tensor, draws: Tensor) -> Tensor:
-    """Returns `best` with the norm of one square window, and what is left of epsilon, moved to a bump in another.
+    """Returns `best` with the norm of one square window, and the unused part of epsilon, moved to a bump in another.
 
     Args:
         best: Perturbations in the Lp ball, p being 1 or 2.
-        side: Of the windows.
+        side: The side of the windows.
         epsilon: As in `starts`; the new norm.
-        draws: Of shape (N, 5 + C).
+        draws: Random numbers of shape (N, 5 + C).
     """
     target, source = (_Windows(best, side, draws[:, i : i + 2]) for i in (0, 2))
     shape = bump(side, p, like=draws)
@@ -136,7 +136,7 @@ def _hill(height: int, width: int, p: float) -> Tensor:
 
 
 class _Windows:
-    """A square window in each image, at places that two draws for each image say."""
+    """A square window in each image, at a place given by two random numbers per image."""
 
     def __init__(self, images: Tensor, side: int, draws: Tensor) -> None:
         self.side, device = side, images.device
@@ -160,7 +160,7 @@ def _powers(x: Tensor, p: float) -> Tensor:
 
 
 def _normed(x: Tensor, p: float) -> Tensor:
-    """Returns x divided by the p-norm of each channel; one of zeros stays."""
+    """Returns x with each channel divided by its p-norm; a channel of zeros stays."""
     return x / (_powers(x, p) ** (1 / p)).clamp(min=torch.finfo(x.dtype).tiny)
 
 
@@ -169,6 +169,6 @@ def _signs(draws: Tensor) -> Tensor:
 
 
 def _grid(height: int, width: int) -> tuple[int, int, int]:
-    """Returns the side of the tiles of a grid, and how many stand below and beside one another."""
+    """Returns the side of the tiles of a grid, and the numbers of its rows and columns."""
     tile = max(1, min(height, width) // _TILES)
     return tile, height // tile, width // tile

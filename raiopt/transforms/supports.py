@@ -1,14 +1,16 @@
-"""Support points: where a linear function is largest over a ball, or over the part of it that lies in a box.
+"""Support points: where a linear function is largest over a ball, or over the part of a ball within a box.
 
-They are the linear minimisation of Frank-Wolfe methods, up to the sign, and the closed-form strongest perturbation of
-a linear model.
+    argmax_z <z, x>  s.t.  ||z||_p <= epsilon,  lower <= z <= upper
+
+Up to the sign they are the linear minimisation oracles of Frank-Wolfe methods, and the strongest perturbation of a
+linear model in closed form.
 """
 
 import torch
 from torch import Tensor
 
 from raiopt.transforms.norms import normalize_, steepest_
-from raiopt.transforms.projections import Bound, clamp_, is_half, project_l2_, project_linf_, room, round_inwards_
+from raiopt.transforms.projections import Bound, clamp_, headroom, is_half, project_l2_, project_linf_, round_inwards_
 from raiopt.transforms.selection import top_mask
 
 
@@ -30,7 +32,7 @@ def support_l2_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: 
     """Replaces each datum by the point of the L2 ball, or of ball ∩ box, that has the largest inner product with it.
 
     With a box it is the projection of a point far out in the direction of x: clip(t x, lower, upper) with the largest t
-    for which it lies in the ball. Entries below 1e-12 of the largest may stay short of their bounds.
+    for which it lies in the ball. Entries below 1e-12 of the largest one may not reach their bounds.
 
     >>> support_l2_(torch.tensor([[3.0, 4.0]]), epsilon=1.0, upper=0.75)
     tensor([[0.6614, 0.7500]])
@@ -58,7 +60,7 @@ def support_l1_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: 
     if lower is None and upper is None:
         return steepest_(x, 1).mul_(epsilon)
     order = x.abs().flatten(1).argsort(1, descending=True)
-    bounds = clamp_(room(x, lower, upper), upper=epsilon).flatten(1).gather(1, order)
+    bounds = clamp_(headroom(x, lower, upper), upper=epsilon).flatten(1).gather(1, order)
     radius = epsilon.reshape(-1, 1) if isinstance(epsilon, Tensor) else epsilon
     filled = (radius - (bounds.cumsum(1) - bounds)).clamp_(min=0).minimum(bounds)
     return x.sign_().mul_(torch.zeros_like(filled).scatter_(1, order, filled).view_as(x))
@@ -67,7 +69,7 @@ def support_l1_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: 
 def support_l0_(x: Tensor, epsilon: float | Tensor, lower: Bound, upper: Bound) -> Tensor:
     """Replaces each datum by the point of the L0 ball within a box that has the largest inner product with it.
 
-    The `epsilon` entries that gain most go to their bounds; without a bound there is no such point.
+    The `epsilon` entries with the largest gain move to their bounds; without bounds there is no such point.
 
     Raises:
         ValueError: If a bound is None.
@@ -76,8 +78,8 @@ def support_l0_(x: Tensor, epsilon: float | Tensor, lower: Bound, upper: Bound) 
     tensor([[1., -0., 1.]])
     """
     if lower is None or upper is None:
-        raise ValueError("An L0 ball has a support point only within a box: give lower and upper.")
-    walls = room(x, lower, upper)
+        raise ValueError("lower and upper must not be None: an L0 ball has a support point only within a box.")
+    limits = headroom(x, lower, upper)
     count = epsilon.floor() if isinstance(epsilon, Tensor) else int(epsilon)
-    chosen = top_mask(x.abs().mul_(walls), count)
-    return x.sign_().mul_(walls.mul_(chosen))
+    chosen = top_mask(x.abs().mul_(limits), count)
+    return x.sign_().mul_(limits.mul_(chosen))

@@ -1,18 +1,18 @@
-"""The words that may stand behind `raiopt`: a module each, whose `main(words)` returns the exit status."""
+"""The verbs of the command: a module each, whose `main(words)` returns the exit status."""
 
 import argparse
 from importlib import import_module
 from typing import Any, NoReturn
 
-from raiopt.explain import VERBS
+from raiopt.config.explain import VERBS
 
 
 class Parser(argparse.ArgumentParser):
-    """Reads the words behind a verb; what is wrong with them is an error as any other of the command.
+    """Parses the words after a verb; a mistake is an error like any other of the command.
 
     Args:
         verb: Its name.
-        what: What it does, in a sentence.
+        what: Its description, a sentence.
 
     >>> parser = Parser("report", "Writes a report.")
     >>> _ = parser.add_argument("folder")
@@ -31,10 +31,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def carry_out(words: list[str]) -> int | None:
-    """Does what the verb asks that the words begin with, and returns the exit status; None if they begin with none."""
+    """Runs the verb that the words start with, and returns the exit status; None if they start with none."""
     if not words or words[0] not in VERBS:
         return None
     try:
         return import_module(f"raiopt.verbs.{words[0]}").main(words[1:])
-    except SystemExit as end:  # argparse, after it printed its help
+    except SystemExit as end:  # of argparse, after it printed its help
         return int(end.code or 0)

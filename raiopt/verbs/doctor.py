@@ -1,4 +1,4 @@
-"""`raiopt doctor`: whether everything is there to work with on this machine, and how fast it would be."""
+"""`raiopt doctor`: whether everything works on this machine, and how fast."""
 
 import hashlib
 import importlib.util
@@ -16,12 +16,13 @@ from typing import Any
 
 from raiopt import checks
 from raiopt.results.folder import PACKAGES
+from raiopt.results.words import plural
 from raiopt.verbs import Parser
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
 GIB = 2**30
-LITTLE, NOTHING = 5 * GIB, GIB // 10
-"""Free bytes of a disk: of less, one should know; with less, no run can end well."""
+NOTE_FREE_BYTES, WRONG_FREE_BYTES = 5 * GIB, GIB // 10
+"""Free bytes of a disk: with less, a note; with less, no run can finish."""
 BUILT_IN = {
     "digits.safetensors": "fa665fa0e6f209a62871aea3ab6063c9aa3ce7cf52ee0baf242379c8cc781347",
     "digits_robust.safetensors": "388f3de480ea249774eeb686a8ff97d76a1b080cd5cb6a504b84d14484098a3d",
@@ -41,10 +42,10 @@ IMAGES, STEPS = (500, 10_000), 40
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one examination.
 
     Args:
-        part: What it belongs to.
+        part: What was examined.
         level: ok, note (worth knowing) or wrong (something does not work).
         found: For people.
         remedy: What to do about it.
@@ -59,11 +60,11 @@ class Finding:
 
 
 def main(words: list[str]) -> int:
-    """Prints what was found; 1 if something is wrong."""
-    parser = Parser("doctor", "Looks whether everything works on this machine, and how fast. Writes nothing.")
-    parser.add_argument("--images", type=int, nargs="+", default=IMAGES, metavar="N", help="tell how long so many take")
-    parser.add_argument("--model", metavar="NAME", help="a torchvision model to be timed, with random weights")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where results go; default: outputs")
+    """Prints the findings; returns 1 if something is wrong."""
+    parser = Parser("doctor", "Checks whether everything works on this machine, and how fast. Writes nothing.")
+    parser.add_argument("--images", type=int, nargs="+", default=IMAGES, metavar="N", help="estimate the time for N")
+    parser.add_argument("--model", metavar="NAME", help="time this torchvision model, with random weights")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="the folder of results; default: outputs")
     parser.add_argument("--json", action="store_true", help="for machines")
     asked = parser.parse_args(words)
     for number in asked.images:
@@ -79,12 +80,12 @@ def main(words: list[str]) -> int:
     else:
         found = list(map(_printed, found))
         bad = sum(finding.level == WRONG for finding in found)
-        print(f"{bad} thing{'s'[: bad != 1]} must be put right." if bad else "All is well.")
+        print(f"{plural(bad, 'problem') if bad else 'No problems'} found.")
     return int(any(finding.level == WRONG for finding in found))
 
 
 def findings(outputs: Path, images: Sequence[int] = IMAGES, model: str | None = None) -> Iterator[Finding]:
-    """Yields what there is to say of this machine, part by part; a part that fails is one that is wrong."""
+    """Yields the findings of this machine, part by part; a part that fails is wrong."""
     parts: dict[str, Callable[[], Iterator[Finding]]] = {
         "versions": _versions,
         "torchvision": _torchvision,
@@ -96,10 +97,10 @@ def findings(outputs: Path, images: Sequence[int] = IMAGES, model: str | None = 
         "slurm": _slurm,
         "speed": partial(_speed, images, model),
     }
-    for part, look in parts.items():
+    for part, examine in parts.items():
         try:
-            yield from look()
-        except Exception as error:  # whatever is broken: that is what a doctor is asked about
+            yield from examine()
+        except Exception as error:  # any failure is a finding
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             yield Finding(part, WRONG, f"{type(error).__name__}: {why}", "" if part == "speed" else _REINSTALL)
 
@@ -125,10 +126,10 @@ def _printed(finding: Finding) -> Finding:
 
 def _versions() -> Iterator[Finding]:
     found = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
-    told = ", ".join(f"{name} {known or 'missing'}" for name, known in found.items())
+    listed = ", ".join(f"{name} {known or 'missing'}" for name, known in found.items())
     missing = [name for name, known in found.items() if known is None]
     remedy = f"pip install {' '.join(missing)}" if missing else ""
-    yield Finding("versions", WRONG if missing else OK, f"{told}, on {platform.platform()}", remedy, found)
+    yield Finding("versions", WRONG if missing else OK, f"{listed}, on {platform.platform()}", remedy, found)
 
 
 def _version(package: str) -> str | None:
@@ -146,38 +147,42 @@ def _torchvision() -> Iterator[Finding]:
     pinned = re.search(r"==\s*([\w.]+)", wanted)
     if pinned and pinned[1] != ours.partition("+")[0]:
         remedy = f"pip install torch=={pinned[1]} torchvision=={theirs.partition('+')[0]}"
-        yield Finding("torchvision", WRONG, f"torchvision {theirs} is made for torch {pinned[1]}, not {ours}", remedy)
+        yield Finding("torchvision", WRONG, f"torchvision {theirs} is built for torch {pinned[1]}, not {ours}", remedy)
         return
     from raiopt.zoo import vision
 
-    built = f"torch for CUDA {torch.version.cuda}" if torch.version.cuda else "torch for the CPU alone"
-    operators = "with its operators" if vision._declared is None else "its operators declared only; raiopt needs none"
-    told = {"torch": ours, "torchvision": theirs, "cuda": torch.version.cuda, "operators": vision._declared is None}
-    yield Finding("torchvision", OK, f"{theirs} fits torch {ours} ({built}), {operators}", figures=told)
+    built = f"torch for CUDA {torch.version.cuda}" if torch.version.cuda else "torch for the CPU only"
+    operators = "with its operators" if vision._declared is None else "without its operators, which are not needed"
+    figures = {"torch": ours, "torchvision": theirs, "cuda": torch.version.cuda, "operators": vision._declared is None}
+    yield Finding("torchvision", OK, f"{theirs} fits torch {ours} ({built}), {operators}", figures=figures)
 
 
 def _devices() -> Iterator[Finding]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from raiopt.sweep import local
+
+    cores = local.cores()
     threads = torch.get_num_threads()
     idle = threads < cores and "OMP_NUM_THREADS" in os.environ
     yield Finding(
         "device",
         NOTE if idle else OK,
-        f"cpu: {cores} core{'s'[: cores != 1]}, {threads} thread{'s'[: threads != 1]} of torch",
-        f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} is set; give threads={cores} for more." if idle else "",
+        f"cpu: {plural(cores, 'core')}, {plural(threads, 'thread')} of torch",
+        f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} is set; threads={cores} uses all cores." if idle else "",
         {"type": "cpu", "cores": cores, "threads": threads},
     )
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
         name = torch.cuda.get_device_name(number)
-        told = {"type": f"cuda:{number}", "name": name, "free": free, "total": total}
-        yield Finding("device", OK, f"cuda:{number}: {name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free", "", told)
+        figures = {"type": f"cuda:{number}", "name": name, "free": free, "total": total}
+        yield Finding(
+            "device", OK, f"cuda:{number}: {name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free", "", figures
+        )
     if torch.backends.mps.is_available():
         yield Finding("device", OK, "mps: Apple GPU", figures={"type": "mps"})
     if shutil.which("nvidia-smi") and not torch.cuda.is_available():
-        why = "this torch is built for the CPU alone" if torch.version.cuda is None else "torch finds no driver for it"
+        why = "this torch is built for the CPU only" if torch.version.cuda is None else "torch finds no driver for it"
         yield Finding("device", NOTE, f"there may be an NVIDIA GPU, but {why}", "See pytorch.org/get-started/locally")
 
 
@@ -199,22 +204,22 @@ def _cache() -> Iterator[Finding]:
     folder = Path(torch.hub.get_dir(), "checkpoints")
     published = _published()
     known = {name: (folder / name).stat().st_size for name in published if (folder / name).is_file()}
-    short = [name for name, size in known.items() if abs(size / 2**20 - published[name][1]) > 0.1]
-    told = {
-        name: {"weights": published[name][0], "bytes": size, "whole": name not in short} for name, size in known.items()
+    wrong = [name for name, size in known.items() if abs(size / 2**20 - published[name][1]) > 0.1]
+    figures = {
+        name: {"weights": published[name][0], "bytes": size, "whole": name not in wrong} for name, size in known.items()
     }
     found = [f"{published[name][0]} ({size / 2**20:,.1f} MB)" for name, size in known.items()]
     yield Finding(
         "cache",
-        WRONG if short else OK,
+        WRONG if wrong else OK,
         f"{folder}: {', '.join(found) or 'no published weights of torchvision'}",
-        f"Not as large as published: {', '.join(str(folder / name) for name in short)}. Delete it." if short else "",
-        told,
+        f"Not of the published size: {', '.join(str(folder / name) for name in wrong)}. Delete it." if wrong else "",
+        figures,
     )
 
 
 def _published() -> dict[str, tuple[str, float]]:
-    """Returns the files of torchvision's published classifiers: model with weights, and how many MB it has."""
+    """Returns the files of torchvision's published classifiers: model with weights, and size in MB."""
     from raiopt.zoo import torchvision_models
     from raiopt.zoo.vision import models
 
@@ -229,9 +234,9 @@ def _published() -> dict[str, tuple[str, float]]:
 def _disk(outputs: Path) -> Iterator[Finding]:
     place = next(path for path in (outputs.absolute(), *outputs.absolute().parents) if path.exists())
     free, writable = shutil.disk_usage(place).free, place.is_dir() and os.access(place, os.W_OK)
-    level = WRONG if not writable or free < NOTHING else NOTE if free < LITTLE else OK
+    level = WRONG if not writable or free < WRONG_FREE_BYTES else NOTE if free < NOTE_FREE_BYTES else OK
     remedy = "Give another outputs=DIR." if level == WRONG else "Perturbations take most; save=none leaves them out."
-    found = f"{outputs} {'can' if writable else 'cannot'} be written, {free / GIB:,.1f} GiB free"
+    found = f"{outputs} {'can' if writable else 'cannot'} be written to, {free / GIB:,.1f} GiB free"
     yield Finding("disk", level, found, remedy if level != OK else "", {"free": free, "writable": writable})
 
 
@@ -255,22 +260,20 @@ def _slurm() -> Iterator[Finding]:
 
 
 def _speed(images: Sequence[int], name: str | None) -> Iterator[Finding]:
-    from raiopt.verbs.timing import time_a_step
+    from raiopt.verbs.timing import time_step
 
-    timed = time_a_step(name)
+    timed = time_step(name)
     times = {number: round(number * STEPS * timed.seconds, 3) for number in images}
-    told = ", ".join(f"{number:,} images {_duration(seconds)}" for number, seconds in times.items())
-    found = (
-        f"{timed.model} on {timed.device}: {1000 * timed.seconds:.3g} ms for a step of an image of {timed.size} pixels"
-    )
-    more = f"{STEPS} steps at most take {told}; what breaks early ends early"
+    estimates = ", ".join(f"{number:,} images {_duration(seconds)}" for number, seconds in times.items())
+    found = f"{timed.model} on {timed.device}: {1000 * timed.seconds:.3g} ms per step and image of {timed.size} pixels"
+    more = f"{STEPS} steps take at most {estimates}; early successes save time"
     load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
-    busy = f"The machine is busy (load {load:.1f} on {cores} cores); alone it is faster." if load > cores else ""
+    busy = f"The machine is busy (load {load:.1f} on {cores} cores); when idle it is faster." if load > cores else ""
     yield Finding("speed", NOTE if busy else OK, f"{found}; {more}", busy, {**asdict(timed), "images": times})
 
 
 def _duration(seconds: float) -> str:
-    """Returns a time as people say it.
+    """Returns a duration for people.
 
     >>> _duration(0.5), _duration(90), _duration(7200)
     ('0.5 s', '1.5 min', '2.0 h')

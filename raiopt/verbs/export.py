@@ -1,21 +1,23 @@
-"""`raiopt export`: the adversarial images of a run as files, each shown to the model again as it lies on disk."""
+"""`raiopt export`: the adversarial images of a run as PNG files, each classified again as it is on disk."""
 
 import csv
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raiopt.reports.runs import Run, load_run
 from raiopt.results.files import make_folder, replace_file
+from raiopt.results.words import plural
 from raiopt.verbs import Parser
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from raiopt.attacks.verify import Ball
+    from raiopt.results.record import BallInfo
     from raiopt.zoo import Classifier, ImageData
 
 LIST = "list.csv"
@@ -23,26 +25,26 @@ COLUMNS = (
     *("id", "name", "label", "clean_prediction", "adversarial_prediction", "file_prediction"),
     *("fools", "norm", "in_ball", "file"),
 )
-AT_ONCE = 64
-"""So many images are in memory."""
-BESIDE = 1e-6
-"""A clean pixel in float32 lies so far beside its multiple of 1/255 at most: that is no change of it."""
-LONGEST = 24
-"""So many characters of a class's name stand in the name of a file."""
+MAX_IMAGES = 64
+"""Images held in memory at once."""
+ROUNDING = 1e-6
+"""The largest distance of a clean float32 pixel from its multiple of 1/255: no change of the pixel."""
+MAX_NAME_LENGTH = 24
+"""Characters of a class name in the name of a file."""
 
 
 def main(words: list[str]) -> int:
-    """Writes the adversarial images of a run, and a list of what the model says to each file."""
+    """Writes the adversarial images of a run, and a list with the prediction for each file."""
     parser = Parser("export", "Writes the adversarial images of a run as 8-bit PNG, and checks each file.")
     parser.add_argument("folder", type=Path, help="of a finished run")
     parser.add_argument("--png", type=Path, required=True, metavar="DIR", help="where the images go")
-    parser.add_argument("--all", action="store_true", help="those that did not break too, if the run stored them")
+    parser.add_argument("--all", action="store_true", help="also stored images that do not fool the model")
     parser.add_argument("--force", action="store_true", help="replace an earlier export in DIR")
     parser.add_argument("--allow", action="append", default=[], metavar="TARGET", help="code that the config may run")
     asked = parser.parse_args(words)
     run = load_run(asked.folder)
     if run.job.status != "finished":
-        raise ValueError(f"{run.folder} is not finished but {run.job.status}: it has no images to export.")
+        raise ValueError(f"{run.folder} is {run.job.status}, not finished: it has no images to export.")
     if asked.png.exists() and any(asked.png.iterdir()) and not asked.force:
         raise FileExistsError(f"{asked.png} is not empty: give another --png DIR, or --force to replace an export.")
     export_png(run, asked.png, everything=asked.all, allow=asked.allow)
@@ -52,17 +54,17 @@ def main(words: list[str]) -> int:
 def export_png(run: Run, folder: Path, *, everything: bool = False, allow: Sequence[str] = ()) -> None:
     """Writes the images of a run as PNG files, with a list of them, and prints how many fool the model.
 
-    Each image goes to the nearest multiples of 1/255 that are inside of the ball, if the ball is one around the image;
-    see `raiopt.attacks.grid.to_8bit`. The prediction is that of the plain model on the file, read back from disk.
+    Each image is rounded to the nearest multiples of 1/255 inside the ball, if there is a ball around the image; see
+    `raiopt.attacks.grid.to_8bit`. The prediction is that of the original model for the file, read back from disk.
 
     Args:
-        folder: Is made; an earlier export in it is removed.
-        everything: Not only what broke.
-        allow: As of `raiopt.saved.saved_job`.
+        folder: Is created; an earlier export in it is removed.
+        everything: Also images that do not fool the model.
+        allow: See `raiopt.config.saved.saved_job`.
 
     Raises:
-        ValueError: If the run stored no perturbations, its config asks for more than raiopt's own, weights or data are
-            not those of the run, or its images cannot be PNG.
+        ValueError: If the run stored no perturbations, its config needs code outside raiopt, weights or data are not
+            those of the run, or its images cannot be PNG.
     """
     import torch
 
@@ -72,7 +74,7 @@ def export_png(run: Run, folder: Path, *, everything: bool = False, allow: Seque
     model, data = _loaded(run, allow)
     place_of = {number: place for place, number in enumerate(data.ids)}
     if unknown := sorted(rows.keys() - place_of.keys()):
-        raise ValueError(f"{run.folder} tells of a sample {unknown[0]}, which its data do not have.")
+        raise ValueError(f"{run.folder} has a sample {unknown[0]}, which its data lack.")
     make_folder(folder, parents=True)
     for old in [*folder.glob("[0-9]*_as_*.png"), folder / LIST]:
         old.unlink(missing_ok=True)
@@ -80,35 +82,35 @@ def export_png(run: Run, folder: Path, *, everything: bool = False, allow: Seque
     with open(folder / LIST, "x", encoding="utf-8", newline="") as stream, progress(len(rows)) as advance:
         table = csv.writer(stream)
         table.writerow(COLUMNS)
-        for ids, delta in _stored(run, rows):
+        for ids, delta in run.perturbations.deltas(list(rows), MAX_IMAGES):
             images = torch.stack([data.image(place_of[number]) for number in ids])
-            lines = _write(run, folder, model, [rows[number] for number in ids], images, delta)
+            lines = _write(run, folder, model, [rows[number] for number in ids], images, torch.from_numpy(delta))
             table.writerows(lines)
             fools += sum(line[COLUMNS.index("fools")] == "yes" for line in lines)
             advance(done := done + len(lines))
     if done < len(rows):
-        print(f"{len(rows) - done:,} images were not stored by the run: save=all stores every one.")
-    print(f"{done:,} image{'s'[: done != 1]} in {folder}; as 8-bit files {fools:,} fool the model: see {folder / LIST}")
+        print(f"{plural(len(rows) - done, 'image was', 'images were')} not stored by the run: save=all stores all.")
+    print(f"{plural(done, 'image')} in {folder}; as 8-bit files {fools:,} fool the model: see {folder / LIST}")
     if fools < done and not everything:
-        print("solver.quantize=true searches among such images alone; solver.stop=never goes on behind the border.")
+        print("solver.quantize=true searches only 8-bit images; solver.stop=never continues past the boundary.")
 
 
 def _loaded(run: Run, allow: Sequence[str]) -> tuple["Classifier", "ImageData"]:
-    """Returns the model and the data of a run, after they were seen to be the same as then."""
+    """Returns the model and the data of a run, after a check that they have not changed."""
     import torch
 
     from raiopt import experiment
-    from raiopt.memory import Memory
-    from raiopt.saved import saved_job
+    from raiopt.config.saved import saved_job
+    from raiopt.fast.memory import Memory
 
     torch.set_flush_denormal(True)  # as in the run
     job = replace(saved_job(run.folder, allow), device="auto")
     model, data, _ = experiment.load(job, experiment.choose_device("auto"))
     if data.shape[0] not in (1, 3):
-        raise ValueError(f"Images of {data.shape[0]} channels cannot be PNG files: they have 1 or 3.")
-    now = {"weights": model.weights_hash(), "data": Memory(room=0).data(data).hash(AT_ONCE)}
+        raise ValueError(f"Images of {data.shape[0]} channels cannot be PNG files, which have 1 or 3.")
+    now = {"weights": model.weights_hash(), "data": Memory(capacity_bytes=0).data(data).hash(MAX_IMAGES)}
     for part, found in now.items():
-        then = str(run.record["hashes"][part])
+        then = str(getattr(run.record.hashes, part))
         if found != then:
             raise ValueError(
                 f"The {part} are not those of the run: their hash is {found[:10]}, and {then[:10]} in its run.json. "
@@ -118,28 +120,15 @@ def _loaded(run: Run, allow: Sequence[str]) -> tuple["Classifier", "ImageData"]:
 
 
 def _rows(run: Run, everything: bool) -> dict[int, dict[str, Any]]:
-    """Returns what the run says of the samples whose images are asked for, by their ids."""
+    """Returns the rows of the samples whose images are wanted, by their ids."""
     import polars as pl
 
     wanted = pl.col("forward_passes").is_not_null() if everything else pl.col("verified").fill_null(False)
     names = ["id", "name", "label", "clean_prediction", "adversarial_prediction", "epsilon"]
     rows = {row["id"]: row for row in run.samples().filter(wanted).select(names).collect().iter_rows(named=True)}
-    stored = any((run.folder / name).exists() for name in ("perturbations.safetensors", "perturbations"))
-    if rows and not stored:
+    if rows and not run.perturbations.files:
         raise ValueError(f"{run.folder} has no perturbations: run it again with save=fooled or save=all.")
     return rows
-
-
-def _stored(run: Run, rows: dict[int, dict[str, Any]]) -> Iterator[tuple[list[int], "Tensor"]]:
-    """Yields the ids and the perturbations of some of these samples at a time."""
-    from raiopt.results.chunks import load_perturbations
-
-    for part in load_perturbations(run.folder):
-        ids = part["ids"].tolist()
-        asked = [place for place, number in enumerate(ids) if number in rows]
-        for start in range(0, len(asked), AT_ONCE):
-            places = asked[start : start + AT_ONCE]
-            yield [ids[place] for place in places], part["delta"][places]
 
 
 def _write(
@@ -150,19 +139,19 @@ def _write(
 
     from raiopt.attacks.grid import to_8bit
 
-    ball = _ball(run.record, [row["epsilon"] for row in rows])
+    ball = _ball(run.record.ball, [row["epsilon"] for row in rows])
     pixels = ((images.double() + to_8bit(images, delta, ball).double()) * 255).round().clamp(0, 255).byte()
     files = [folder / _file_name(row, run.class_names) for row in rows]
     for file, image in zip(files, pixels, strict=True):
         _save_png(file, image)
     read = torch.stack([_read_png(file) for file in files])
     moved = read.double() / 255 - images.double()
-    moved[moved.abs() < BESIDE] = 0
+    moved[moved.abs() < ROUNDING] = 0
     with torch.no_grad():
         logits = model((read.float() / 255).to(model.mean.device))
     predictions, finite = logits.argmax(1).tolist(), logits.isfinite().all(1).tolist()
-    norms, inside = ball.norms(moved).tolist(), ball.holds(moved).tolist()
-    told = zip(rows, predictions, finite, norms, inside, files, strict=True)
+    norms, inside = ball.norms(moved).tolist(), ball.contains(moved).tolist()
+    results = zip(rows, predictions, finite, norms, inside, files, strict=True)
     return [
         [
             *(row[name] for name in COLUMNS[:5]),
@@ -172,26 +161,23 @@ def _write(
             "" if ball.p is None else "yes" if is_inside else "no",
             file.name,
         ]
-        for row, prediction, is_finite, norm, is_inside, file in told
+        for row, prediction, is_finite, norm, is_inside, file in results
     ]
 
 
-def _ball(record: dict[str, Any], epsilons: list[float | None]) -> "Ball":
-    """Returns the ball around an image; with several radii, the one in which each sample broke.
-
-    There is none if the run has none, bounds something else, or tells its ball in words alone, as older ones do.
-    """
+def _ball(info: "BallInfo", epsilons: list[float | None]) -> "Ball":
+    """Returns the ball around an image, of several radii the smallest successful one; none if it bounds no image."""
     import torch
 
     from raiopt.attacks.verify import Ball
 
-    norm, radius = record.get("norm"), record.get("epsilon")
-    if norm is None or record.get("scope"):
+    if info.column is None:
         return Ball(None, None)
-    if radius is None:
-        largest = max(record["metrics"].get("epsilons") or [math.inf])
+    radius: Any = info.radius if info.finite else math.inf
+    if isinstance(info.epsilon, list):
+        largest = max(info.epsilon, default=math.inf)
         radius = torch.tensor([largest if epsilon is None else epsilon for epsilon in epsilons], dtype=torch.float64)
-    return Ball(float(norm[1:]), radius, pixels=str(record["ball"]).endswith(" pixels"))
+    return Ball(float(info.column[1:]), radius, pixels=info.pixels)
 
 
 def _file_name(row: dict[str, Any], classes: list[str] | None) -> str:
@@ -206,7 +192,7 @@ def _class_name(number: int, classes: list[str] | None) -> str:
     ('x_script', '7')
     """
     name = classes[number] if classes and 0 <= number < len(classes) else ""
-    return re.sub(r"[^\w.-]+", "_", name).strip("._-")[:LONGEST] or str(number)
+    return re.sub(r"[^\w.-]+", "_", name).strip("._-")[:MAX_NAME_LENGTH] or str(number)
 
 
 def _save_png(file: Path, pixels: "Tensor") -> None:

@@ -1,42 +1,41 @@
-"""`raiopt list`: what the options of a group are, and the runs that are in a folder."""
+"""`raiopt list`: the options of a group, and the runs in a folder."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raiopt.listing import list_options
+from raiopt import checks
+from raiopt.config.listing import list_options
 from raiopt.reports.runs import DEPTH, load_run
 from raiopt.results.records import JobRecord, read_jobs
 from raiopt.results.shards import merged_shards
-from raiopt.results.terminal import TOLD, percent
+from raiopt.results.terminal import print_table, print_wrong, say
+from raiopt.results.words import percent, plural
 from raiopt.verbs import Parser
 
 COLUMNS = ("folder", "when", "model", "data", "attack", "ball", "robust", "status")
 LEFT_OUT = ("data", "when", "attack", "model", "ball")
-"""Columns without which the table does where there is no room, in this order."""
+"""Columns that are left out of a table that does not fit the terminal, in this order."""
 
 
 def main(words: list[str]) -> int:
-    """Prints what the groups offer that are named, or all of them; after the word `runs`, the runs in a folder."""
+    """Prints the options of some groups, or of all; after the word `runs`, the runs in a folder."""
     if words[:1] == ["runs"]:
         parser = Parser("list runs", "Lists the runs and sweeps below a folder, the newest first.")
         parser.add_argument("folder", nargs="?", default="outputs", type=Path, help="default: outputs")
         return list_runs(parser.parse_args(words[1:]).folder)
-    parser = Parser("list", "Says what the groups offer, or with `raiopt list runs`, which runs there are.")
+    parser = Parser("list", "Lists the options of groups, or with `raiopt list runs` the runs in a folder.")
     parser.add_argument("group", nargs="*", help="such as optim, model or data; default: all of them")
-    groups = parser.parse_args(words).group
-    from raiopt.sweep.plugins import register_plugins
-
-    register_plugins()
-    return list_options(groups)
+    parser.add_argument("--config-dir", "-cd", metavar="DIR", help="a folder of your own options")
+    given = parser.parse_args(words)
+    return list_options(given.group, ["--config-dir", given.config_dir] if given.config_dir else [])
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run, or a sweep as one: its folder, when it began (ISO, UTC), the cells of its row, and what went wrong."""
+    """A row of the table, for a run or a sweep: its folder, start (ISO, UTC), cells, and what went wrong."""
 
     folder: Path
     started: str
@@ -48,19 +47,19 @@ def list_runs(folder: Path) -> int:
     """Prints a table of the runs and sweeps below a folder, the newest first.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or no run in it.
+        FileNotFoundError: If the folder does not exist, or has no run in it.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not there: `raiopt` makes it with the first run, or name another folder.")
+        raise FileNotFoundError(f"{folder} does not exist: the first run creates it, or give another folder.")
     entries = [_entry(path, folder) for path in _places(folder, DEPTH)]
     if not entries:
-        raise FileNotFoundError(f"{folder} holds no runs; name the folder that outputs=... led to.")
+        raise FileNotFoundError(f"{folder} contains no runs; give the folder of outputs=...")
     _print(sorted(entries, key=lambda entry: (entry.started, str(entry.folder)), reverse=True), folder)
     return 0
 
 
 def _places(folder: Path, depth: int) -> Iterator[Path]:
-    """Yields the folders of sweeps, and those of the runs that belong to none."""
+    """Yields the folders of sweeps, and of the runs outside sweeps."""
     if any((folder / name).exists() for name in ("run.json", "sweep.json")):
         yield folder
     elif depth:
@@ -83,55 +82,42 @@ def _entry(path: Path, root: Path) -> Entry:
         except ValueError as error:
             return Entry(place, "", {"status": "unreadable"}, str(error))
         finished = sum(job.status == "finished" for job in jobs)
-        status = f"{len(jobs):,} job{'s'[: len(jobs) != 1]}" + f", {finished:,} finished" * (finished < len(jobs))
+        status = plural(len(jobs), "job") + f", {finished:,} finished" * (finished < len(jobs))
     bad = [job for job in jobs if job.status not in ("finished", "running")]
-    wrong = f"{len(bad)} of {len(jobs)} jobs; the first {bad[0].status}: " if bad and status else ""
+    wrong = f"{len(bad)} of {plural(len(jobs), 'job')}; the first {bad[0].status}: " if bad and status else ""
     return Entry(
         place,
-        max(str(job.record.get("started", "")) for job in jobs),
+        max(job.record.started for job in jobs),
         _cells(jobs) | {"status": status or jobs[0].status},
         f"{wrong or bad[0].status + ': '}{bad[0].error or 'see its run.log'}" if bad else None,
     )
 
 
 def _cells(jobs: Sequence[JobRecord]) -> dict[str, str]:
-    """Returns what the jobs of a sweep have in common, or how many of each there are; the smallest robust accuracy."""
-    robust = [job.metrics["robust_accuracy"] for job in jobs if "robust_accuracy" in job.metrics]
+    """Returns the common values of the jobs of a sweep, or how many there are; the smallest robust accuracy."""
+    metrics, records = (
+        [job.metrics for job in jobs if job.metrics],
+        [job.record for job in jobs if job.record.is_described],
+    )
     return {
-        "model": _common([(job.record.get("model") or {}).get("name") for job in jobs], "models"),
-        "data": _common([(job.record.get("data") or {}).get("name") for job in jobs], "data sets"),
-        "attack": _common([job.record.get("attack") for job in jobs], "attacks"),
-        "ball": _common([job.record.get("ball") for job in jobs], "balls"),
-        "robust": percent(min(robust, default=None)),
+        "model": _common([record.model.name for record in records], "models"),
+        "data": _common([record.data.name for record in records], "data sets"),
+        "attack": _common([record.attack_words for record in records], "attacks"),
+        "ball": _common([ball for record in records if (ball := record.ball_words)], "balls"),
+        "robust": percent(min((m.robust_accuracy for m in metrics if m.robust_accuracy is not None), default=None)),
     }
 
 
-def _common(values: Sequence[Any], several: str) -> str:
-    known = {json.dumps(value): value for value in values if value is not None}
-    return f"{len(known)} {several}" if len(known) > 1 else str(next(iter(known.values()), "-"))
+def _common(values: Sequence[str], several: str) -> str:
+    known = dict.fromkeys(values)
+    return f"{len(known)} {several}" if len(known) > 1 else next(iter(known), "-")
 
 
 def _print(entries: Sequence[Entry], folder: Path) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-
-    console, unlimited = Console(), Console(width=1000)
-    table, left_out = _table(entries, COLUMNS), list(LEFT_OUT)
-    while console.is_terminal and left_out and unlimited.measure(table).maximum > console.width:
-        left_out.pop(0)
-        table = _table(entries, [name for name in COLUMNS if name in left_out or name not in LEFT_OUT])
-    wide = console if console.is_terminal else Console(width=max(console.width, unlimited.measure(table).maximum))
-    wide.print(table)
-    bad = [entry for entry in entries if entry.wrong]
-    for entry in bad[:TOLD]:
-        console.print(f"! {escape(f'{entry.folder}: {entry.wrong}')}", style="red", soft_wrap=True, highlight=False)
-    if len(bad) > TOLD:
-        console.print(f"! and {len(bad) - TOLD:,} more", style="red", highlight=False)
-    console.print(
-        f"{len(entries):,} in {escape(str(folder))}; one of them: raiopt show FOLDER",
-        soft_wrap=True,
-        highlight=False,
-    )
+    shown = [[name for name in COLUMNS if name not in LEFT_OUT[:count]] for count in range(len(LEFT_OUT) + 1)]
+    print_table([_table(entries, names) for names in shown], folds=True)
+    print_wrong([f"{entry.folder}: {entry.wrong}" for entry in entries if entry.wrong], "more")
+    say(f"{plural(len(entries), 'run or sweep', 'runs and sweeps')} in {folder}; for details: raiopt show FOLDER")
 
 
 def _table(entries: Sequence[Entry], shown: Sequence[str]) -> Any:
@@ -146,12 +132,14 @@ def _table(entries: Sequence[Entry], shown: Sequence[str]) -> Any:
         )
     for entry in entries:
         cells = {"folder": str(entry.folder), "when": _when(entry.started)} | entry.cells
-        table.add_row(*[escape(cells.get(name, "-")) for name in shown], style="red" if entry.wrong else None)
+        table.add_row(
+            *[escape(checks.printable(cells.get(name, "-"))) for name in shown], style="red" if entry.wrong else None
+        )
     return table
 
 
 def _when(started: str) -> str:
-    """Returns a time of UTC as this machine's clock says it, to the minute."""
+    """Returns a time of UTC as local time, to the minute."""
     from datetime import datetime
 
     try:

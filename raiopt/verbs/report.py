@@ -9,11 +9,12 @@ from typing import Any
 from raiopt.processes import python_command
 from raiopt.reports.report import Report, check_free, make_report
 from raiopt.reports.runs import Run, load_runs
-from raiopt.reports.signs import Level
+from raiopt.reports.trust_checks import Level
+from raiopt.results.words import plural
 from raiopt.verbs import Parser
 
-WHAT = """Writes report.html, one page that needs nothing else: what was found, whether to believe it, the jobs, plots,
-samples, and the commands that repeat them. Beside it, figures/ has the plots as PNG and PDF."""
+WHAT = """Writes report.html, one page that needs no other file: the results, whether to trust them, the jobs, plots,
+samples, and the commands that repeat them. The folder figures/ next to it has the plots as PNG and PDF."""
 DRAW = """
 import sys
 from raiopt.reports.figures import save_figures
@@ -25,13 +26,13 @@ save_figures(load_runs(sys.argv[2:]), sys.argv[1])
 def main(words: list[str]) -> int:
     """Writes the report of the folders that the words name; returns the exit status."""
     parser = Parser("report", WHAT)
-    parser.add_argument("folder", nargs="+", type=Path, help="of a run, of a sweep, or one that holds such folders")
-    place = "where the page goes; else report.html in the folder, or here if several are given"
+    parser.add_argument("folder", nargs="+", type=Path, help="of a run, of a sweep, or one with such folders in it")
+    place = "the file of the page; default: report.html in the folder, or here if several are given"
     parser.add_argument("--out", type=Path, metavar="FILE", help=place)
-    parser.add_argument("--force", action="store_true", help="replace a page that is there")
-    check = "exit with 1 if the best job of a question is RED, a table cannot be read, or no job has a result"
+    parser.add_argument("--force", action="store_true", help="replace an existing page")
+    check = "exit with 1 if the best job of an equal ball is RED, a table cannot be read, or no job has a result"
     parser.add_argument("--check", action="store_true", help=check)
-    parser.add_argument("--no-figures", action="store_true", help="write the page alone")
+    parser.add_argument("--no-figures", action="store_true", help="write only the page")
     asked = parser.parse_args(words)
     folders = asked.folder
     file = asked.out or (folders[0] if len(folders) == 1 else Path()) / "report.html"
@@ -42,7 +43,7 @@ def main(words: list[str]) -> int:
         defaults = default_settings() if len(runs) > 1 else {}
         report = make_report(runs, _title(folders), defaults, "figures/" if drawn else None)
         report.save(file, replace=asked.force)
-    _tell(report, runs, every=asked.check)
+    _print(report, runs, every=asked.check)
     print(f"report in {file}" + f", figures in {file.parent / 'figures'}" * drawn)
     best = [finding.best for finding in report.findings]
     red = [run for run, verdict in zip(runs, report.verdicts, strict=True) if verdict.level is Level.RED]
@@ -51,7 +52,7 @@ def main(words: list[str]) -> int:
 
 @contextmanager
 def _figures(folders: Sequence[Path], place: Path, wanted: bool) -> Iterator[None]:
-    """Draws the figures beside what is done in the context: they take longer than the page."""
+    """Draws the figures in another process while the context lasts: they take longer than the page."""
     if not wanted:
         yield
         return
@@ -59,12 +60,12 @@ def _figures(folders: Sequence[Path], place: Path, wanted: bool) -> Iterator[Non
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         yield
-        _, told = process.communicate()
+        _, errors = process.communicate()
     finally:
         process.kill()
         process.wait()
     if process.returncode:
-        why = (told.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+        why = (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
         raise RuntimeError(f"the page is written, the figures are not: {why}. --no-figures leaves them out.")
 
 
@@ -74,7 +75,7 @@ def _title(folders: Sequence[Path]) -> str:
 
 
 def default_settings() -> dict[str, Any]:
-    """Returns the default of each option of the command by its name with dots; of a group, its choice."""
+    """Returns the default of each option by its name with dots, and of each group."""
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf, open_dict
 
@@ -93,8 +94,8 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _tell(report: Report, runs: Sequence[Run], *, every: bool) -> None:
-    """Prints what was found, whether to believe it, and what could not be read.
+def _print(report: Report, runs: Sequence[Run], *, every: bool) -> None:
+    """Prints the best result, whether to trust it, and what could not be read.
 
     Args:
         every: Name all runs that are RED.
@@ -103,7 +104,7 @@ def _tell(report: Report, runs: Sequence[Run], *, every: bool) -> None:
     red = [(run, verdict) for run, verdict in judged if verdict.level is Level.RED]
     if report.findings:
         found, more = report.findings[0], len(report.findings) - 1
-        print(found.sentence() + f"; {more} more question{'s' * (more > 1)} in the report" * bool(more))
+        print(found.sentence() + f"; {plural(more, 'more result')} in the report" * bool(more))
         print(next(verdict for run, verdict in judged if run is found.best).words())
     lost = len(runs) - sum(bool(run.metrics) for run in runs)
     if lost:
@@ -112,6 +113,6 @@ def _tell(report: Report, runs: Sequence[Run], *, every: bool) -> None:
         for run, verdict in red:
             print(f"{run.folder}: {verdict.words()}")
     elif red and len(runs) > 1:
-        print(f"{len(red)} of {len(runs)} runs are RED: --check tells why")
+        print(f"{len(red)} of {len(runs)} runs {'is' if len(red) == 1 else 'are'} RED: --check prints why")
     for folder, why in report.problems.items():
         print(f"{folder}: {why}")

@@ -1,4 +1,4 @@
-"""How long a step of an attack takes on this machine."""
+"""The time of a step of an attack on this machine."""
 
 import time
 from dataclasses import dataclass
@@ -10,19 +10,20 @@ import torch
 from torch import Tensor
 
 from raiopt import zoo
-from raiopt.attacks import Inference, ModelView, default_batch_size
-from raiopt.experiment import choose_device
+from raiopt.attacks import default_batch_size, gradient_ascent
+from raiopt.fast import Inference, ModelView
+from raiopt.fast.device import choose_device
 from raiopt.optim import LinfProjectedOptim
-from raiopt.perturbations import cross_entropy, gradient_ascent
+from raiopt.perturbations import cross_entropy
 from raiopt.zoo.pretrained import WITH_AUXILIARY_HEADS
 
-FEW, STEPS = 8, 5
-"""So many images a network of one's choice is timed with; the built-in one is with as many as a run takes at once."""
+IMAGES, STEPS = 8, 5
+"""Images and steps of a timing; the built-in network is timed with a whole batch."""
 
 
 @dataclass(frozen=True)
 class Timed:
-    """What a step of the default attack takes for one image of `size` by `size` pixels."""
+    """The time of a step of the default attack for one image of `size` by `size` pixels."""
 
     model: str
     device: str
@@ -30,7 +31,7 @@ class Timed:
     seconds: float
 
 
-def time_a_step(name: str | None = None) -> Timed:
+def time_step(name: str | None = None) -> Timed:
     """Times the built-in network, or one of torchvision with random weights, on the best device."""
     torch.set_flush_denormal(True)  # as in a run
     device = choose_device("auto")
@@ -39,13 +40,13 @@ def time_a_step(name: str | None = None) -> Timed:
         images = images[: default_batch_size(images.shape[1:])]
     else:
         model, size = _random(name)
-        images = torch.rand(FEW, 3, size, size, generator=torch.Generator().manual_seed(0))
-    seconds = _seconds_a_step(model.to(device), images.to(device))
+        images = torch.rand(IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
+    seconds = _seconds_per_step(model.to(device), images.to(device))
     return Timed(model.name, str(device), images.shape[-1], seconds / len(images))
 
 
 def _random(name: str) -> tuple[zoo.Classifier, int]:
-    """Returns a network of torchvision with random weights, and the size of the images that it takes."""
+    """Returns a network of torchvision with random weights, and its image size."""
     from raiopt.zoo.vision import models
 
     size = next(iter(models.get_model_weights(name))).transforms().crop_size[0]
@@ -55,8 +56,8 @@ def _random(name: str) -> tuple[zoo.Classifier, int]:
     return zoo.Classifier(net, name=f"{name} (random weights)").frozen(), size
 
 
-def _seconds_a_step(model: zoo.Classifier, images: Tensor) -> float:
-    """Returns the median time of a step for the whole batch (N, C, H, W), with the model as a search sees it."""
+def _seconds_per_step(model: zoo.Classifier, images: Tensor) -> float:
+    """Returns the median time of a step for the whole batch (N, C, H, W), with the model as a search runs it."""
     view, ticks = ModelView(model, Inference()), []
     view.prepare(images)
 

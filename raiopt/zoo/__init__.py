@@ -1,15 +1,13 @@
-"""Models and data: built-in digits, torchvision's models and data sets, image folders, and one's own."""
+"""Models and data: the built-in digits, torchvision's models and data sets, image folders, and your own."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 from torch import Tensor
 
 from raiopt import checks
 from raiopt.zoo.data import Batch, ImageData, Shard
 from raiopt.zoo.datasets import torchvision_data, torchvision_data_sets
-from raiopt.zoo.digits import digits, digits_model
+from raiopt.zoo.digits import digits, digits_robust, digits_standard
 from raiopt.zoo.factories import python_data, python_model
 from raiopt.zoo.folders import image_folder
 from raiopt.zoo.geometry import Geometry
@@ -23,7 +21,8 @@ __all__ = [
     "ImageData",
     "Shard",
     "digits",
-    "digits_model",
+    "digits_robust",
+    "digits_standard",
     "image_folder",
     "load_data",
     "load_model",
@@ -35,22 +34,21 @@ __all__ = [
     "torchvision_models",
 ]
 
-_MODELS: dict[str, Literal["robust", "standard"]] = {"digits_robust": "robust", "digits_standard": "standard"}
-_DATA: dict[str, Literal["test", "train"]] = {"digits": "test", "digits_train": "train"}
+_BUILT_IN = {"digits_robust": digits_robust, "digits_standard": digits_standard}
 
 
 def load_model(name: str) -> Classifier:
-    """Returns "digits_robust", "digits_standard", or a torchvision classifier with its default published weights.
+    """Returns a classifier by name: "digits_robust", "digits_standard", or one of torchvision with published weights.
 
-    Frozen and in eval mode; a second call gives the same object.
+    It is frozen and in eval mode; a second call returns the same object.
 
     Examples:
         >>> load_model("digits_robust").num_classes
         10
     """
-    if name in _MODELS:
-        return digits_model(_MODELS[name])
-    checks.choice("name", name, [*_MODELS, *torchvision_models()])
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]()
+    checks.choice("name", name, [*_BUILT_IN, *torchvision_models()])
     return torchvision_model(name, weights="DEFAULT")
 
 
@@ -62,7 +60,7 @@ def load_data(name: str) -> tuple[Tensor, Tensor]:
         >>> images.shape, labels[:4]
         (torch.Size([500, 3, 64, 64]), tensor([2, 2, 3, 0]))
     """
-    data = digits(_DATA[checks.choice("name", name, _DATA)])
+    data = digits("test" if checks.choice("name", name, ("digits", "digits_train")) == "digits" else "train")
     batch = next(data.batches(len(data)))
     assert batch.labels is not None
     return batch.images, batch.labels

@@ -1,4 +1,4 @@
-"""Weights from files. No code in a file is run: safetensors, or torch.load with weights_only=True."""
+"""Weights from files, read without running code: safetensors, or torch.load with weights_only=True."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from raiopt.zoo import vision
 
 StateDict = dict[str, Tensor]
-_SAVE = "Save the weights alone: torch.save(model.state_dict(), FILE) or safetensors."
+_SAVE = "Save only the weights: torch.save(model.state_dict(), FILE), or as safetensors."
 
 
 def read_checkpoint(file: str | Path) -> StateDict:
     """Returns the tensors of a .safetensors file or of a state dict written by torch.save.
 
-    {"state_dict": ...} and {"model": ...} are unwrapped, and the "module." of DataParallel is taken off the names.
+    {"state_dict": ...} and {"model": ...} are unwrapped, and the prefix "module." of DataParallel is removed.
     """
     file = Path(file).expanduser()
     if not file.is_file():
-        raise ValueError(f"model.checkpoint={str(file)!r} is no file.")
+        raise ValueError(f"model.checkpoint={str(file)!r} is not a file.")
     try:
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything
@@ -38,20 +38,20 @@ def read_checkpoint(file: str | Path) -> StateDict:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{file} holds no state dict (names and tensors). {_SAVE}")
+        raise ValueError(f"{file} contains no state dict (names and tensors). {_SAVE}")
     prefix = "module." if all(name.startswith("module.") for name in state) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
 def _unreadable(file: Path, error: Exception) -> str:
     if isinstance(error, UnpicklingError) and "Weights only" in str(error):
-        return f"{file} holds Python objects or code beside tensors, which raiopt does not run. {_SAVE}"
+        return f"{file} contains Python objects or code in addition to tensors, which raiopt does not load. {_SAVE}"
     reason = ": ".join(filter(None, [type(error).__name__, str(error).strip().partition(". ")[0][:200]]))
     return f"{file} cannot be read as weights; it may be truncated or of another format ({reason})."
 
 
 def load_weights(net: nn.Module, state: Mapping[str, Tensor], *, model: str, source: str | Path) -> None:
-    """Loads `state` into `net`, or raises a ValueError that says which weights differ first."""
+    """Loads `state` into `net`, or raises a ValueError that lists the first differences."""
     wanted = net.state_dict()
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # unused in eval mode
     missing = [name for name in wanted if name not in state and name not in counters]
@@ -67,7 +67,7 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], *, model: str, sou
     differences = {
         "missing in the file": missing,
         "unexpected in the file": unexpected,
-        "of another shape": [f"{name} {theirs} instead of {ours}" for name, (theirs, ours) in shapes.items()],
+        "with a different shape": [f"{name} {theirs} instead of {ours}" for name, (theirs, ours) in shapes.items()],
     }
     found = "; ".join(f"{kind}: {_first(names)}" for kind, names in differences.items() if names)
     classes = {theirs[:1] for theirs, _ in shapes.values()}
@@ -75,7 +75,7 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], *, model: str, sou
     remedy = (
         f"Only the last layer differs: give model.num_classes={classes.pop()[0]}."
         if only_head
-        else "Is it another architecture?"
+        else "Is it a different architecture?"
     )
     raise ValueError(f"{source} does not fit {model}: {found}. {remedy}")
 
@@ -88,7 +88,7 @@ def _first(names: list[str], shown: int = 3) -> str:
 def published_weights(weights: vision.models.WeightsEnum) -> StateDict:
     """Returns torchvision's published weights, from torch's cache or the network.
 
-    Warns if a cached file's SHA-256 does not begin with the hash in its name: torch checks that at download only.
+    Warns if a cached file's SHA-256 does not match the hash in its name, which torch checks only when downloading.
     """
     file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
     if file.is_file():
@@ -99,12 +99,12 @@ def published_weights(weights: vision.models.WeightsEnum) -> StateDict:
         if file.is_file():
             raise ValueError(_unreadable(file, error)) from error
         raise ValueError(
-            f"The weights {weights!r} are not in torch's cache and could not be fetched ({error}). Wanted: the file "
-            f"{file.name}, as {file}. Fetch {weights.url} on a machine with a network and copy it there, "
-            f"or set TORCH_HOME to a folder that has it as hub/checkpoints/{file.name}."
+            f"The weights {weights!r} are not in torch's cache and could not be downloaded ({error}). raiopt "
+            f"needs the file {file}: download {weights.url} on a machine with a network and copy it there, "
+            f"or set TORCH_HOME to a folder that contains hub/checkpoints/{file.name}."
         ) from error
     except Exception as error:  # a damaged file can raise anything
-        raise ValueError(f"{_unreadable(file, error)} Delete it, and it is fetched again.") from error
+        raise ValueError(f"{_unreadable(file, error)} Delete it to download it again.") from error
 
 
 def _fetch(weights: vision.models.WeightsEnum) -> Mapping[str, Any]:
@@ -120,6 +120,6 @@ def _warn_of_wrong_hash(file: Path) -> None:
     if not found.startswith(named[1]):
         warnings.warn(
             f"{file} is not the published file: its SHA-256 begins with {found[: len(named[1])]}, not {named[1]}. "
-            "If you did not put it there, delete it, and it is fetched again.",
+            "If you did not put it there, delete it to download it again.",
             stacklevel=2,
         )

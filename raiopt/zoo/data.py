@@ -1,9 +1,10 @@
-"""What an attack reads: images in [0, 1] with stable ids, names and labels."""
+"""The data of an attack: images in [0, 1] with stable ids, names and labels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from raiopt import checks
 
 
 class Batch(NamedTuple):
-    """Consecutive samples of an `ImageData`: images (n, C, H, W), labels (n,) or None as there."""
+    """Consecutive samples of an `ImageData`: images (n, C, H, W), and labels (n,) or None."""
 
     ids: list[int]
     names: list[str]
@@ -24,15 +25,15 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """Images that are read when asked for, each the same way whatever the batch.
+    """Images that are read when they are needed; the batch size does not change how an image is read.
 
     Args:
-        ids: each sample's index in the whole data set; no selection or order changes it.
-        names: "digits/0017", or a file's path below the data set's folder.
-        labels: int64 (N,); None where the model's own clean prediction is the label.
-        read: the pixels (C, H, W) of the sample with this id.
-        files_hash: returns a hash of the files of all samples that were chosen, before they were cut into shards; all
-            of them are read for it, so it is called only for what is recorded. None: there are no such files.
+        ids: Each sample's index in the whole data set, whatever is selected and in whatever order.
+        names: For example "digits/0017", or a file's path below the data set's folder.
+        labels: int64 (N,); None: the model's own prediction of the clean image is the label.
+        read: Returns the pixels (C, H, W) of the sample with this id.
+        files_hash: Returns a hash of the files of all selected samples, before they are divided into shards. It reads
+            all of them, so it is called only where the hash is recorded. None: the data has no files.
 
     Examples:
         >>> grey = lambda id: torch.full((1, 2, 2), id / 2)
@@ -55,16 +56,16 @@ class ImageData:
 
     @cached_property
     def shape(self) -> torch.Size:
-        """(C, H, W), which all images must share."""
+        """The shape (C, H, W) of every image."""
         return self._checked(0).shape
 
     def image(self, position: int) -> Tensor:
-        """Returns float32 (C, H, W) in [0, 1]; what does not fit is a ValueError that names the sample."""
+        """Returns float32 pixels (C, H, W) in [0, 1], or raises a ValueError that names the sample."""
         image = self._checked(position)
         if image.shape != self.shape:
             raise ValueError(
-                f"{self.names[position]} has the shape {tuple(image.shape)} and {self.names[0]} {tuple(self.shape)}; "
-                "all images of a run must share one: give data.size=..., e.g. data.size=224."
+                f"{self.names[position]} has the shape {tuple(image.shape)}, but {self.names[0]} has "
+                f"{tuple(self.shape)}; all images of a run must have one shape: give data.size, e.g. data.size=224."
             )
         return image
 
@@ -78,15 +79,14 @@ class ImageData:
             yield Batch(self.ids[part], self.names[part], images, labels)
 
     def select(self, limit: int | None = None, indices: Sequence[int] | str | None = None) -> ImageData:
-        """Returns the samples at these positions, in the order given; then the first `limit` of them.
+        """Returns the samples at these positions, in this order, and of these the first `limit`.
 
         Args:
-            indices: positions in this data set, or a slice as text: "10:20", "::-1".
+            indices: Positions in this data set, or a slice as text: "10:20", "::-1".
         """
         chosen = positions(len(self), limit, indices)
         labels = None if self.labels is None else self.labels[chosen]
-        ids, names = [self.ids[i] for i in chosen], [self.names[i] for i in chosen]
-        return ImageData(self.name, ids, names, labels, self.read, self.classes, self.num_classes, self.files_hash)
+        return replace(self, ids=[self.ids[i] for i in chosen], names=[self.names[i] for i in chosen], labels=labels)
 
     def _checked(self, position: int) -> Tensor:
         image = self.read(self.ids[position])
@@ -96,11 +96,11 @@ class ImageData:
 
 @dataclass(frozen=True)
 class Shard:
-    """One of `count` parts of a data set, numbered from 0, in the order of the data.
+    """One of `count` consecutive parts of a data set.
 
     Args:
-        index: data.shard, below `count`.
-        count: data.num_shards, at least 1.
+        index: The option data.shard: 0 to `count` - 1.
+        count: The option data.num_shards.
 
     Examples:
         >>> grey = lambda id: torch.full((1, 2, 2), id / 20)
@@ -116,10 +116,11 @@ class Shard:
         checks.shard(self.index, self.count)
 
     def select(self, data: ImageData, batch_size: int) -> ImageData:
-        """Returns this part of the data; the sizes of the parts differ by one batch at most.
+        """Returns this part of the data.
 
-        If there are whole batches enough for all shards, each of its batches is one of the undivided data: so samples
-        meet the same others, and the results are the same bit for bit. Else the sizes differ by one sample at most.
+        With at least `count` full batches, the shards are made of whole batches of the undivided data, so that every
+        sample is in the same batch as without shards and all results are identical bit for bit; shards then differ in
+        size by at most one batch. With less data they differ by at most one sample.
 
         Raises:
             ValueError: If there are fewer samples than shards.
@@ -133,8 +134,25 @@ class Shard:
         return data.select(indices=range(start, min(stop, len(data))))
 
 
+def shard_of(shard: int | None = None, num_shards: int | None = None) -> Shard | None:
+    """Returns the shard that a job attacks, or None if it attacks all samples.
+
+    Args:
+        shard: The part of the data that this job attacks, from 0 to `num_shards` - 1; None: all.
+        num_shards: The number of parts that the data are divided into.
+
+    Raises:
+        TypeError, ValueError: If one is given without the other, or a number is out of range.
+    """
+    asked = checks.shard(shard, num_shards)
+    return Shard(shard, num_shards) if asked else None  # pyright: ignore[reportArgumentType]  # checked
+
+
+_INDICES = 'must be a list like [3,1,7] or a slice like "10:20" or "::-1".'
+
+
 def positions(count: int, limit: int | None = None, indices: Sequence[int] | str | None = None) -> list[int]:
-    """Returns the positions out of range(count) that `data.indices` and then `data.limit` leave.
+    """Returns the positions in a data set of `count` samples that `indices` selects, and of these the first `limit`.
 
     Examples:
         >>> positions(10, limit=3, indices="::-2")
@@ -145,64 +163,58 @@ def positions(count: int, limit: int | None = None, indices: Sequence[int] | str
     if not count:
         raise ValueError("The data set is empty.")
     if not isinstance(indices, Sequence | None):
-        raise TypeError(f'data.indices={indices!r} must be a list like [3,1,7] or a slice like "10:20" or "::-1".')
+        raise TypeError(f"data.indices={indices!r} {_INDICES}")
     if isinstance(indices, str):
-        chosen = list(range(count))[_slice(indices)]
+        chosen = _sliced(count, indices)
     else:
         chosen = list(range(count)) if indices is None else [_position(index, count) for index in indices]
     if len(set(chosen)) < len(chosen):
         twice = next(index for index in chosen if chosen.count(index) > 1)
-        raise ValueError(f"data.indices holds {twice} twice; each sample may be chosen once.")
+        raise ValueError(f"data.indices contains {twice} twice; each sample can be selected only once.")
     if not chosen:
         raise ValueError(f"data.indices={indices!r} selects none of the {count} samples.")
     return chosen[:limit]
 
 
-def _slice(text: str) -> slice:
+def _sliced(count: int, text: str) -> list[int]:
     parts = text.split(":")
-    try:
-        if len(parts) not in (2, 3):
-            raise ValueError
-        parsed = slice(*(int(part) if part.strip() else None for part in parts))
-        range(1)[parsed]  # refuses a step of 0
-    except ValueError:
-        raise ValueError(
-            f'data.indices={text!r} must be a list like [3,1,7] or a slice like "10:20" or "::-1".'
-        ) from None
-    return parsed
+    with suppress(ValueError):  # not numbers, or a step of 0
+        if len(parts) in (2, 3):
+            return list(range(count))[slice(*(int(part) if part.strip() else None for part in parts))]
+    raise ValueError(f"data.indices={text!r} {_INDICES}")
 
 
 def _position(index: int, count: int) -> int:
     checks.number("data.indices", index, integer=True)
     if not 0 <= index < count:
-        raise ValueError(f"data.indices holds {index}, but the data set has {count} samples: 0 to {count - 1}.")
+        raise ValueError(f"data.indices contains {index}, but the data set has {count} samples: 0 to {count - 1}.")
     return int(index)
 
 
 def check_pixels(image: Tensor, name: str) -> None:
-    """Raises a ValueError that names the sample, unless the image is floating (C, H, W) with all values in [0, 1]."""
+    """Raises a ValueError that names the sample unless the image is a float tensor (C, H, W) with values in [0, 1]."""
     if image.ndim != 3 or image.numel() == 0:
         raise ValueError(f"{name} has the shape {tuple(image.shape)}; an image must be (channels, height, width).")
     if not image.is_floating_point():
         raise ValueError(
-            f"{name} has the type {image.dtype}; pixels must be floating numbers in [0, 1]: divide by 255."
+            f"{name} has the type {image.dtype}; pixels must be floating-point numbers in [0, 1]: divide by 255."
         )
     if not ((image >= 0) & (image <= 1)).all():  # NaN fails too
         low, high = image.min().item(), image.max().item()
         raise ValueError(
             f"{name} has values from {low:.4g} to {high:.4g}; pixels must lie in [0, 1]. "
-            "Normalisation belongs to the model: model.mean, model.std."
+            "Normalisation belongs to the model: set model.mean and model.std."
         )
 
 
 def check_labels(data: ImageData, num_classes: int | None) -> None:
-    """Raises a ValueError if data and model have different numbers of classes, or a label is none of the model's."""
+    """Raises a ValueError if data and model have different numbers of classes, or a label is out of range."""
     if num_classes is None:
         return
     if data.num_classes not in (None, num_classes):
         raise ValueError(
             f"The data set {data.name} has {data.num_classes} classes and the model {num_classes}; "
-            "they must agree, unless all class names of the data are categories that the model's weights publish."
+            "they must agree, unless all class names of the data are among the categories of the model's weights."
         )
     if data.labels is None:
         return

@@ -17,9 +17,8 @@ from raiopt.zoo.geometry import Geometry, pixels, square
 from raiopt.zoo.loading import once
 from raiopt.zoo.picture_files import only_pictures
 
-# Those whose samples are (PIL image, class index).
 # fmt: off
-NAMES = (
+NAMES = (  # data sets whose samples are (PIL image, class index)
     "Caltech101", "Caltech256", "CIFAR10", "CIFAR100", "CLEVRClassification", "Country211", "DTD", "EuroSAT",
     "FakeData", "FashionMNIST", "FER2013", "FGVCAircraft", "Flowers102", "Food101", "GTSRB", "ImageNet", "Imagenette",
     "KMNIST", "LFWPeople", "MNIST", "OxfordIIITPet", "PCAM", "Places365", "QMNIST", "RenderedSST2", "SEMEION",
@@ -29,7 +28,7 @@ NAMES = (
 
 
 def torchvision_data_sets() -> list[str]:
-    """Returns the names that `torchvision_data` knows."""
+    """Returns the names that `torchvision_data` accepts."""
     return list(NAMES)
 
 
@@ -47,13 +46,18 @@ def torchvision_data(
     categories: tuple[str, ...] | None = None,
     num_classes: int | None = None,
 ) -> ImageData:
-    """Returns a data set of torchvision.
+    """A torchvision data set by name.
 
     Args:
-        root: the folder that torchvision's class gets; `download` fetches the files into it.
-        split: "test" or "train"; where a data set has splits of its own, one of their names. Data sets without splits
-            are used whole, and only "test" can be given.
-        size, geometry, categories, num_classes: as in `image_folder`.
+        name: The name of the data set; `raiopt list data` shows all.
+        root: The folder of the files, as torchvision's class expects it.
+        download: Download the files to `root` first.
+        split: "test" or "train", or a name of the data set's own splits. A data set without splits is used whole, and
+            only "test" is accepted.
+        size: Resize and crop images to `size` by `size` pixels; None: as the model's weights expect, or unchanged.
+        limit: Use at most this number of samples, after `indices`; None: all.
+        indices: Positions in the data, `[3,1,7]`, or a slice, `"10:20"` or `::-1`; None: all.
+        geometry, categories, num_classes: Of the model; see `Classifier`.
     """
     checks.choice("data.name", name, NAMES)
     source = _opened(name, root, split, download)
@@ -93,19 +97,19 @@ def _opened(name: str, root: str, split: str, download: bool) -> Any:
     if "download" in accepted:
         arguments["download"] = download
     elif download:
-        raise ValueError(f"data.download=true has no effect: torchvision cannot download {name}; put it into {root!r}.")
+        raise ValueError(f"data.download=true has no effect: torchvision cannot download {name}; copy it to {root!r}.")
     try:
         with only_pictures():
             return make(**arguments)
     except (RuntimeError, OSError, ImportError) as error:
-        ways = "give data.download=true, or put them there" if "download" in accepted else "put them there"
+        remedy = "give data.download=true, or copy them there" if "download" in accepted else "copy them there"
         raise ValueError(
-            f"torchvision cannot open {name} in data.root={root!r} ({error}). If files are missing: {ways}."
+            f"torchvision cannot open {name} in data.root={root!r} ({error}). If files are missing: {remedy}."
         ) from error
 
 
 def _parameters(make: type) -> set[str]:
-    """Returns the names of all arguments of a class, with its parents' where it passes **kwargs on."""
+    """Returns the names of a class's arguments, including its parents' if it passes **kwargs on."""
     names: set[str] = set()
     for parent in inspect.getmro(make):
         parameters = inspect.signature(parent.__init__).parameters
@@ -119,12 +123,12 @@ def _sample(name: str, source: Any, number: int) -> tuple[Image.Image, int]:
     with only_pictures():
         image, label = source[number]
     if not isinstance(image, Image.Image):
-        raise TypeError(f"data.name={name} gives {type(image).__name__}, not a PIL image.")
+        raise TypeError(f"data.name={name} returns {type(image).__name__}, not a PIL image.")
     return image, int(label)
 
 
 def _known_labels(name: str, source: Any) -> Tensor | None:
-    """Returns all labels (N,) from the data set's own list; None if only reading the samples tells them."""
+    """Returns all labels (N,) from the data set's own list; None if the samples must be read to get them."""
     for attribute in ("targets", "labels"):
         known = getattr(source, attribute, None)
         if known is not None and len(known) == len(source) and int(known[0]) == _sample(name, source, 0)[1]:
@@ -133,7 +137,7 @@ def _known_labels(name: str, source: Any) -> Tensor | None:
 
 
 def _class_names(source: Any, categories: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Returns one name a class, None if the data set has none; of several synonyms the one that the model has."""
+    """Returns the name of each class: among synonyms the model's; None if the data set has no names."""
     classes = getattr(source, "classes", getattr(source, "categories", None))
     if classes is None:
         return None

@@ -1,8 +1,8 @@
-"""The built-in data and networks: handwritten digits that need no download.
+"""The built-in data set of handwritten digits and two networks trained on it; nothing is downloaded.
 
 The data are the optical recognition digits of Alpaydin and Kaynak (1998, https://doi.org/10.24432/C50P49): 1,797
-scanned images, 8 by 8, 17 levels of grey; `assets/LICENSE.digits` holds their licence. `scripts/train_digits` makes all
-assets.
+scanned images of 8 by 8 pixels with 17 grey levels, under the licence in `assets/LICENSE.digits`.
+`scripts/train_digits` creates all assets.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch.nn.functional import interpolate
 
 from raiopt import checks
 from raiopt.zoo.data import ImageData, check_labels
-from raiopt.zoo.geometry import Geometry
 from raiopt.zoo.loading import once
 from raiopt.zoo.models import Classifier
 
@@ -27,18 +26,17 @@ ASSETS = Path(__file__).parent / "assets"
 CLASSES = tuple("0123456789")
 SIZE = 64
 MEAN, STD = 0.3, 0.35
-KINDS = ("robust", "standard")
 SPLITS = ("test", "train", "all")
 
 
 @cache
 def stored() -> dict[str, Tensor]:
-    """Returns `images` uint8 (1797, 8, 8) from 0 to 16, `labels` int64 (1797,), and the 500 sorted indices `test`."""
+    """Returns `images` (1797, 8, 8), uint8 from 0 to 16, `labels` (1797,), and the indices `test` (500,), sorted."""
     return load_file(ASSETS / "digits.safetensors")
 
 
 def enlarged(image: Tensor) -> Tensor:
-    """Returns float32 (3, 64, 64) in [0, 1] of one stored (8, 8) image: bilinear, grey repeated."""
+    """Returns a stored image (8, 8) as pixels (3, 64, 64) in [0, 1]: enlarged bilinearly, grey in all channels."""
     grey = interpolate(image[None, None].float() / 16, (SIZE, SIZE), mode="bilinear", align_corners=False)
     return grey[0].clamp_(0, 1).repeat(3, 1, 1)
 
@@ -49,14 +47,15 @@ def digits(
     *,
     limit: int | None = None,
     indices: Sequence[int] | str | None = None,
-    geometry: Geometry | None = None,
-    categories: tuple[str, ...] | None = None,
     num_classes: int | None = None,
 ) -> ImageData:
-    """Returns the built-in digits: 500 test images, 1,297 to train on, or all, in the order of their index.
+    """The built-in handwritten digits, 8 by 8 pixels enlarged to (3, 64, 64).
 
-    They keep their size and labels: the model's `geometry` and `categories` are not looked at, as in all loaders that
-    have no use for them.
+    Args:
+        split: `test` (500 images), `train` (1,297) or `all`.
+        limit: Use at most this number of samples, after `indices`; None: all.
+        indices: Positions in the data, `[3,1,7]`, or a slice, `"10:20"` or `::-1`; None: all.
+        num_classes: Of the model; must be 10 or None.
 
     Examples:
         >>> data = digits(limit=2)
@@ -89,10 +88,19 @@ def network() -> nn.Module:
 
 
 @once
-def digits_model(kind: Literal["robust", "standard"] = "robust") -> Classifier:
-    """Returns the built-in network: trained on clean digits, or adversarially at Linf 0.1 (Madry et al. 2018)."""
-    checks.choice("model.kind", kind, KINDS)
+def digits_robust() -> Classifier:
+    """Built-in network for the digits, trained adversarially against Linf attacks with epsilon 0.1."""
+    return _loaded("digits_robust")
+
+
+@once
+def digits_standard() -> Classifier:
+    """Built-in network for the digits, trained on clean images."""
+    return _loaded("digits_standard")
+
+
+def _loaded(name: str) -> Classifier:
     net = network()
-    net.load_state_dict(load_file(ASSETS / f"digits_{kind}.safetensors"))
+    net.load_state_dict(load_file(ASSETS / f"{name}.safetensors"))
     preset = f"digits: mean {MEAN}, std {STD}"
-    return Classifier(net, name=f"digits_{kind}", mean=MEAN, std=STD, classes=CLASSES, preset=preset).frozen()
+    return Classifier(net, name=name, mean=MEAN, std=STD, classes=CLASSES, preset=preset).frozen()

@@ -1,4 +1,4 @@
-"""A model or a data set of one's own: any importable function, given as "package.module:function"."""
+"""Your own model, data set or perturbation: an importable function, given as "package.module:function"."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.machinery import PathFinder
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from raiopt.perturbations import PerturbationModel
 from raiopt.zoo.data import ImageData, check_labels, check_pixels, positions
 from raiopt.zoo.geometry import Geometry, pixels, square
 from raiopt.zoo.loading import once
@@ -21,10 +23,10 @@ from raiopt.zoo.models import Classifier
 
 
 def imported(name: str, path: str) -> Callable[..., Any]:
-    """Returns the function that "package.module:function" names; modules of the current directory are found too.
+    """Returns the function named by "package.module:function"; modules in the current folder are found too.
 
     Args:
-        name: the argument that gave the path, for error messages.
+        name: The option with the path, for error messages.
 
     Examples:
         >>> imported("model.factory", "math:sqrt")(9)
@@ -38,9 +40,9 @@ def imported(name: str, path: str) -> Callable[..., Any]:
             module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module was found; something that it imports was not
+            raise  # the module was found, but something that it imports was not
         raise ValueError(
-            f"{name}={path!r}: there is no module {error.name!r}. Install it, or run from the folder that holds it."
+            f"{name}={path!r}: there is no module {error.name!r}. Install it, or run from the folder that contains it."
         ) from error
     function = getattr(module, attribute, None)
     if not callable(function):
@@ -50,10 +52,10 @@ def imported(name: str, path: str) -> Callable[..., Any]:
 
 @contextmanager
 def _current_folder(package: str) -> Iterator[None]:
-    """Has the current folder searched first while a package of it is imported, and from then on last.
+    """Puts the current folder first in sys.path while one of its packages is imported, and last from then on.
 
-    So its modules are found, but none of them takes the place of an installed one that something imports later. A
-    package that is installed does not see the folder in front at all.
+    So its modules are found, but none replaces an installed module that is imported later. An installed package is
+    imported with the folder last from the start.
     """
     folder = os.getcwd()
     if folder in sys.path:
@@ -69,15 +71,20 @@ def _current_folder(package: str) -> Iterator[None]:
             sys.path.append(folder)
 
 
-def _made(name: str, path: str, kwargs: Mapping[str, Any] | None) -> Any:
-    """Returns what the function makes; an error of its own is raised again with the function's name."""
+def _factory(group: str, path: str, kwargs: Mapping[str, Any] | None) -> Callable[..., Any]:
+    """Returns the function named by `path` with its keyword arguments."""
     if not isinstance(kwargs, Mapping | None):
-        raise TypeError(f"{name.partition('.')[0]}.kwargs={kwargs!r} must be a mapping, as in {{depth: 3}}.")
-    function = imported(name, path)
+        raise TypeError(f"{group}.kwargs={kwargs!r} must be a mapping, as in {{depth: 3}}.")
+    return partial(imported(f"{group}.factory", path), **(kwargs or {}))
+
+
+def _made(group: str, path: str, kwargs: Mapping[str, Any] | None) -> Any:
+    """Returns the result of the function; an error that it raises becomes a ValueError with the function's name."""
+    factory = _factory(group, path, kwargs)
     try:
-        return function(**(kwargs or {}))
+        return factory()
     except Exception as error:
-        raise ValueError(f"{name}={path!r} raised {type(error).__name__}: {error}") from error
+        raise ValueError(f"{group}.factory={path!r} raised {type(error).__name__}: {error}") from error
 
 
 @once
@@ -88,11 +95,34 @@ def python_model(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
 ) -> Classifier:
-    """Returns the network that factory(**kwargs) makes: an nn.Module from normalised images to logits."""
-    net = _made("model.factory", factory, kwargs)
+    """A torch.nn.Module that your function returns, from normalised images to logits.
+
+    Args:
+        factory: The function, as `package.module:function`; modules in the current folder are found too.
+        kwargs: Keyword arguments of the function, as in `{depth: 3}`.
+        mean: Mean that is subtracted from the pixels in [0, 1]: one number, or one per channel; None: 0.
+        std: Standard deviation that the pixels are divided by: one number, or one per channel; None: 1.
+    """
+    net = _made("model", factory, kwargs)
     if not isinstance(net, nn.Module):
         raise TypeError(f"model.factory={factory!r} must return a torch.nn.Module, not {type(net).__name__}.")
     return Classifier(net, name=factory, mean=mean, std=std).frozen()
+
+
+def python_perturbation(images: Tensor, *, factory: str, kwargs: Mapping[str, Any] | None = None) -> PerturbationModel:
+    """A perturbation that your function returns for a batch of images.
+
+    Args:
+        factory: The function, as `package.module:function`; it is called with the images (N, C, H, W).
+        kwargs: Further keyword arguments of the function, as in `{size: 3}`.
+    """
+    made = _factory("perturbation", factory, kwargs)(images)
+    if not isinstance(made, PerturbationModel):
+        raise TypeError(
+            f"perturbation.factory={factory!r} must return a perturbation, callable and with parameters(), "
+            f"not {type(made).__name__}. See help(raiopt.perturbations.PerturbationModel)."
+        )
+    return made
 
 
 @once
@@ -104,18 +134,25 @@ def python_data(
     limit: int | None = None,
     indices: Sequence[int] | str | None = None,
     geometry: Geometry | None = None,
-    categories: tuple[str, ...] | None = None,
     num_classes: int | None = None,
 ) -> ImageData:
-    """Returns the data set that factory(**kwargs) makes.
+    """Images and labels, or a data set of pairs (image, label), that your function returns.
 
-    It is a pair (images (N, C, H, W) in [0, 1], labels (N,) or None), or a map-style data set of pairs (image, label)
-    whose images are tensors (C, H, W) in [0, 1], taken as they are, or PIL images, which `size` or the model's geometry
-    resizes. Labels are the model's class indices.
+    The function returns either a pair of images (N, C, H, W) in [0, 1] and labels (N,) or None, or a map-style data set
+    of pairs (image, label). Images in it are tensors (C, H, W) in [0, 1], which are used unchanged, or PIL images.
+    Labels are class indices of the model.
+
+    Args:
+        factory: The function, as `package.module:function`; modules in the current folder are found too.
+        kwargs: Keyword arguments of the function, as in `{depth: 3}`.
+        size: Resize and crop PIL images to `size` by `size` pixels; None: as the model's weights expect, or unchanged.
+        limit: Use at most this number of samples, after `indices`; None: all.
+        indices: Positions in the data, `[3,1,7]`, or a slice, `"10:20"` or `::-1`; None: all.
+        geometry, num_classes: Of the model; see `Classifier`.
     """
-    made = _made("data.factory", factory, kwargs)
+    made = _made("data", factory, kwargs)
     if isinstance(made, (tuple, list)) and len(made) == 2 and hasattr(made[0], "shape"):
-        made = _Arrays(factory, *made)
+        made = _pairs(factory, *made)
     if not (hasattr(made, "__len__") and hasattr(made, "__getitem__")):
         raise TypeError(
             f"data.factory={factory!r} must return (images, labels) or a data set with a length and indices, "
@@ -125,7 +162,7 @@ def python_data(
     ids = positions(len(made), limit, indices)
     names = [f"{factory}/{i}" for i in ids]
     if size is not None and not isinstance(_pair(factory, made[ids[0]])[0], Image.Image):
-        raise ValueError(f"data.size={size} has no effect: {factory} gives tensors, which are taken as they are.")
+        raise ValueError(f"data.size={size} has no effect: {factory} returns tensors, which are not resized.")
 
     def read(i: int) -> Tensor:
         image = _pair(factory, made[i])[0]
@@ -142,7 +179,7 @@ def python_data(
 
 def _pair(factory: str, sample: Any) -> tuple[Any, Any]:
     if not isinstance(sample, (tuple, list)) or len(sample) != 2:
-        raise TypeError(f"data.factory={factory!r} must give pairs (image, label), not {type(sample).__name__}.")
+        raise TypeError(f"data.factory={factory!r} must contain pairs (image, label), not {type(sample).__name__}.")
     return sample[0], sample[1]
 
 
@@ -160,23 +197,15 @@ def _is_integer(label: Any) -> bool:
     return tensor.numel() == 1 and not tensor.is_floating_point() and tensor.dtype != torch.bool
 
 
-class _Arrays:
-    """Images and labels as a map-style data set."""
-
-    def __init__(self, factory: str, images: Any, labels: Any) -> None:
-        self.images = torch.as_tensor(images)
-        self.labels = None if labels is None else torch.as_tensor(labels)
-        if self.images.ndim != 4:
-            raise ValueError(f"The images of {factory} have the shape {tuple(self.images.shape)}, not (N, C, H, W).")
-        if self.labels is not None and self.labels.shape != (len(self.images),):
-            raise ValueError(
-                f"The labels of {factory} have the shape {tuple(self.labels.shape)}, not ({len(self.images)},)."
-            )
-        for i, image in enumerate(self.images):
-            check_pixels(image, f"{factory}/{i}")
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor | None]:
-        return self.images[i], None if self.labels is None else self.labels[i]
+def _pairs(factory: str, images: Any, labels: Any) -> list[tuple[Tensor, Tensor | None]]:
+    images = torch.as_tensor(images)
+    if images.ndim != 4:
+        raise ValueError(f"The images of {factory} have the shape {tuple(images.shape)}, not (N, C, H, W).")
+    for i, image in enumerate(images):
+        check_pixels(image, f"{factory}/{i}")
+    if labels is None:
+        return [(image, None) for image in images]
+    labels = torch.as_tensor(labels)
+    if labels.shape != (len(images),):
+        raise ValueError(f"The labels of {factory} have the shape {tuple(labels.shape)}, not ({len(images)},).")
+    return list(zip(images, labels, strict=True))

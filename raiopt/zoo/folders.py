@@ -1,4 +1,4 @@
-"""A folder of images, with a folder for each class or flat, and how class names become the model's labels."""
+"""A folder of images, with or without a subfolder for each class, and the mapping of class names to labels."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from raiopt import checks
 from raiopt.zoo.data import ImageData, check_labels, positions
 from raiopt.zoo.geometry import Geometry, pixels, square
 from raiopt.zoo.loading import once
-from raiopt.zoo.picture_files import DAMAGE, content_hash, open_picture
+from raiopt.zoo.picture_files import content_hash, opened
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 LABELS = ("folder", "predicted")
@@ -34,13 +33,16 @@ def image_folder(
     categories: tuple[str, ...] | None = None,
     num_classes: int | None = None,
 ) -> ImageData:
-    """Returns the images below `root`, sorted by path, as RGB.
+    """A folder of images, sorted by path, in a subfolder for each class.
 
     Args:
-        labels: "folder": `root` holds a folder for each class, see `class_indices`; "predicted": the model's own clean
-            prediction, whatever the folders.
-        size: resize and crop to size by size pixels; None: the geometry of the model's weights, or as they are.
-        geometry, categories, num_classes: the model's.
+        root: The folder.
+        labels: "folder": the name of the subfolder is the class, see `class_indices`; "predicted": the model's
+            prediction of the clean image is the label, and subfolders do not matter.
+        size: Resize and crop images to `size` by `size` pixels; None: as the model's weights expect, or unchanged.
+        limit: Use at most this number of samples, after `indices`; None: all.
+        indices: Positions in the data, `[3,1,7]`, or a slice, `"10:20"` or `::-1`; None: all.
+        geometry, categories, num_classes: Of the model; see `Classifier`.
     """
     checks.choice("data.labels", labels, LABELS)
     folder, files, ids = _chosen(root, limit, indices)
@@ -54,7 +56,7 @@ def image_folder(
         count = num_classes or len(classes)
 
     def read(i: int) -> Tensor:
-        with _opened(folder / files[i]) as image:
+        with opened(folder / files[i]) as image:
             return pixels(image) if geometry is None else geometry.apply(image)
 
     _check_images([folder / files[i] for i in ids], same_size=geometry is None)
@@ -73,26 +75,27 @@ def image_folder(
 
 
 def image_folder_hash(root: str, limit: int | None = None, indices: Sequence[int] | str | None = None) -> str:
-    """Returns `ImageData.files_hash()` of `image_folder` with these arguments; no image is decoded for it."""
+    """Returns `ImageData.files_hash()` of `image_folder` with these arguments, without decoding any image."""
     folder, files, ids = _chosen(root, limit, indices)
     return content_hash(folder, [files[i] for i in ids])
 
 
 def _chosen(root: str, limit: int | None, indices: Sequence[int] | str | None) -> tuple[Path, list[str], list[int]]:
-    """Returns the folder, the paths of all its images, sorted, and the positions of those that are asked for."""
+    """Returns the folder, the sorted paths of all its images, and the positions of the selected ones."""
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"data.root={root!r} is no folder.")
+        raise ValueError(f"data.root={root!r} is not a folder.")
     files = sorted(_image_files(folder))
     if not files:
-        raise ValueError(f"data.root={root!r} holds no images ({', '.join(SUFFIXES)}).")
+        raise ValueError(f"data.root={root!r} contains no images ({', '.join(SUFFIXES)}).")
     return folder, files, positions(len(files), limit, indices)
 
 
 def class_indices(names: Sequence[str], categories: Sequence[str] | None, num_classes: int | None) -> dict[str, int]:
-    """Returns the model's class index of each class name of the data, sorted.
+    """Returns the model's class index for each class name of the data.
 
-    By name if all are categories of the model; else in sorted order if data and model have as many classes.
+    Names are matched if all of them are categories of the model; otherwise, if data and model have the same number of
+    classes, the sorted names get the indices in order.
 
     Examples:
         >>> class_indices(["ox", "cat"], ("cat", "dog", "ox"), 3)
@@ -105,14 +108,14 @@ def class_indices(names: Sequence[str], categories: Sequence[str] | None, num_cl
         ambiguous = [name for name in names if known.count(name) > 1]
         if ambiguous:
             raise ValueError(
-                f"The class {ambiguous[0]!r} is the name of several categories of the model; leave it out."
+                f"The class {ambiguous[0]!r} is the name of several categories of the model; remove this class."
             )
         return {name: known.index(name) for name in names}
     if num_classes not in (None, len(names)):
         unknown = [name for name in names if name not in known]
         raise ValueError(
-            f"The data have {len(names)} classes and the model {num_classes}, and not all names are categories of the "
-            f"model (e.g. {unknown[0]!r}). Name the folders after the categories, or give data.labels=predicted."
+            f"The data have {len(names)} classes and the model {num_classes}, and not all class names are the model's "
+            f"categories (e.g. {unknown[0]!r}). Name the folders after the categories, or give data.labels=predicted."
         )
     return {name: index for index, name in enumerate(sorted(names))}
 
@@ -131,23 +134,14 @@ def _class_folder(root: str, file: str) -> str:
     name, slash, _ = file.partition("/")
     if not slash:
         raise ValueError(
-            f"{file} lies in data.root={root!r} itself, in no class folder. Put each image into a folder named after "
-            "its class, or give data.labels=predicted to take the model's own prediction as label."
+            f"{file} is in data.root={root!r} itself and not in a class folder. Put each image into a folder named "
+            "after its class, or give data.labels=predicted to use the model's prediction as label."
         )
     return name
 
 
-def _opened(file: Path) -> Image.Image:
-    image = open_picture(file)
-    try:
-        image.load()
-        return image
-    except DAMAGE as error:
-        raise ValueError(f"{file} cannot be read as an image ({error}).") from error
-
-
 def _check_images(files: list[Path], *, same_size: bool) -> None:
-    """Raises a ValueError that names the first file that is damaged, or of another size than the first."""
+    """Raises a ValueError that names the first file that is damaged or differs in size from the first one."""
     first: tuple[int, int] | None = None
     for file in files:
         size = _verified_size(file)
@@ -155,21 +149,18 @@ def _check_images(files: list[Path], *, same_size: bool) -> None:
         if same_size and size != first:
             raise ValueError(
                 f"{files[0]} is {first[0]}x{first[1]} pixels and {file} {size[0]}x{size[1]}; all images of a run must "
-                "have one size: give data.size=..., e.g. data.size=224."
+                "have the same size: give data.size, e.g. data.size=224."
             )
 
 
 def _verified_size(file: Path) -> tuple[int, int]:
-    """Returns (width, height) of an image that is whole; decodes it only where nothing cheaper can tell."""
-    with open_picture(file) as image:
-        try:
-            if image.format == "PNG":
-                image.verify()
-            elif image.format != "JPEG" or not _ends_as_jpeg(file):
-                image.load()
-            return image.size
-        except DAMAGE as error:
-            raise ValueError(f"{file} cannot be read as an image ({error}).") from error
+    """Returns (width, height) of a complete image; decodes it only if no cheaper check proves that it is complete."""
+    with opened(file) as image:
+        if image.format == "PNG":
+            image.verify()
+        elif image.format != "JPEG" or not _ends_as_jpeg(file):
+            image.load()
+        return image.size
 
 
 def _ends_as_jpeg(file: Path) -> bool:

@@ -1,4 +1,4 @@
-"""From a PIL image to pixels in [0, 1]: resize and crop belong to the data, mean and std to the model."""
+"""Converts PIL images to pixels in [0, 1]: resize and crop belong to the data, mean and std to the model."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from raiopt import checks
 
 @dataclass(frozen=True)
 class Geometry:
-    """A resize of the shorter side, then a crop at the centre, both in pixels.
+    """A resize of the shorter side, then a centre crop.
 
     Args:
-        interpolation: a name of PIL's filters in torchvision's spelling: "bilinear", "bicubic", "nearest", ...
-        antialias: part of a preset; PIL images are always resized with it.
+        resize: The length of the shorter side in pixels.
+        crop: The length of both sides in pixels.
+        interpolation: A value of torchvision's `InterpolationMode`: "bilinear", "bicubic", "nearest", ...
+        antialias: Recorded from the preset; PIL images are always resized with antialiasing.
 
     Examples:
         >>> image = Image.new("RGB", (60, 40), "white")
@@ -32,8 +34,8 @@ class Geometry:
     antialias: bool = True
 
     def apply(self, image: Image.Image) -> Tensor:
-        """Returns float32 pixels (3, crop, crop) in [0, 1], as torchvision's presets make them, unnormalised."""
-        from raiopt.zoo import vision  # on first use: the built-in digits need no torchvision
+        """Returns float32 pixels (3, crop, crop) in [0, 1], like torchvision's presets, but not normalised."""
+        from raiopt.zoo import vision  # imported on first use: the built-in digits need no torchvision
 
         resized = vision.functional.resize(
             as_rgb(image),  # pyright: ignore[reportArgumentType]  # typed for tensors, documented for PIL too
@@ -45,18 +47,18 @@ class Geometry:
 
 
 def square(size: int) -> Geometry:
-    """Returns the geometry that makes every image size by size: shorter side resized, rest cropped."""
+    """Returns the geometry that resizes the shorter side to `size` pixels and crops the image to a square."""
     checks.number("data.size", size, low=1, integer=True)
     return Geometry(resize=size, crop=size)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Returns the image as RGB; 16-bit grey keeps its upper 8 bits (PIL's own conversion clips it to white)."""
+    """Returns the image as RGB; 16-bit grey is scaled to 8 bits (PIL's own conversion clips it to white)."""
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(max=255).astype(np.uint8))
     return image.convert("RGB")
 
 
 def pixels(image: Image.Image) -> Tensor:
-    """Returns float32 pixels (3, H, W) in [0, 1] of any PIL image."""
+    """Returns a PIL image as float32 pixels (3, H, W) in [0, 1]."""
     return torch.from_numpy(np.array(as_rgb(image))).permute(2, 0, 1).contiguous().float().div_(255)

@@ -1,4 +1,4 @@
-"""Loads once per process: a sweep's jobs share models and data."""
+"""A cache of loaded models and data, shared by the jobs of a sweep in the same process."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
-KEPT = 8
+MAX_RESULTS = 8
 
 
 def once(load: Callable[P, R]) -> Callable[P, R]:
-    """Returns `load` with its last few results kept; equal arguments give the very same object.
+    """Decorates a loader with a cache of its last results: equal arguments return the same object.
 
-    Lists count as tuples, dicts as their items. A file named by an argument is loaded again after it has changed.
+    A file that is named by an argument is loaded again after it has changed.
     """
     parameters = signature(load)
     kept: dict[Hashable, R] = {}
@@ -28,11 +28,11 @@ def once(load: Callable[P, R]) -> Callable[P, R]:
         key = _hashable(bound.arguments)
         try:
             hash(key)
-        except TypeError:  # an array among the arguments: only Python code can give one
+        except TypeError:  # an argument is an array, say, which only Python code can pass
             return load(*args, **kwargs)
         if key not in kept:
             result = load(*args, **kwargs)
-            if len(kept) == KEPT:
+            if len(kept) == MAX_RESULTS:
                 del kept[next(iter(kept))]
             kept[key] = result
         return kept[key]

@@ -1,4 +1,4 @@
-"""Classifiers: images in [0, 1] go in, logits come out; the normalisation is inside."""
+"""Classifiers that map images in [0, 1] to logits and normalise them internally."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from raiopt.zoo.geometry import Geometry
 
 
 class Classifier(nn.Module):
-    """A network with its own normalisation: net((x - mean) / std) for pixels x in [0, 1].
+    """A network with its normalisation: net((x - mean) / std) for pixels x in [0, 1].
 
     Args:
-        mean, std: one number, or one a channel; None: 0 and 1.
-        classes: the names of the classes; `num_classes` follows from them if they are known.
-        geometry: how the weights want images resized and cropped; None if nothing says so.
-        preset: where mean, std and geometry come from.
+        mean, std: One number, or one per channel; None: 0 and 1.
+        classes: The names of the classes, if they are known.
+        num_classes: The number of classes, if it is known; not needed with `classes`.
+        geometry: How the weights expect images to be resized and cropped; None: unknown.
+        preset: The source of mean, std and geometry, as it is recorded.
 
     Examples:
         >>> model = Classifier(nn.Flatten(), name="mine", mean=0.5, std=0.25)
@@ -58,11 +59,11 @@ class Classifier(nn.Module):
         return logits  # pyright: ignore[reportReturnType]
 
     def frozen(self) -> Classifier:
-        """Switches to eval mode and turns the weights' gradients off; returns itself."""
+        """Switches to eval mode, freezes the weights, and returns itself."""
         return self.eval().requires_grad_(False)
 
     def weights_hash(self) -> str:
-        """Returns the SHA-256 of all weights, buffers, mean and std: it depends on values, not on a file's format."""
+        """Returns the SHA-256 of the values of all weights and buffers, whatever file format they came from."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -71,10 +72,10 @@ class Classifier(nn.Module):
 
 
 def _per_channel(name: str, value: float | Sequence[float], above: float | None = None) -> Tensor:
-    """Returns the number or numbers as (1, 1, 1) or (3, 1, 1), to broadcast over (N, 3, H, W)."""
+    """Returns one number or three as a tensor that broadcasts over (N, 3, H, W)."""
     values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if len(values) not in (1, 3):
-        raise ValueError(f"{name}={value!r} must be one number, or three: one a channel.")
+        raise ValueError(f"{name}={value!r} must be one number, or three: one per channel.")
     for entry in values:
         checks.number(name, entry, above=above)
     return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)

@@ -1,40 +1,41 @@
-"""The one door to image files, whoever made them: a closed list of formats, and limits before any pixel is decoded.
+"""The only place where image files are opened: a closed list of formats, and size limits before decoding.
 
-By itself, Pillow chooses the decoder by what a file holds, whatever its name: it would have Ghostscript run the
-PostScript in an `x.png`.
+Pillow itself chooses the decoder by the content of a file, not by its name: it would run the PostScript in an `x.png`
+with Ghostscript.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
-"""Formats that Pillow decodes in this process, without another program."""
+"""Formats that Pillow decodes by itself, without another program."""
 MAX_PIXELS = 80_000_000
 MAX_BYTES = 512 * 2**20
-"""Bytes of a file: pixels of 16 bits in three channels, not compressed, fit into it."""
-DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a broken file
+"""Limit of a file's size: enough for uncompressed 16-bit pixels in three channels."""
+DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a damaged file
 
 _open, _lock = Image.open, threading.RLock()
 
 
 def open_picture(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
-    """Returns the picture in a file; only its header has been read.
+    """Returns the image in a file, of which only the header has been read.
 
     Args:
         file: A path, or an open file.
 
     Raises:
-        ValueError: If it is no regular file, too large, or of no format in `FORMATS`; the message names the file.
+        ValueError: If it is not a regular file, too large, or not in one of `FORMATS`; the message names the file.
     """
     name = file if isinstance(file, str | os.PathLike) else getattr(file, "name", "a picture")
     try:
@@ -51,29 +52,32 @@ def open_picture(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
     return image
 
 
-def _check_size(file: str | os.PathLike[str] | BinaryIO) -> None:
-    if isinstance(file, str | os.PathLike):
-        found = os.stat(file)
-    else:
+@contextmanager
+def opened(file: Path) -> Iterator[Image.Image]:
+    """Opens an image; damage that is found while it is decoded is a ValueError that names the file, too."""
+    with open_picture(file) as image:
         try:
-            found = os.fstat(file.fileno())
-        except (AttributeError, OSError):  # it is in memory
-            return
-    if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for without end
-        raise ValueError("it is no regular file")
+            yield image
+        except DAMAGE as error:
+            raise ValueError(f"{file} cannot be read as an image ({error}).") from error
+
+
+def _check_size(file: str | os.PathLike[str] | BinaryIO) -> None:
+    try:
+        found = os.stat(file if isinstance(file, str | os.PathLike) else file.fileno())
+    except (AttributeError, io.UnsupportedOperation):  # an object in memory
+        return
+    if not stat.S_ISREG(found.st_mode):  # reading a pipe could block forever
+        raise ValueError("it is not a regular file")
     if found.st_size > MAX_BYTES:
         raise ValueError(f"it has {found.st_size:,} bytes, and at most {MAX_BYTES:,} are read")
 
 
 @contextmanager
 def only_pictures() -> Iterator[None]:
-    """Lets code of others, such as torchvision's data sets, open pictures through `open_picture` alone meanwhile."""
-
-    def opened(fp: Any, mode: str = "r", formats: Any = None) -> Image.Image:
-        return open_picture(fp)
-
+    """Makes `PIL.Image.open` use `open_picture` inside the block, for other libraries' code."""
     with _lock:
-        before, Image.open = Image.open, opened
+        before, Image.open = Image.open, lambda fp, mode="r", formats=None: open_picture(fp)
         try:
             yield
         finally:
@@ -81,7 +85,7 @@ def only_pictures() -> Iterator[None]:
 
 
 def content_hash(folder: Path, names: list[str]) -> str:
-    """Returns the hash of the names and bytes of files below a folder, none of which is decoded."""
+    """Returns the hash of the names and bytes of files in a folder; the files are not decoded."""
     digest = hashlib.sha256()
     for name in names:
         try:

@@ -1,4 +1,4 @@
-"""torchvision's classifiers by name: with their published weights, or with a checkpoint of one's own."""
+"""torchvision's classifiers by name, with published weights or your own checkpoint."""
 
 from __future__ import annotations
 
@@ -44,17 +44,23 @@ def torchvision_model(
     mean: Numbers = None,
     std: Numbers = None,
 ) -> Classifier:
-    """Returns a torchvision classifier.
+    """A torchvision classifier by name, with published weights or your own checkpoint.
 
     Args:
-        weights: "DEFAULT" or the name of other published weights, "IMAGENET1K_V1". They bring mean, std and geometry.
-        checkpoint: a file of one's own instead; see `read_checkpoint`.
-        num_classes: of the checkpoint; None: 1000, torchvision's default.
-        mean, std: instead of the preset's; without a preset the default is 0 and 1.
+        name: The name of the classifier; `raiopt list model` shows all.
+        weights: "DEFAULT" or other published weights, such as "IMAGENET1K_V1"; they set mean, std and geometry.
+        checkpoint: A file with your own weights: safetensors, or a state dict from `torch.save`.
+        num_classes: The number of classes of the checkpoint; None: 1000, torchvision's default.
+        mean: Mean that is subtracted from the pixels in [0, 1]: one number, or one per channel; None: the preset's,
+            or 0.
+        std: Standard deviation that the pixels are divided by: one number, or one per channel; None: the preset's,
+            or 1.
     """
     checks.choice("model.name", name, torchvision_models())
     if weights is not None and checkpoint is not None:
-        raise ValueError(f"model.weights={weights} and model.checkpoint={checkpoint} exclude each other: give one.")
+        raise ValueError(
+            f"model.weights={weights} and model.checkpoint={checkpoint} cannot be combined: give only one."
+        )
     if weights is not None:
         return _with_published(name, weights, num_classes, mean, std)
     if checkpoint is not None:
@@ -66,7 +72,9 @@ def _with_published(name: str, weights: str, num_classes: int | None, mean: Numb
     from raiopt.zoo.vision import models
 
     offered = models.get_model_weights(name)
-    classifiers = [key for key, value in offered.__members__.items() if value.meta["categories"]]  # vgg16: features too
+    classifiers = [
+        key for key, value in offered.__members__.items() if value.meta["categories"]
+    ]  # vgg16 also has weights for features only
     choice = offered[checks.choice("model.weights", weights, classifiers)]
     classes = tuple(choice.meta["categories"])
     if num_classes not in (None, len(classes)):
@@ -98,10 +106,10 @@ def preset_geometry(preset: Any) -> Geometry:
 
 
 def _built_with(name: str, weights: vision.models.WeightsEnum, state: StateDict) -> nn.Module:
-    """Builds the network with torchvision's own builder, which sets options to suit the weights (image size, heads)."""
+    """Builds the network with torchvision's builder, which chooses its options (image size, heads) by the weights."""
     from raiopt.zoo.vision import models
 
-    with _answering(weights, state):
+    with _returning(weights, state):
         try:
             return models.get_model(name, weights=weights)
         except RuntimeError as error:  # what nn.Module.load_state_dict raises
@@ -110,8 +118,8 @@ def _built_with(name: str, weights: vision.models.WeightsEnum, state: StateDict)
 
 
 @contextmanager
-def _answering(weights: vision.models.WeightsEnum, state: StateDict) -> Iterator[None]:
-    """Lets the weights answer with `state`: the builders ask again, and would run code from a pickled cache file."""
+def _returning(weights: vision.models.WeightsEnum, state: StateDict) -> Iterator[None]:
+    """Makes `weights.get_state_dict` return `state`: torchvision's builder would unpickle the cached file unsafely."""
     vars(weights)["get_state_dict"] = lambda *_, **__: state
     try:
         yield

@@ -1,7 +1,7 @@
-"""The one door to torchvision: every use of it in raiopt reads `vision.models`, `vision.datasets`, ... from here.
+"""The only place where torchvision is imported: raiopt uses `vision.models`, `vision.datasets`, ... from here.
 
-A CPU build of torch beside a CUDA build of torchvision (what plain pip may give) fails on `import torchvision`, because
-the compiled operators are not loaded. Classifiers need none of them, so two declared schemas are enough.
+With a CPU build of torch and a CUDA build of torchvision, which pip may install, `import torchvision` fails because the
+compiled operators cannot be loaded. Classifiers need none of them, so declaring two schemas is enough.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import warnings
 import torch
 
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_declared: torch.library.Library | None = None  # a schema lives as long as its Library
+_declared: torch.library.Library | None = None  # a schema exists as long as its Library
 
 
 def _import_torchvision() -> None:
@@ -24,7 +24,7 @@ def _import_torchvision() -> None:
 def _declare_operators() -> None:
     global _declared
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]  # half imported: a second import would find them and fail otherwise
+        del sys.modules[name]  # partly imported modules would make the second import fail
     _declared = torch.library.Library("torchvision", "FRAGMENT")
     for operator in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, operator):

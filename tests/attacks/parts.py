@@ -6,12 +6,14 @@ import polars as pl
 import torch
 from torch import nn
 
-from raiopt.attacks import Attack, Engine, ModelView
-from raiopt.attacks.trial import Samples, rows_of
-from raiopt.builders import attacks
+from raiopt.attacks import Attack, Engine
+from raiopt.attacks.prober import rows_of
+from raiopt.attacks.rows import Samples
+from raiopt.fast import ModelView
 from raiopt.optim import LinfProjectedOptim
 from raiopt.results.samples import samples_frame
 from raiopt.sampling import uniform_like_linf_n_ball_
+from tests import attack_functions as attacks
 
 SHAPE = (3, 4, 4)
 
@@ -92,7 +94,7 @@ def run(x, labels=None, attack=None, model=None, *, fast=None, ids=None, batch_s
 def tried(*args, **options):
     """Returns the trial of an attack on one batch."""
     (outcome,) = run(*args, **options)
-    return outcome.trial
+    return outcome.result
 
 
 def table(*args, **options):

@@ -11,7 +11,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.optim import SGD
 
-from raiopt.builders import attacks
 from raiopt.optim import (
     AdaptiveStepOptim,
     ChainedParamTransformingOptimizer,
@@ -27,6 +26,7 @@ from raiopt.optim import (
     VarianceTunedGradientOptim,
 )
 from raiopt.results.metrics import metrics
+from tests import attack_functions as attacks
 from tests.attacks.parts import Counting, Linear, images, net, question, random_start, table
 
 INF = math.inf
@@ -53,10 +53,9 @@ def distances(x, p):
     return np.abs(flat @ weight - model.offset) / np.linalg.norm(weight, dual)
 
 
-@pytest.mark.parametrize("curve", ["bisect", "all"])
 @pytest.mark.parametrize("p", OPTIMIZERS)
 @given(data=st.data())
-def test_the_smallest_radius_of_a_linear_model_is_the_closed_form(p, curve, data):
+def test_the_smallest_radius_of_a_linear_model_is_the_closed_form(p, data):
     x = images(8, seed=data.draw(st.integers(0, 99)), spread=0.2)
     x = 0.5 + (x - 0.5) * {INF: 1.0, 2: 0.25, 1: 1 / 16}[p]
     expected = distances(x, p)
@@ -64,7 +63,7 @@ def test_the_smallest_radius_of_a_linear_model_is_the_closed_form(p, curve, data
     radii = sorted(data.draw(st.lists(reach, min_size=1, max_size=6, unique=True)))
     gaps = np.abs(expected[:, None] - np.array(radii)[None])
     assume(gaps.min() > 1e-4 * radii[0] and all(b - a > 1e-4 * radii[0] for a, b in pairwise(radii)))
-    found = table(x, attack=question(optimizer=OPTIMIZERS[p], epsilons=radii, curve=curve, steps=3))
+    found = table(x, attack=question(optimizer=OPTIMIZERS[p], epsilons=radii, steps=3))
     for row, distance in zip(found.iter_rows(named=True), expected, strict=True):
         enough = [radius for radius in radii if radius > distance]
         assert row["verified"] == bool(enough)
@@ -83,27 +82,26 @@ def changed(attack, **changes):
 
 def test_bisection_finds_the_same_with_fewer_passes():
     x = images(30)
-    every, bisect = (table(x, attack=changed(LINEAR, curve=curve)) for curve in ("all", "bisect"))
-    same = ["verified", "epsilon", "adversarial_prediction"]
-    assert bisect.select(same).equals(every.select(same))
+    bisect, each = table(x, attack=LINEAR), [table(x, attack=changed(LINEAR, epsilons=[radius])) for radius in RADII]
+    broken = np.array([one["verified"].to_list() for one in each])
+    smallest = [RADII[flags.argmax()] if flags.any() else RADII[-1] for flags in broken.T]
+    assert bisect["verified"].to_list() == broken.any(0).tolist()
+    assert bisect["epsilon"].to_list() == smallest
     assert len(bisect["epsilon"].unique()) > 3
-    assert 1.8 * sum(bisect["forward_passes"]) < sum(every["forward_passes"])
-    assert (bisect["forward_passes"] <= every["forward_passes"]).all()
+    passes = np.sum([one["forward_passes"].to_numpy() for one in each], axis=0)
+    assert 1.8 * bisect["forward_passes"].to_numpy().sum() < passes.sum()
+    assert (bisect["forward_passes"].to_numpy() <= passes).all()
 
 
-@pytest.mark.parametrize("curve", ["bisect", "all"])
-def test_the_radii_at_which_it_broke(curve):
+def test_the_radii_at_which_a_search_succeeded():
     x = images(30)
-    found = table(x, attack=changed(LINEAR, curve=curve))
+    found = table(x, attack=LINEAR)
     distance = distances(x, INF)
     for row, nearest in zip(found.iter_rows(named=True), distance, strict=True):
         assert len(row["broken_at"]) == len(RADII)
         broken = [radius > nearest for radius in RADII]
-        if curve == "all":
-            assert row["broken_at"] == broken
-        else:
-            assert all(expected or not hit for hit, expected in zip(row["broken_at"], broken, strict=True))
-            assert sum(row["broken_at"]) <= 4
+        assert all(expected or not hit for hit, expected in zip(row["broken_at"], broken, strict=True))
+        assert sum(row["broken_at"]) <= 4
         assert row["verified"] == any(row["broken_at"])
     assert 0 < found["verified"].sum() < 30
 
@@ -121,14 +119,13 @@ def test_a_sample_that_holds_everywhere_has_the_record_of_the_largest_radius(eps
     assert found["linf"].to_list() == [epsilons[-1]] * 2
 
 
-@pytest.mark.parametrize("curve", ["bisect", "all"])
-def test_robust_accuracy_falls_with_the_radius(curve):
+def test_robust_accuracy_falls_with_the_radius():
     x, model = images(40, seed=3, spread=0.4), net().float()
     radii = [0.1, 0.2, 0.3, 0.4, 0.6, 0.9]
     make = partial(L2ProjectedOptim, epsilon=1.0, lr=0.1)
     labels = model(x).argmax(1)
     labels[:4] = (labels[:4] + 1) % 5
-    attack = question(optimizer=make, epsilons=radii, curve=curve, steps=10, criterion=attacks.cross_entropy)
+    attack = question(optimizer=make, epsilons=radii, steps=10, criterion=attacks.cross_entropy)
     found = table(x, labels, attack, model)
     robust = metrics(found.lazy(), radii)["robust_accuracies"]
     assert robust == sorted(robust, reverse=True)
@@ -162,7 +159,7 @@ def test_the_radius_of_other_balls(p):
     x, model = images(12, seed=3, spread=0.4), net().float()
     make = {0: partial(L0ProjectedOptim, epsilon=1, lr=2.0), 2: partial(L2ProjectedOptim, epsilon=1.0, lr=0.2)}[p]
     radii = {0: [1, 3, 9, 20], 2: [0.2, 0.4, 0.8]}[p]
-    attack = question(optimizer=make, epsilons=radii, steps=10, curve="all", criterion=attacks.cross_entropy)
+    attack = question(optimizer=make, epsilons=radii, steps=10, criterion=attacks.cross_entropy)
     found = table(x, attack=attack, model=model)
     broken = found.filter("verified")
     assert len(broken["epsilon"].unique()) > 1
@@ -171,15 +168,13 @@ def test_the_radius_of_other_balls(p):
 
 @pytest.mark.parametrize("inner", [SGD, type("Own", (SGD,), {})])
 @pytest.mark.parametrize("restarts", [1, 2])
-@pytest.mark.parametrize("curve", ["bisect", "all"])
 @pytest.mark.parametrize("passes", [6, 7, 10, 17, 40])
-def test_passes_are_limited_over_all_radii(monkeypatch, passes, curve, restarts, inner):
+def test_passes_are_limited_over_all_radii(monkeypatch, passes, restarts, inner):
     x = images(24)
     model = Counting(Linear())
     make = partial(LinfProjectedOptim, InnerOpt=inner, epsilon=1.0, lr=1 / 512)
     attack = question(
         epsilons=RADII,
-        curve=curve,
         steps=6,
         max_passes=passes,
         restarts=restarts,
@@ -201,7 +196,7 @@ def chained(*members):
 
 
 @pytest.mark.parametrize(
-    ("make", "a_step"),
+    ("make", "passes_per_step"),
     [
         (partial(SquareOptim, p=INF, epsilon=1 / 512, steps=30), 1),
         (partial(LinfProjectedOptim, epsilon=1 / 512, lr=1 / 512), 2),
@@ -211,15 +206,16 @@ def chained(*members):
     ],
 )
 @pytest.mark.parametrize("passes", [11, 25])
-def test_a_limit_counts_all_that_a_step_takes(make, a_step, passes):
+def test_a_limit_counts_all_that_a_step_takes(make, passes_per_step, passes):
     model = Counting(Linear())
     attack = question(optimizer=make, steps=30, max_passes=passes, stop="never")
     found = table(images(6), attack=attack, fast=model)
     spent = found["forward_passes"] + found["backward_passes"]
     assert (found["forward_passes"].sum(), found["backward_passes"].sum()) == model.total
-    assert max(spent) <= passes < min(spent) + 2 * a_step
-    with pytest.raises(ValueError, match=f"must be at least {max(3, 1 + a_step)}: a step takes {max(2, a_step)} "):
-        table(images(6), attack=changed(attack, max_passes=a_step))
+    assert max(spent) <= passes < min(spent) + 2 * passes_per_step
+    least, each = max(3, 1 + passes_per_step), max(2, passes_per_step)
+    with pytest.raises(ValueError, match=f"must be at least {least}: a step takes {each} "):
+        table(images(6), attack=changed(attack, max_passes=passes_per_step))
 
 
 @pytest.mark.parametrize("make", [partial(AdaptiveStepOptim, p=INF), SQUARE, partial(FMNOptim, p=2), DDNOptim])
@@ -227,8 +223,9 @@ def test_an_optimizer_plans_for_the_steps_that_the_limit_leaves(make):
     x, labels = images(6), Linear()(images(6)).argmax(1)
     asked = {"stop": "never", "target": "malt", "criterion": attacks.margin}
     settings = {} if make is DDNOptim else {"epsilon": 1 / 64}
-    a_step = 1 if make is SQUARE else 2
-    limited = question(optimizer=partial(make, steps=30, **settings), steps=30, max_passes=4 + 9 * a_step, **asked)
+    passes_per_step = 1 if make is SQUARE else 2
+    passes = 4 + 9 * passes_per_step
+    limited = question(optimizer=partial(make, steps=30, **settings), steps=30, max_passes=passes, **asked)
     alike = question(optimizer=partial(make, steps=9, **settings), steps=9, **asked)
     limited, alike = (table(x, labels, attack).drop("stopped") for attack in (limited, alike))
     assert limited.equals(alike)
@@ -236,6 +233,6 @@ def test_an_optimizer_plans_for_the_steps_that_the_limit_leaves(make):
 
 def test_the_evaluation_alone_is_limited_too():
     x = images(6)
-    found = table(x, attack=changed(LINEAR, steps=0, max_passes=2, curve="all"))
+    found = table(x, attack=changed(LINEAR, steps=0, max_passes=2))
     assert found["forward_passes"].to_list() == [2] * 6
     assert found["backward_passes"].to_list() == [0] * 6

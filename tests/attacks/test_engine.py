@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from torch.optim import SGD, Adam
 from torch.testing import assert_close
 
-from raiopt.attacks import Engine, ModelView
-from raiopt.builders import attacks
+from raiopt.attacks import Engine
+from raiopt.fast import ModelView
 from raiopt.optim import L2ProjectedOptim, LinfProjectedOptim, SignedGradientOptim
 from raiopt.results.samples import samples_frame
 from raiopt.zoo import load_data, load_model
+from tests import attack_functions as attacks
 from tests.attacks.parts import SHAPE, Classes, Counting, Linear, images, net, question, random_start, run, table, tried
 
 WEAK = partial(LinfProjectedOptim, epsilon=1 / 64, lr=1 / 256)
@@ -27,7 +28,7 @@ def shown(x, labels, attack, model=None, **options):
     outcomes = run(x, labels, attack, model, **options)
     records = pl.concat([samples_frame(outcome) for outcome in outcomes])
     kept = torch.cat([outcome.images.clone() for outcome in outcomes])
-    deltas = [outcome.trial.delta for outcome in outcomes if outcome.trial is not None]
+    deltas = [outcome.result.delta for outcome in outcomes if outcome.result is not None]
     if deltas:
         kept[torch.cat([outcome.attacked for outcome in outcomes])] += torch.cat(deltas)
     return records.sort("id"), kept[np.argsort(records["id"])]
@@ -128,11 +129,11 @@ def test_only_samples_that_are_predicted_right_are_attacked():
     labels = labels_of(x, wrong=4)
     (outcome,) = run(x, labels)
     assert outcome.attacked.tolist() == [False, True, True, True, False, True]
-    assert len(outcome.trial.delta) == 4
+    assert len(outcome.result.delta) == 4
     records = table(x, labels)
     assert records["stopped"].to_list()[::4] == ["misclassified"] * 2
     assert records["verified"].to_list()[::4] == [None] * 2
-    assert run(x[:1], labels[:1])[0].trial is None
+    assert run(x[:1], labels[:1])[0].result is None
     every = table(x, labels, question(attack_misclassified=True, stop="never"))
     assert every["verified"].to_list()[::4] == [True] * 2
     assert every["first_fooled_step"].to_list()[::4] == [0] * 2
@@ -170,10 +171,10 @@ def test_targets(rule):
     goals = {"next": (labels + 1) % 5, "least_likely": logits.argmin(1), 3: torch.full_like(labels, 3)}[rule]
     assert torch.equal(outcome.attacked, labels != goals)
     assert_close(outcome.clean_loss, torch.nn.functional.cross_entropy(logits, goals, reduction="none"))
-    found, goals = outcome.trial.search, goals[outcome.attacked]
+    found, goals = outcome.result.search, goals[outcome.attacked]
     assert found.goal.equal(goals)
     assert found.fooled.any()
-    assert outcome.trial.verdict.prediction[found.fooled].equal(goals[found.fooled])
+    assert outcome.result.verdict.prediction[found.fooled].equal(goals[found.fooled])
     assert (found.loss <= -found.gains[:, 0]).all()
     stopped = table(x, labels, attack, Classes())["stopped"].to_list()
     assert [reason == "is_target" for reason in stopped] == (~outcome.attacked).tolist()
@@ -258,7 +259,7 @@ def test_out_of_memory_the_batch_is_halved(caplog, restarts, room, size, left):
     with caplog.at_level(logging.WARNING, "raiopt"):
         found = table(x, labels, attack, model, batch_size=size)
     assert found.equals(expected)
-    assert f"Out of memory with {24 // restarts} samples in a batch: going on with {12 // restarts}." in caplog.text
+    assert f"Out of memory with {24 // restarts} samples in a batch: continuing with {12 // restarts}." in caplog.text
     assert max(model.sizes) == left
 
 
@@ -278,8 +279,8 @@ def test_the_batch_size_counts_rows():
     assert [len(part.ids) for part in run(images(8), attack=attack, batch_size=10)] == [3, 3, 2]
 
 
-def test_restarts_that_begin_alike_are_told():
-    with pytest.raises(ValueError, match=r"solver.restarts=3 has no effect: .* Give a random start"):
+def test_restarts_from_the_same_point_are_an_error():
+    with pytest.raises(ValueError, match=r"restarts=3 has no effect: .* Use a random init"):
         run(images(), attack=question(restarts=3))
     assert run(images(), attack=question(restarts=2, perturbation=partial(attacks.patch, size=2, shared=False)))
 

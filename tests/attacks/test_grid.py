@@ -61,7 +61,7 @@ def test_results_lie_on_the_grid_in_box_and_ball_and_stay(p, data):
     assert grid.min() >= -1e-4
     assert grid.max() <= 255 + 1e-4
     assert (numpy_norms(found, p) <= radii.double().numpy() * (1 + TOLERANCE)).all()
-    assert ball.holds(found).all()
+    assert ball.contains(found).all()
     assert ((found - delta).abs() * 255 < 1 + 1e-3).all()
     assert_close(to_8bit(images, found, ball), found, rtol=0, atol=1e-7)
     assert (found * delta >= 0).all()
@@ -90,7 +90,7 @@ def test_images_beside_the_grid_land_on_it_and_in_a_ball_with_room(clean, radius
         found = to_8bit(images, delta, ball)
         grid = (images.double() + found) * 255
         assert_close(grid, grid.round(), rtol=0, atol=1e-4)
-        assert ball.holds(found).all()
+        assert ball.contains(found).all()
 
 
 def test_a_pixel_without_a_multiple_on_its_way_goes_to_that_nearest_to_the_clean_one():

@@ -132,6 +132,6 @@ def test_goals_stay_the_very_labels():
     x = torch.arange(4)
     same = Rows(x, x, x, x, x, x, x, x, None)
     assert (taken := same.take(torch.tensor([1, 3]))).goals is taken.labels
-    other = Rows(x, x, x, x, x.clone(), x, x, x, None)
+    other = Rows(x, x, x, x.clone(), x, x, x, x, None)
     assert (taken := other.take(torch.tensor([1, 3]))).goals is not taken.labels
     assert len(taken) == 2

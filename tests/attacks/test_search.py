@@ -14,9 +14,8 @@ from torch import nn
 from torch.optim import SGD, Adam, RMSprop
 from torch.testing import assert_close
 
-from raiopt.attacks.search import best_rows, of_samples, search
-from raiopt.attacks.watch import STOPPED, Search
-from raiopt.builders import attacks
+from raiopt.attacks.search_result import STOPPED, SearchResult, best_rows, of_samples
+from raiopt.attacks.search_state import search_rows as search
 from raiopt.optim import (
     AdaptiveStepOptim,
     ChainedParamTransformingOptimizer,
@@ -32,6 +31,7 @@ from raiopt.optim import (
     SteepestProjectedOptim,
 )
 from raiopt.perturbations import AdditivePerturbation
+from tests import attack_functions as attacks
 from tests.attacks.parts import Classes, Counting, Linear, images, net, question, random_start, rows
 from tests.attacks.test_start import KINDS, brighter_each
 
@@ -83,7 +83,7 @@ CASES = {
 
 
 def searched(monkeypatch, attack, spare, batch):
-    monkeypatch.setattr("raiopt.attacks.search.SPARE", spare)
+    monkeypatch.setattr("raiopt.attacks.search_state.MIN_LEAVING_SHARE", spare)
     model = Counting(net())
     return (*search(model, attack, batch, lambda: None), model)
 
@@ -107,14 +107,14 @@ def test_rows_that_leave_change_nothing(monkeypatch, case):
     assert len(set(expected.steps.tolist())) > 1
     assert len(set(some.sizes)) > 2
     assert set(every.sizes) == {len(batch)}
-    for name in (field.name for field in fields(Search)):
+    for name in (field.name for field in fields(SearchResult)):
         if "passes" not in name:
             assert_close(getattr(found, name), getattr(expected, name), equal_nan=True)
     assert_close(parameter, whole_parameter)
     index = torch.arange(len(batch))
     claims = start.claim(parameter, index), whole.claim(whole_parameter, index)
     assert_close(*(claim.perturbed(batch.images) for claim in claims))
-    assert claims[0].holds().all()
+    assert claims[0].is_valid().all()
     passes = found.forward_passes.sum().item(), found.backward_passes.sum().item()
     assert passes == some.total
     assert (expected.forward_passes.sum().item(), expected.backward_passes.sum().item()) == every.total
@@ -232,7 +232,7 @@ def found_rows(draw):
     columns |= {name: numbers(-4, 4).float() for name in ("loss", "score", "spread")}
     columns["score"][numbers(0, 9) == 0] = float("-inf")
     columns |= {"stopped": numbers(0, 3), "gains": numbers(-4, 4, steps).float(), "fooled_at": numbers(0, 1, steps) > 0}
-    return samples, Search(**columns)
+    return samples, SearchResult(**columns)
 
 
 @given(found_rows())
@@ -277,7 +277,7 @@ def test_the_criterion_sees_goals_labels_and_clean_logits_of_the_rows_that_are_l
 
     def noted(logits, goals, *, labels, clean):
         seen.append((goals, labels, clean))
-        return attacks.cross_entropy(logits, goals, labels=labels, clean=clean)
+        return attacks.cross_entropy(logits, goals)
 
     attack = question(
         criterion=noted,
@@ -298,15 +298,15 @@ def test_the_criterion_sees_goals_labels_and_clean_logits_of_the_rows_that_are_l
 
 
 def test_the_graph_of_a_step_is_gone_before_rows_leave(monkeypatch):
-    monkeypatch.setattr("raiopt.attacks.search.SPARE", ALWAYS)
+    monkeypatch.setattr("raiopt.attacks.search_state.MIN_LEAVING_SHARE", ALWAYS)
     attack = question(optimizer=partial(L2FrankWolfe, epsilon=0.7), steps=6)
     found, parameter, start = search(net(), attack, batch_of(attack), lambda: None)
     assert start.parameter.grad is None
-    assert not any(getattr(found, field.name).requires_grad for field in fields(Search))
+    assert not any(getattr(found, field.name).requires_grad for field in fields(SearchResult))
     assert not parameter.requires_grad
 
 
-def test_every_iterate_is_told(monkeypatch):
+def test_every_iterate_is_reported(monkeypatch):
     calls = []
     attack = question(stop="never")
     model = nn.Sequential(Linear())

@@ -8,12 +8,12 @@ from torch import nn
 from torch.optim import SGD
 from torch.testing import assert_close
 
-from raiopt.attacks import tried as try_parts
-from raiopt.attacks.search import search
+from raiopt.attacks import try_parts
+from raiopt.attacks.search_state import search_rows as search
 from raiopt.attacks.start import prepare
-from raiopt.builders import attacks
 from raiopt.optim import L2NormedGradientOptim, L2ProjectedOptim, LinfProjectedOptim
 from raiopt.sampling import keyed_generator, uniform_like_linf_n_ball_
+from tests import attack_functions as attacks
 from tests.attacks.parts import SHAPE, Linear, images, question, random_start, rows, run, tried
 
 
@@ -76,7 +76,7 @@ def test_the_claim_of_every_kind_of_perturbation_holds(kind, init):
     found, parameter, began = search(model, attack, rows(x, labels, attack, model), lambda: None)
     claim = began.claim(parameter, torch.arange(6))
     perturbed = claim.perturbed(x)
-    assert claim.holds().all()
+    assert claim.is_valid().all()
     assert ((perturbed >= 0) & (perturbed <= 1)).all()
     assert_close(found.loss, nn.functional.cross_entropy(model(perturbed), labels, reduction="none"))
     assert found.prediction.equal(model(perturbed).argmax(1))
@@ -153,12 +153,15 @@ def test_a_start_is_sized_by_the_radius_of_its_row_and_held_in_its_ball():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda x, _: nn.Linear(2, 2), "perturbation: Linear must have exactly one parameter, but has 2"),
-        (lambda x, _: brighter_each(x[:1], _), "must then have 2 rows, one a sample, but has the shape"),
+        (lambda x: nn.Linear(2, 2), "perturbation: Linear must have exactly one parameter, but has 2"),
+        (
+            lambda x, generators: brighter_each(x[:1], generators),
+            "must then have 2 rows, one a sample, but has the shape",
+        ),
         (partial(attacks.masked, region=[0, 0, 5, 1]), "perturbation: region=.* must lie within the images, .* 4 by 4"),
     ],
 )
-def test_a_perturbation_that_does_not_fit_is_told(make, message):
+def test_a_perturbation_that_does_not_fit_is_an_error(make, message):
     with pytest.raises(ValueError, match=message):
         run(images(), attack=question(perturbation=make))
 
@@ -199,7 +202,7 @@ class Own(nn.Module):
         ("integers", TypeError, "perturbation: its parameter must be of a floating type, not torch.int64"),
     ],
 )
-def test_what_an_own_perturbation_does_wrong_is_told(wrong, error, message):
+def test_what_an_own_perturbation_does_wrong_is_an_error(wrong, error, message):
     with pytest.raises(error, match=message):
         try_parts(question(perturbation=lambda images, generators: Own(images, wrong)), SHAPE, 2)
 
@@ -215,9 +218,9 @@ COUPLED = [
 @pytest.mark.parametrize(
     ("setting", "name"),
     [
-        ({"restarts": 2}, "solver.restarts=2"),
+        ({"restarts": 2}, "restarts=2"),
         ({"targeted": True, "target": [0, 1]}, "several targets,"),
-        ({"epsilons": [0.1, 0.2]}, "solver.epsilons"),
+        ({"epsilons": [0.1, 0.2]}, "epsilons"),
     ],
 )
 def test_samples_that_act_together_have_one_start_goal_and_radius(parts, setting, name):
@@ -232,17 +235,17 @@ def test_samples_that_act_together_have_one_start_goal_and_radius(parts, setting
         ({"restarts": 2, "perturbation": brighter_each}, r"needs a perturbation with a method select\(index\)"),
         ({"epsilons": [0.1], "optimizer": partial(L2NormedGradientOptim, lr=1)}, "needs an optimizer with a ball"),
         ({"epsilons": [0.1], "optimizer": partial(SGD, lr=1)}, "needs an optimizer with a ball"),
-        ({"quantize": True, "perturbation": attacks.affine}, "solver.quantize=true needs perturbation=additive"),
-        ({"quantize": True, "perturbation": attacks.universal}, "solver.quantize=true needs perturbation=additive"),
+        ({"quantize": True, "perturbation": attacks.affine}, "quantize=True needs an additive perturbation"),
+        ({"quantize": True, "perturbation": attacks.universal}, "quantize=True needs an additive perturbation"),
         ({"optimizer": partial(LinfProjectedOptim, epsilon=-1, lr=1)}, "optim: epsilon=-1"),
         ({"init": lambda rows, generator: rows.new_zeros(2).fill_("x")}, "init: "),
         ({"criterion": lambda z, t, **_: z.mean()}, r"criterion: it must return one loss a sample.*shape \(\)"),
         ({"criterion": lambda z, t, **_: 3.0}, r"criterion: it must return one loss a sample.*got 3.0"),
         ({"criterion": attacks.targeted_dlr}, "criterion: targeted_dlr needs a target"),
-        ({"criterion": attacks.kl, "targeted": True, "target": 1}, "criterion: kl has no target"),
+        ({"criterion": attacks.kl, "targeted": True, "target": 1}, "criterion: kl_divergence has no target"),
     ],
 )
-def test_parts_that_do_not_go_together_are_told_before_the_search(change, message):
+def test_parts_that_do_not_go_together_are_an_error_before_the_search(change, message):
     with pytest.raises((TypeError, ValueError), match=message):
         try_parts(question(**change), SHAPE, 2)
 

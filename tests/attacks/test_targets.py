@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from raiopt.attacks.targets import nearest, ordered
-from raiopt.builders import attacks
+from tests import attack_functions as attacks
 from tests.attacks.parts import Classes, Counting, images, net, question, random_start, table, tried
 from tests.reference import array
 from tests.strategies import tensors
@@ -32,7 +32,7 @@ def test_orders_of_classes(logits, count):
 
 @pytest.mark.parametrize("rule", ["next", "likely", "malt", "least_likely"])
 def test_there_must_be_so_many_other_classes(rule):
-    with pytest.raises(ValueError, match=r"solver.num_targets=5 must be below the number of classes, which is 5"):
+    with pytest.raises(ValueError, match=r"num_targets=5 must be below the number of classes, which is 5"):
         ordered(rule, 5, torch.zeros(4, 5), LABELS)
 
 
@@ -75,7 +75,7 @@ def test_the_limit_of_passes_holds_what_malt_takes(passes):
     x, model = images(5, seed=2).double(), Counting(net())
     labels = model.model(x).argmax(1)
     asked = {"steps": 9, "target": "malt", "num_targets": 2, "stop": "never"}
-    with pytest.raises(ValueError, match=r"solver.max_passes=12 must be at least 13: .* after 5 that find the"):
+    with pytest.raises(ValueError, match=r"max_passes=12 must be at least 13: .* after 5 that find the"):
         table(x, labels, question(**asked, max_passes=12), model)
     records = table(x, labels, question(**asked, max_passes=passes), model)
     assert (records["steps"] >= 1).all()

@@ -16,6 +16,7 @@ from raiopt.optim import (
     L2ProjectedOptim,
     LinfProjectedOptim,
     ParamTransformingOptimizer,
+    Traits,
 )
 from tests.strategies import shapes, tensors
 
@@ -86,8 +87,8 @@ def test_the_model_sees_batches_of_another_size():
 @pytest.mark.parametrize(("param_ndim", "norm"), [(-1, 0.2), (None, 0.2 * 3**0.5), (1, 0.2 / 2**0.5), (0, 0.1)])
 def test_the_radius_holds_for_each_row_of_param_ndim(param_ndim, norm):
     delta = torch.full_like(X, 0.1)
-    assert Ball(2, norm * 1.001, param_ndim).holds(delta).all()
-    assert not Ball(2, norm * 0.999, param_ndim).holds(delta).any()
+    assert Ball(2, norm * 1.001, param_ndim).contains(delta).all()
+    assert not Ball(2, norm * 0.999, param_ndim).contains(delta).any()
 
 
 def test_a_shared_perturbation_is_judged_once_and_clamped():
@@ -134,8 +135,8 @@ def test_no_gradient_is_recorded():
 @pytest.mark.parametrize(("p", "norm"), [(0, 3), (1, 0.6), (2, 0.14**0.5), (INF, 0.3)])
 def test_the_norm_of_every_order(p, norm):
     delta = torch.tensor([0.0, -0.1, 0.2, 0.3]).view(1, 1, 2, 2)
-    assert Ball(p, norm * 1.00001).holds(delta).all()
-    assert not Ball(p, norm * 0.999).holds(delta).any()
+    assert Ball(p, norm * 1.00001).contains(delta).all()
+    assert not Ball(p, norm * 0.999).contains(delta).any()
 
 
 @given(
@@ -149,26 +150,25 @@ def test_the_ball_holds_what_numpy_finds_in_it(delta, p, param_ndim, epsilon):
     norms = [np.linalg.norm(x[index].ravel(), p) for index in np.ndindex(x.shape[:leading])]
     inside = np.reshape(norms, x.shape[:leading]) <= epsilon * (1 + 1e-6)
     expected = [bool(np.all(inside[row] if leading else inside)) for row in range(len(x))]
-    assert Ball(p, epsilon, param_ndim).holds(delta).tolist() == expected
+    assert Ball(p, epsilon, param_ndim).contains(delta).tolist() == expected
 
 
 def test_pixels_count_once_whatever_the_channels():
     delta = torch.zeros(2, 3, 2, 2)
     delta[0, :, 0, 0] = 0.1
     delta[1, 0, 0, 0] = delta[1, 2, 1, 1] = -0.1
-    assert Ball(0, 1, pixels=True).holds(delta).tolist() == [True, False]
-    assert Ball(0, 2).holds(delta).tolist() == [False, True]
-    assert Ball(0, 3, None, pixels=True).holds(delta).tolist() == [True, True]  # three pixels in the whole batch
-    assert Ball(0, 2, None, pixels=True).holds(delta).tolist() == [False, False]
+    assert Ball(0, 1, pixels=True).contains(delta).tolist() == [True, False]
+    assert Ball(0, 2).contains(delta).tolist() == [False, True]
+    assert Ball(0, 3, None, pixels=True).contains(delta).tolist() == [True, True]  # three pixels in the whole batch
+    assert Ball(0, 2, None, pixels=True).contains(delta).tolist() == [False, False]
 
 
 class Counting(ParamTransformingOptimizer):
-    ball = 0
-    pixels = True
+    traits = Traits(ball=0, pixels=True)
 
 
 class CountingEntries(Counting):
-    pixels = False
+    traits = Traits(ball=0)
 
 
 @pytest.mark.parametrize(
@@ -212,10 +212,10 @@ def test_the_radii_of_an_optimizer_are_those_of_its_rows(shape):
     expected = epsilon.expand(x.shape).flatten(1).amax(1)
     inside = torch.zeros(3, 2, 4, 4)
     inside[:, 0, 0, 0] = expected
-    assert ball.holds(inside).all()
-    assert not ball.holds(1.001 * inside).any()
-    assert ball.take(index).holds(inside[index]).all()
-    assert not ball.take(index).holds(1.001 * inside[index]).any()
+    assert ball.contains(inside).all()
+    assert not ball.contains(1.001 * inside).any()
+    assert ball.take(index).contains(inside[index]).all()
+    assert not ball.take(index).contains(1.001 * inside[index]).any()
 
 
 def test_a_parameter_out_of_its_bounds_costs_its_sample():

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from raiopt.results.folder import SCHEMA
+from raiopt.results.record import SCHEMA
 from tests.reports.whole_runs import whole_run
 from tests.results.sweeps import list_jobs, make
 
@@ -24,7 +24,12 @@ def hostile_sweep(root: Path) -> None:
         )
         overrides[name] = given
         named = {"overrides": given, "model": {"name": ALERT, "classes": 4}, "data": {"name": IMAGE, "samples": 40}}
-        told = {"attack": LINK, "versions": {ALERT: IMAGE}, "command": ["raiopt", ALERT, IMAGE], "job_number": number}
+        told = {
+            "attack": {"optimizers": [LINK]},
+            "versions": {ALERT: IMAGE},
+            "command": ["raiopt", ALERT, IMAGE],
+            "job_number": number,
+        }
         whole_run(root, name, strength=0.1 * number + 0.2, classes=NAMES, epsilon=0.1 * (number + 1), **named, **told)
     (root / "job3" / "samples.parquet").write_bytes(b"PAR1 damaged PAR1")
     (root / "job2" / "exhibits.safetensors").unlink()

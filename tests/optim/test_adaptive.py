@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raiopt.attacks.rows import select_rows
 from raiopt.optim import AdaptiveStepOptim, SteepestProjectedOptim
-from raiopt.optim.adaptive import FEWER, RISES, SHORTER, SHORTEST, checkpoints
+from raiopt.optim.adaptive import L1_DIVISOR, L1_SMALLEST_ETA, L1_SPARSER, RHO, checkpoints
 from tests import reference
 from tests.reference import Array, array
 
@@ -98,12 +98,12 @@ class Reference:
         passed, self.last_check = turn - self.last_check, turn
         if self.p == 1:
             count = np.count_nonzero(self.best)
-            back = count < FEWER * self.entries
-            shorter = max(self.length / SHORTER, SHORTEST * self.epsilon)
+            back = count < L1_SPARSER * self.entries
+            shorter = max(self.length / L1_DIVISOR, L1_SMALLEST_ETA * self.epsilon)
             self.length = self.epsilon if back else shorter
-            self.entries, self.moved = count, count / SHORTER
+            self.entries, self.moved = count, count / L1_DIVISOR
         else:
-            back = rises < RISES * passed or (not self.reduced and self.lowest >= self.lowest_then)
+            back = rises < RHO * passed or (not self.reduced and self.lowest >= self.lowest_then)
             self.lowest_then, self.reduced = self.lowest, back
             self.length = self.length / 2 if back else self.length
         if not back:

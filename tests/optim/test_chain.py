@@ -21,6 +21,7 @@ from raiopt.optim import (
     MomentumGradientOptim,
     ProjectedParameterOptimizer,
     SignedGradientOptim,
+    Traits,
 )
 from tests.strategies import tensors
 
@@ -100,7 +101,7 @@ def test_members_check_the_groups() -> None:
 
 def test_the_ball_is_that_of_the_last_member_with_one() -> None:
     def ball(*members: Any) -> float | None:
-        return ChainedParamTransformingOptimizer(*members, params=[leaf(1.0)]).ball
+        return ChainedParamTransformingOptimizer(*members, params=[leaf(1.0)]).traits.ball
 
     linf = partial(LinfProjectedOptim, epsilon=0.5)
     assert ball(IN_L2, linf, SignedGradientOptim) == math.inf
@@ -111,11 +112,11 @@ def test_the_ball_is_that_of_the_last_member_with_one() -> None:
 
 def test_a_chain_looks_for_what_a_member_looks_for() -> None:
     class Sized(L1NormedGradientOptim):
-        own_steps = True
+        traits = Traits(sets_own_steps=True)
 
     def told(*members: Any) -> tuple[bool, bool, bool]:
         chain = ChainedParamTransformingOptimizer(*members, params=[leaf(1.0)], lr=0.1)
-        return chain.smallest, chain.own_steps, chain.needs_boundary
+        return chain.traits.smallest_norm, chain.traits.sets_own_steps, chain.traits.needs_boundary_loss
 
     assert told(L1NormedGradientOptim, IN_L2) == (False, False, False)
     assert told(MomentumGradientOptim, Sized) == (False, True, False)
@@ -165,7 +166,7 @@ def test_a_partial_takes_the_parameters_by_position() -> None:  # as the solver 
 def test_the_ball_is_that_of_the_last_member_that_moves_the_parameter() -> None:
     clamp = partial(ClampedParameterOptimizer, clamp_min=2.0)
     for members, ball in (((IN_L2, clamp), None), ((clamp, IN_L2), 2), ((IN_L2, SignedGradientOptim), 2)):
-        assert ChainedParamTransformingOptimizer(*members, params=[leaf(1.0)], lr=1.0).ball == ball
+        assert ChainedParamTransformingOptimizer(*members, params=[leaf(1.0)], lr=1.0).traits.ball == ball
 
 
 def test_members_of_one_class_have_memories_of_their_own() -> None:
@@ -177,4 +178,4 @@ def test_members_of_one_class_have_memories_of_their_own() -> None:
         twice.step()
         sums.append(x.grad.item())
     assert sums == [1, 3, 6]  # the sums of 1, 2, 3
-    assert set(twice.state) == {"momentum.0", "momentum.0.1"}
+    assert set(twice.state) == {"MomentumGradientOptim.0", "MomentumGradientOptim.0.1"}

@@ -204,5 +204,5 @@ def test_each_sample_may_have_its_own_radius(row: Row, param_ndim: int) -> None:
 @each
 def test_the_ball_is_known_to_others(row: Row) -> None:
     optimizer = row.build([torch.zeros(1, 2, requires_grad=True)], lr=1.0)
-    assert optimizer.ball == row.ball
+    assert optimizer.traits.ball == row.ball
     assert ("epsilon" in optimizer.param_groups[0]) == (row.ball is not None)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam
 
 from raiopt.attacks.rows import select_rows
+from raiopt.attacks.search import published
 from raiopt.optim import (
     ChainedParamTransformingOptimizer,
     L1NormedGradientOptim,
@@ -26,7 +27,6 @@ from raiopt.optim import (
     SignedGradientOptim,
     VarianceTunedGradientOptim,
 )
-from raiopt.perturbations.solver import published
 from raiopt.sampling import keyed_generator
 from tests.reference import Array, array
 from tests.strategies import tensors
@@ -112,11 +112,11 @@ def test_momentum_is_kept_beside_the_inner_state_in_the_shape_of_the_parameter(p
             param.grad = torch.ones_like(param)
         optimizer.step()
     state = optimizer.inner_opt.state_dict()["state"]
-    assert {key: tuple(value.shape) for key, value in state.items() if isinstance(key, str)} == {
-        "momentum.0": (2, 3, 4),
-        "momentum.1": (5, 2),
+    assert {key: tuple(value["momentum"].shape) for key, value in state.items() if isinstance(key, str)} == {
+        "MomentumGradientOptim.0": (2, 3, 4),
+        "MomentumGradientOptim.1": (5, 2),
     }
-    assert (state["momentum.1"] == 2).all()
+    assert (state["MomentumGradientOptim.1"]["momentum"] == 2).all()
     assert "index" not in optimizer.param_groups[0]
 
 
@@ -154,14 +154,14 @@ def test_momentum_of_another_type_or_device_is_taken_over() -> None:
     before.step()
     after.load_state_dict(before.state_dict())
     after.step()
-    assert after.state["momentum.0"].dtype == torch.float32
+    assert after.state["MomentumGradientOptim.0"]["momentum"].dtype == torch.float32
     assert (y.grad == 2).all()
     meta = torch.zeros(2, 3, device="meta", requires_grad=True)
     moved = MomentumGradientOptim([meta], lr=1.0)
     moved.load_state_dict(before.state_dict())
     meta.grad = torch.zeros_like(meta)
     moved.step()
-    assert moved.state["momentum.0"].device.type == "meta"
+    assert moved.state["MomentumGradientOptim.0"]["momentum"].device.type == "meta"
 
 
 @given(st.integers(0, 2**32), st.sampled_from([0.5, 1.0]))
@@ -221,7 +221,8 @@ def test_every_view_of_a_parameter_asks_at_the_same_points(param_ndim: int | Non
     for near in asked[8:]:
         assert 0 < (near - moved).abs().max() <= 0.15 + 1e-6
     assert len(asked) == 6 + 7
-    assert {key for key in made.state if isinstance(key, str)} == {"lookahead.0", "lookahead.turn.0", "variance.0"}
+    own = {key: set(value) for key, value in made.state.items() if isinstance(key, str)}
+    assert own == {"LookaheadGradientOptim.0": {"k", "last"}, "VarianceTunedGradientOptim.0.1": {"variance"}}
 
 
 @pytest.mark.parametrize("members", [(LookaheadGradientOptim, *MI), (TUNED, *MI), (LookaheadGradientOptim, TUNED, *MI)])

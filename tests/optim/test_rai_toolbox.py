@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 from torch.optim import Adam, Optimizer
 
-from raiopt import optim, perturbations
+from raiopt import attacks, optim, perturbations
 from tests.optim.rai import installed, quiet
 
 rai_optim, rai_perturbations = installed()
@@ -175,7 +175,7 @@ def test_gradient_ascent_agrees(
     problem: dict[str, Any], name: str, own: dict[str, Any], lr: float, use_best: bool, targeted: bool
 ) -> None:
     settings = {"steps": 7, "lr": lr, "use_best": use_best, "targeted": targeted, **own, **problem}
-    ours = perturbations.gradient_ascent(optimizer=getattr(optim, name), **settings)
+    ours = attacks.gradient_ascent(optimizer=getattr(optim, name), **settings)
     with quiet():
         theirs = rai_perturbations.gradient_ascent(optimizer=getattr(rai_optim, name), **settings)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -183,17 +183,17 @@ def test_gradient_ascent_agrees(
 
 @pytest.mark.parametrize("targeted", [False, True])
 def test_random_restarts_agree(problem: dict[str, Any], targeted: bool) -> None:
-    def search(module: Any, optimizers: Any) -> tuple[Tensor, Tensor]:
+    def search(module: Any, solvers: Any, optimizers: Any) -> tuple[Tensor, Tensor]:
         start = {"init_fn": module.uniform_like_linf_n_ball_, "epsilon": 0.3, "generator": Generator().manual_seed(0)}
-        return module.random_restart(module.gradient_ascent, repeats=4)(
+        return solvers.random_restart(solvers.gradient_ascent, repeats=4)(
             perturbation_model=partial(module.AdditivePerturbation, **start),
             optimizer=optimizers.LinfProjectedOptim,
             **{"epsilon": 0.3, "lr": 0.1, "steps": 2, "targeted": targeted, **problem},
         )
 
-    ours = search(perturbations, optim)
+    ours = search(perturbations, attacks, optim)
     with quiet():
-        theirs = search(rai_perturbations, rai_optim)
+        theirs = search(rai_perturbations, rai_perturbations, rai_optim)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 

@@ -13,7 +13,7 @@ from hydra_zen.errors import HydraZenUnsupportedPrimitiveError
 from torch import Tensor
 from torch.optim import SGD
 
-from raiopt import optim, perturbations
+from raiopt import attacks, optim
 from tests.optim.rai import installed, quiet
 
 rai_optim, rai_perturbations = installed()
@@ -168,7 +168,7 @@ def test_the_best_iterates_hold_the_graphs_of_all_steps() -> None:
             )
         return alive
 
-    assert max(nodes(perturbations, optim.SignedGradientOptim)) <= 1
+    assert max(nodes(attacks, optim.SignedGradientOptim)) <= 1
     assert max(nodes(rai_perturbations, rai_optim.SignedGradientOptim)) >= 7
 
 

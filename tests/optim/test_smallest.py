@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR
 
 from raiopt import attack
-from raiopt.attacks.inference import Inference
 from raiopt.attacks.rows import select_rows
+from raiopt.attacks.search import published
+from raiopt.fast.view import Inference
 from raiopt.optim import ALMAOptim, CWOptim, DDNOptim, FMNOptim
 from raiopt.perturbations import cross_entropy, margin
-from raiopt.perturbations.solver import published
 from tests.reference import Array, array, norms
 
 SHAPE, CLASSES, N = (3, 8, 8), 5, 12
@@ -155,7 +155,7 @@ def test_every_point_lies_in_the_box(name: str, seed: int) -> None:
 def test_what_is_found_outside_of_the_ball_does_not_count(name: str) -> None:
     model, images, labels = problem()
     make, settings = MAKE[name]
-    p = make([torch.zeros(1, 2, requires_grad=True)], **settings).ball
+    p = make([torch.zeros(1, 2, requires_grad=True)], **settings).traits.ball
     smallest = nearest(model, images, labels, p)
     epsilon = float(np.median(smallest))
     found = attack(
@@ -179,11 +179,12 @@ def test_a_radius_shrinks_if_fooled_and_holds_the_point(name: str, seed: int) ->
     optimizer, x, weights = rows(make, seed, **settings)
     walked(optimizer, x, weights, 3)
     for _ in range(10):
-        before = optimizer.state["radius.0"].clone()
+        own = optimizer.state[f"{type(optimizer).__name__}.0"]
+        before = own["epsilon"].clone()
         ((point, fooled),) = walked(optimizer, x, weights, 1)
-        radius = optimizer.state["radius.0"]
-        assert (torch.where(fooled[:, None], radius <= before, radius >= before)).all()
-        assert (norms(array(point), optimizer.ball) <= array(radius).reshape(-1) * (1 + 1e-6)).all()
+        radius = own["epsilon"]
+        assert (torch.where(fooled.view_as(radius), radius <= before, radius >= before)).all()
+        assert (norms(array(point), optimizer.traits.ball) <= array(radius).reshape(-1) * (1 + 1e-6)).all()
 
 
 @pytest.mark.parametrize("name", MAKE)
@@ -259,7 +260,9 @@ def test_the_radius_of_what_never_fools_stays_in_the_box() -> None:
         x.grad = weights.clone()
         with published(optimizer, losses=torch.ones(4), fooled=torch.zeros(4, dtype=torch.bool)):
             optimizer.step()
-    assert torch.allclose(optimizer.state["radius.0"], torch.tensor(0.6 * math.sqrt(12), dtype=torch.float64))
+    assert torch.allclose(
+        optimizer.state["DDNOptim.0"]["epsilon"], torch.tensor(0.6 * math.sqrt(12), dtype=torch.float64)
+    )
     assert x.isfinite().all()
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from raiopt import load_data, load_model
 from raiopt.attacks.rows import is_elementwise, select_rows
+from raiopt.attacks.search import published
 from raiopt.optim import ChainedParamTransformingOptimizer, SignedGradientOptim, SquareOptim
 from raiopt.perturbations.losses import margin
-from raiopt.perturbations.solver import published
 from raiopt.sampling import keyed_generator
 from tests import reference
 from tests.optim.linear import largest_increase, problem
@@ -69,8 +69,8 @@ def test_it_changes_the_candidate_that_was_best_so_far(p: float) -> None:
     losses, least = mean_distance(weights), []
     for _ in range(6):
         seen = search(optimizer, losses, 10, generators(range(4)))
-        least += [optimizer.state["square.loss.0"].flatten().clone()]
-        best = optimizer.state["square.best.0"]
+        least += [optimizer.state["SquareOptim.0"]["loss"].flatten().clone()]
+        best = optimizer.state["SquareOptim.0"]["best"]
         torch.testing.assert_close(losses(best), least[-1])
         assert not any((losses(x) < least[-1]).any() for x in seen[1:-1])
     kept = torch.stack(least)
@@ -88,7 +88,8 @@ def test_one_that_fools_is_better_than_one_that_does_not() -> None:
             optimizer, losses=torch.tensor([loss]), fooled=torch.tensor([fooled]), generators=generators([0])
         ):
             optimizer.step()
-        kept += [number.item() for key, number in optimizer.state.items() if str(key) == "square.loss.0"]
+        own = optimizer.state["SquareOptim.0"]
+        kept += [own["loss"].item()] if own["k"] > 1 else []
     assert kept == [1.0, 3.0, 3.0, 3.0, 2.0, 2.0]  # the start is none of the candidates
 
 
@@ -135,7 +136,9 @@ def test_it_comes_near_the_best_point_of_a_linear_model(box: bool) -> None:
     bounds = {"lower": -images, "upper": 1 - images} if box else {}
     optimizer = made(torch.zeros_like(images), p=math.inf, steps=1000, epsilon=0.1, **bounds)
     search(optimizer, lambda x: -(weights * x).flatten(1).sum(1), 1000, generators(range(len(images))))
-    share = -array(optimizer.state["square.loss.0"]).ravel() / largest_increase(images, weights, math.inf, 0.1, box=box)
+    share = -array(optimizer.state["SquareOptim.0"]["loss"]).ravel() / largest_increase(
+        images, weights, math.inf, 0.1, box=box
+    )
     assert (share > 0.85).all()
     assert (share < 1 + 1e-6).all()
 
@@ -148,7 +151,7 @@ def test_it_fools_a_network(p: float, epsilon: float) -> None:
     optimizer = made(torch.zeros_like(images), p=p, steps=60, epsilon=epsilon, **bounds)
     with torch.no_grad():
         search(optimizer, lambda x: -margin(model(images + x), labels), 60, generators(range(6)))
-    assert (optimizer.state["square.loss.0"] < 0).sum() >= 4
+    assert (optimizer.state["SquareOptim.0"]["loss"] < 0).sum() >= 4
 
 
 @each
@@ -166,7 +169,9 @@ def test_samples_may_share_a_perturbation() -> None:
     param = torch.zeros(1, 4, 4, requires_grad=True)
     optimizer = SquareOptim([param], p=math.inf, steps=300, epsilon=1.0, param_ndim=None)
     search(optimizer, lambda x: (weights * x).flatten(1).sum(1), 300, generators(range(3)))
-    assert optimizer.state["square.loss.0"].item() == pytest.approx(-weights.sum(0).abs().sum().item(), rel=0.02)
+    assert optimizer.state["SquareOptim.0"]["loss"].item() == pytest.approx(
+        -weights.sum(0).abs().sum().item(), rel=0.02
+    )
 
 
 def test_a_gradient_moves_nothing() -> None:
@@ -221,4 +226,4 @@ def test_hydra_zen_builds_it() -> None:
     config = builds(SquareOptim, zen_partial=True, populate_full_signature=True, p=2, epsilon=1.0, steps=5)
     assert "p_init: 0.8" in to_yaml(config)
     optimizer = instantiate(config)([torch.zeros(1, 3, 4, 4, requires_grad=True)])
-    assert (type(optimizer), optimizer.ball, optimizer.gradient_free) == (SquareOptim, 2, True)
+    assert (type(optimizer), optimizer.traits.ball, optimizer.traits.gradient_free) == (SquareOptim, 2, True)

@@ -104,7 +104,7 @@ def test_copies_go_on_alike(row: Row, how: str) -> None:  # they once raised Att
         return
     twin = copy.deepcopy(optimizer) if how == "deepcopy" else pickle.loads(pickle.dumps(optimizer))
     assert type(twin) is type(optimizer)
-    assert twin.ball == optimizer.ball
+    assert twin.traits == optimizer.traits
     y = twin.param_groups[0]["params"][0]
     assert y is not x
     assert all(member.inner_opt is twin.inner_opt for member in getattr(twin, "_chain", ()))

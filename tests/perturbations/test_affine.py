@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from raiopt.attacks import gradient_ascent
 from raiopt.optim import LinfProjectedOptim
-from raiopt.perturbations import AffinePerturbation, PerturbationModel, gradient_ascent
+from raiopt.perturbations import AffinePerturbation, PerturbationModel
 from raiopt.zoo.vision import InterpolationMode, functional
 
 poses = st.lists(st.floats(-1, 1), min_size=4, max_size=4)
@@ -147,6 +148,6 @@ def test_gradient_ascent_moves_a_spot_to_where_the_model_looks():
         ((1, 1, 4, 4), {"scale": "big"}, TypeError, "scale='big' must"),
     ],
 )
-def test_what_does_not_fit_is_told(shape, largest, error, message):
+def test_what_does_not_fit_is_an_error(shape, largest, error, message):
     with pytest.raises(error, match=message):
         AffinePerturbation(shape, **largest)

@@ -22,7 +22,7 @@ def test_delta_has_the_trailing_dimensions_that_are_asked_for(delta_ndim, shape)
 
 
 @pytest.mark.parametrize("delta_ndim", [4, -4])
-def test_delta_ndim_out_of_range_is_told(delta_ndim):
+def test_delta_ndim_out_of_range_is_an_error(delta_ndim):
     with pytest.raises(ValueError, match=f"delta_ndim={delta_ndim} must lie between -3 and 3"):
         AdditivePerturbation((2, 3, 4), delta_ndim=delta_ndim)
 
@@ -99,3 +99,11 @@ def test_mask_is_a_buffer_and_has_to_fit():
         AdditivePerturbation((2, 3), mask=torch.ones(2))
     with pytest.raises(ValueError, match="mask of shape"):
         AdditivePerturbation((1, 3), mask=torch.ones(2, 3))
+
+
+def test_data_of_a_single_number_and_of_no_samples():
+    number, nothing = torch.tensor(2.0), torch.zeros(0, 3)
+    assert AdditivePerturbation(number)(number) == 2
+    assert AdditivePerturbation(number).bounds(torch.tensor(0.25)) is not None
+    assert AdditivePerturbation((), torch.nn.init.constant_, val=3.0)(number) == 5
+    assert AdditivePerturbation(nothing)(nothing).shape == (0, 3)

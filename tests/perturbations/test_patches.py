@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.optim import SGD
 from torch.testing import assert_close
 
-from raiopt.perturbations import PatchPerturbation, PerturbationModel, gradient_ascent, random_places
+from raiopt.attacks import gradient_ascent
+from raiopt.perturbations import PatchPerturbation, PerturbationModel, random_places
 from raiopt.sampling import keyed_generator
 
 
@@ -143,12 +144,12 @@ def test_a_place_depends_on_its_own_generator_only():
         ((2, 3, 4, 5), {"size": 2, "places": torch.ones(2).bool()}, TypeError, "places must be integers"),
     ],
 )
-def test_what_does_not_fit_is_told(shape, options, error, message):
+def test_what_does_not_fit_is_an_error(shape, options, error, message):
     with pytest.raises(error, match=message):
         PatchPerturbation(shape, **options)
 
 
-def test_other_numbers_of_images_are_told():
+def test_other_numbers_of_images_are_an_error():
     with pytest.raises(ValueError, match="data has 3 images, but there are places for 2"):
         PatchPerturbation((2, 1, 4, 4), size=1)(torch.zeros(3, 1, 4, 4))
     with pytest.raises(ValueError, match="generators must be one for each of the 3 images, got 2"):

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from raiopt.reports.differences import compare
+from raiopt.results.record import SCHEMA as SCHEMA_NUMBER
 
 N = 6
 RECORD: dict[str, Any] = {
-    "schema": 1,
+    "schema": SCHEMA_NUMBER,
     "status": "finished",
     "job_key": "0123456789",
     "versions": {"python": "3.11.7", "raiopt": "0.1.0", "torch": "2.13.0"},
@@ -38,7 +39,7 @@ SAMPLES: dict[str, list[Any]] = {
     "epsilon": [None] * N,
     "linf": [0.1, 0.1, 0.1, 0.1, None, None],
 }
-WORDS = ["broken", "broken", "robust", "undecided", "misclassified", "undecided"]
+WORDS = ["fooled", "fooled", "robust", "undecided", "misclassified", "undecided"]
 SCHEMA: Any = {"verified": pl.Boolean, "undecided": pl.Boolean, "epsilon": pl.Float64, "clean_loss": pl.Float32}
 DELTA = np.linspace(-0.1, 0.1, 2 * 3 * 4, dtype=np.float32).reshape(2, 3, 2, 2)
 
@@ -101,7 +102,7 @@ def test_verdicts_that_differ_are_told_by_id(before, folder, chosen):
     assert found.columns == {"verified": len(chosen)}
     assert found.repeated is None
     for i in chosen:
-        flip = f"{SAMPLES['id'][i]} (digits/{i}): {WORDS[i]}, now {'robust' if verified[i] is False else 'broken'}"
+        flip = f"{SAMPLES['id'][i]} (digits/{i}): {WORDS[i]}, now {'robust' if verified[i] is False else 'fooled'}"
         assert flip in found.conclusion
 
 
@@ -111,7 +112,7 @@ def test_of_many_verdicts_the_first_are_told(before, folder, tmp_path):
     found = compare(first, run(folder, samples={**many, "verified": [False] * 40}))
     assert len(found.flips) == 40
     assert found.conclusion.startswith(
-        "Not repeated: 40 samples have another verdict: 0 (digits/0): broken, now robust;"
+        "Not repeated: 40 samples have another verdict: 0 (digits/0): fooled, now robust;"
     )
     assert found.conclusion.endswith("and 30 more.")
 
@@ -120,7 +121,7 @@ def test_the_radius_that_breaks_a_sample_is_a_part_of_its_verdict(folder, tmp_pa
     radii = [0.1, 0.2, None, None, None, None]
     first = run(tmp_path, samples={**SAMPLES, "epsilon": radii})
     found = compare(first, run(folder, samples={**SAMPLES, "epsilon": [0.1, 0.4, *radii[2:]]}))
-    assert [(flip.id, flip.before, flip.after) for flip in found.flips] == [(11, "broken at 0.2", "broken at 0.4")]
+    assert [(flip.id, flip.before, flip.after) for flip in found.flips] == [(11, "fooled at 0.2", "fooled at 0.4")]
 
 
 @given(noise=st.lists(st.floats(-(2**-10), 2**-10, width=32), min_size=12, max_size=12))
@@ -137,12 +138,15 @@ def test_the_largest_difference_of_perturbations_is_told(before, folder, noise):
 def test_other_bits_are_a_repetition_only_if_something_says_why(before, folder):
     found = compare(before, run(folder, delta=DELTA + np.float32(1e-3)))
     assert found.repeated is None
-    assert "Nothing that is recorded says why" in found.conclusion
+    assert "No recorded difference explains it." in found.conclusion
     assert dict(found.rows())["perturbations"] == "0 of 2 the same bit for bit, largest difference 0.001"
     newer = edited(RECORD, versions__torch="2.14.0", device__threads=1)
     found = compare(before, run(folder, newer, delta=DELTA + np.float32(1e-3)))
     assert found.repeated == "verdicts"
-    assert found.conclusion == "Repeated: all verdicts are the same. Not bit for bit, for torch and threads differ."
+    assert (
+        found.conclusion
+        == "Repeated: all verdicts are the same. Not bit for bit, because of different torch and threads."
+    )
     assert dict(found.rows())["conditions"] == "torch 2.13.0, now 2.14.0\nthreads 2, now 1"
     assert compare(before, run(folder, newer)).repeated == "bitwise"
     flipped = {**SAMPLES, "verified": [False, *SAMPLES["verified"][1:]]}
@@ -168,7 +172,7 @@ def test_a_model_that_answers_differently_is_compared_by_verdict(folder, tmp_pat
 def test_other_weights_or_data_are_another_question(before, folder, part):
     found = compare(before, run(folder, edited(RECORD, **{f"hashes__{part}": "c" * 64})))
     assert found.repeated is None
-    assert found.conclusion == f"Not repeated: {part} differ, so that it is another question."
+    assert found.conclusion == f"Not repeated: the runs have different {part}."
     assert (
         dict(found.rows())["question"]
         == f"{part} {'aaaaaaaaaa' if part == 'weights' else 'b' * 10}..., now cccccccccc..."
@@ -226,7 +230,7 @@ def test_perturbations_of_one_run_alone_are_told(before, folder):
     perturbations(folder).unlink()
     found = compare(before, folder)
     assert (found.stored.unmatched, found.repeated) == (2, None)
-    assert dict(found.rows())["perturbations"] == "0 of 0 the same bit for bit, 2 in one run alone"
+    assert dict(found.rows())["perturbations"] == "0 of 0 the same bit for bit, 2 in only one run"
     assert compare(folder, folder).repeated == "bitwise"
     assert dict(compare(folder, folder).rows())["perturbations"] == "none stored"
 
@@ -242,13 +246,13 @@ def test_perturbations_in_several_files_are_those_of_one(before, folder):
 
 
 DAMAGED = {
-    "no samples": (lambda folder: (folder / "samples.parquet").unlink(), "samples.parquet is not there"),
+    "no samples": (lambda folder: (folder / "samples.parquet").unlink(), "samples.parquet does not exist"),
     "broken samples": (lambda folder: (folder / "samples.parquet").write_text("x"), "samples.parquet cannot be read"),
     "no table of samples": (
         lambda folder: pl.DataFrame({"id": [1]}).write_parquet(folder / "samples.parquet"),
-        "samples.parquet is no table of samples",
+        "samples.parquet is not a table of samples",
     ),
-    "an id twice": (lambda folder: run(folder, samples={**SAMPLES, "id": [1] * N}), "has an id twice"),
+    "an id twice": (lambda folder: run(folder, samples={**SAMPLES, "id": [1] * N}), "has a repeated id"),
     "broken perturbations": (lambda folder: perturbations(folder).write_text("x"), "perturbations.safetensors cannot"),
     "an unfinished run": (lambda folder: run(folder, edited(RECORD, status="killed")), "its run is killed"),
     "a record of nothing": (lambda folder: (folder / "run.json").write_text("[]"), "its run is unreadable"),

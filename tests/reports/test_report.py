@@ -19,7 +19,7 @@ from raiopt.reports.findings import find
 from raiopt.reports.report import as_json, make_report
 from raiopt.reports.runs import load_runs
 from raiopt.reports.statistics import wilson
-from raiopt.reports.thumbnails import LARGEST, SHARP, data_uri, exhibits
+from raiopt.reports.thumbnails import MAX_SHARP_SIDE, MAX_SIDE, data_uri, exhibits
 from tests.browser.hostile import ALERT, IMAGE, LINK, hostile_sweep
 from tests.reports.whole_runs import whole_run
 from tests.results.sweeps import make
@@ -102,19 +102,19 @@ def test_only_the_page_s_own_scripts_are_allowed(hostile):
 def test_runs_without_a_result_are_shown_with_the_reason(hostile):
     report, page = hostile
     assert "6 of 10 jobs have no result" in page.text
-    states = dict(failed=ALERT, killed=IMAGE, missing="did not start", unreadable="its run.json has the schema 2")
+    states = dict(failed=ALERT, killed=IMAGE, missing="did not start", unreadable="its run.json has the schema 3")
     assert all(f"{state} : {why}" in page.text for state, why in states.items())
     assert "running" in page.text
     assert list(report.problems) == [str(report.findings[3].best.folder)]
     assert "job3/samples.parquet cannot be read" in page.text
-    assert "This run kept no samples to show." in page.text
+    assert "This run stored no example images." in page.text
 
 
 def test_of_each_question_the_best_run_is_found_with_its_interval(tmp_path):
     for number, (strength, epsilon) in enumerate([(0.25, 0.1), (0.5, 0.2), (0.75, 0.1), (0.5, 0.1), (0.6, 0.2)]):
         given = {"optim.lr": number, "optim.epsilon": epsilon}
         whole_run(tmp_path, f"job{number}", strength=strength, epsilon=epsilon, overrides=given, job_number=number)
-    whole_run(tmp_path, "job5", strength=1.0, ball="unbounded", norm=None, job_number=5)
+    whole_run(tmp_path, "job5", strength=1.0, ball={}, job_number=5)
     first, second, last = find(load_runs([tmp_path]))
     assert [run.folder.name for run in first.runs] == ["job2", "job3", "job0"]
     assert [run.folder.name for run in second.runs] == ["job4", "job1"]
@@ -134,7 +134,7 @@ def test_the_best_is_compared_with_the_second_and_the_default(tmp_path):
     assert second.startswith("Against the second best (lr=1): On 40 shared samples the best leaves 25.0 % robust and")
     assert "within noise" in second
     assert default.startswith("Against the default settings (lr=2): ")
-    assert "20 samples broke under the best alone, 0 under the other alone" in default
+    assert "0 samples are robust only under the best, 20 only under the other" in default
     assert len(finding.comparisons({})) == 1
     (both,) = finding.comparisons({"optim.lr": 1})
     assert both.startswith("Against the second best, which has the default settings (lr=1): ")
@@ -213,14 +213,14 @@ def test_shards_are_one_job(tmp_path):
         whole_run(tmp_path, f"shard{number}", strength=0.25 + 0.5 * number, overrides=given, job_number=number)
     report, page = page_of(tmp_path)
     assert "digits_robust on 80 images" in report.findings[0].sentence()
-    assert report.findings[0].best.metrics["robust_accuracy"] == 0.5
+    assert report.findings[0].best.robust == 0.5
     assert "The job" in page.texts
 
 
 def test_an_older_run_is_shown_without_what_it_lacks(tmp_path):
     folder = whole_run(tmp_path, "old")
     record = json.loads((folder / "run.json").read_text())
-    for name in ("signs", "norm", "epsilon", "scope", "inference"):
+    for name in ("checks", "ball", "inference"):
         del record[name]
     (folder / "run.json").write_text(json.dumps(record))
     (folder / "exhibits.safetensors").unlink()
@@ -228,7 +228,7 @@ def test_an_older_run_is_shown_without_what_it_lacks(tmp_path):
     report, page = page_of(folder)
     assert not report.problems
     assert page.data["steps"][0]["passes"] == [None] * 7
-    assert "This run kept no samples to show." in page.text
+    assert "This run stored no example images." in page.text
 
 
 def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path):
@@ -264,7 +264,7 @@ def test_confusions_are_counted(tmp_path):
 
 
 def test_of_many_classes_the_most_frequent_confusions_are_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(sections, "CLASSES", 2)
+    monkeypatch.setattr(sections, "MAX_CLASSES", 2)
     folder = whole_run(tmp_path, "run", strength=0.25, classes=["a", "b", "c", "d"])
     (told,) = sections.closer(load_runs([folder]), ["it"], {})
     assert told["confusions"]["clean"] == {"pairs": []}
@@ -278,7 +278,7 @@ def test_pictures_end_where_the_room_ends(tmp_path):
     assert [shown["left_out"] for shown in told] == [False, True, True]
 
 
-@given(st.integers(1, SHARP), st.integers(1, SHARP), st.integers(0, 2**32 - 1))
+@given(st.integers(1, MAX_SHARP_SIDE), st.integers(1, MAX_SHARP_SIDE), st.integers(0, 2**32 - 1))
 def test_small_pictures_keep_every_value(height, width, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (3, height, width), np.uint8)
     picture = Image.open(BytesIO(base64.b64decode(data_uri(pixels / 255).partition(",")[2])))
@@ -287,7 +287,7 @@ def test_small_pictures_keep_every_value(height, width, seed):
 
 def test_large_pictures_become_smaller():
     picture = Image.open(BytesIO(base64.b64decode(data_uri(np.full((1, 300, 200), 0.5)).partition(",")[2])))
-    assert max(picture.size) == LARGEST
+    assert max(picture.size) == MAX_SIDE
     assert np.abs(np.asarray(picture.convert("RGB")).astype(int) - 128).max() <= 2
 
 
@@ -304,7 +304,7 @@ def test_a_report_replaces_none_unless_it_shall(tmp_path):
     report, _ = page_of(whole_run(tmp_path, "run"))
     file = tmp_path / "deep" / "report.html"
     report.save(file)
-    with pytest.raises(FileExistsError, match=r"report\.html is there already: --force replaces it"):
+    with pytest.raises(FileExistsError, match=r"report\.html exists: --force replaces it"):
         report.save(file)
     file.write_text("old")
     report.save(file, replace=True)

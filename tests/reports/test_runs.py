@@ -62,7 +62,7 @@ def test_labels_tell_what_differs_and_are_never_the_same(tmp_path):
 @pytest.mark.parametrize("table", ["samples", "trace"])
 def test_a_damaged_table_is_named(tmp_path, table):
     run = load_run(make(tmp_path, "a", 0.5))
-    with pytest.raises(ValueError, match=f"{table}.parquet is not there"):
+    with pytest.raises(ValueError, match=f"{table}.parquet does not exist"):
         getattr(run, table)()
     (run.folder / f"{table}.parquet").write_bytes(b"PAR1 this is none PAR1")
     with pytest.raises(ValueError, match=f"{table}.parquet cannot be read"):
@@ -92,16 +92,18 @@ def test_exhibits_and_classes_are_read_where_they_are(tmp_path):
 
 
 def test_no_terminal_obeys_what_a_record_holds(tmp_path):
-    folder = make(tmp_path, "a", 0.5, note="\x1b[2J\x9b1m", model={"\x07name": ["a\nb", "é"]})
+    folder = make(tmp_path, "a", 0.5, note="\x1b[2J\x9b1m", overrides={"\x07name": ["a\nb", "\x07"]})
+    content = json.loads((folder / "run.json").read_text()) | {"note": "\x1b[2J\x9b1m"}
+    (folder / "run.json").write_text(json.dumps(content | {"overrides": {"\x07name": ["a\nb", "é"]}}))
     record = load_run(folder).record
-    assert record["note"] == "\\x1b[2J\\x9b1m"
-    assert record["model"] == {"\\x07name": ["a\nb", "é"]}
+    assert record.note == "\\x1b[2J\\x9b1m"
+    assert record.overrides == {"\\x07name": ["a\nb", "é"]}
 
 
 def test_what_is_no_folder_of_runs_is_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match="missing is not there"):
+    with pytest.raises(FileNotFoundError, match="missing does not exist"):
         load_runs([tmp_path / "missing"])
-    with pytest.raises(ValueError, match="holds no runs"):
+    with pytest.raises(ValueError, match="contains no runs"):
         load_runs([tmp_path])
     with pytest.raises(FileNotFoundError, match=r"no run\.json"):
         load_run(tmp_path)

@@ -24,8 +24,8 @@ def figures(robust=0.5, clean=1.0, samples=8, **more):
 def job(root, number, robust=0.5, epsilon=0.1, norm="linf", **fields):
     """A finished job of one radius; `fields` go into its record."""
     overrides = {"optim.epsilon": epsilon, **fields.pop("overrides", {})}
-    ball = {"norm": norm, "epsilon": epsilon, "scope": "", "ball": f"L{norm[1:]} {epsilon}"}
-    told = {"metrics": figures(robust), **ball, **fields, "overrides": overrides}
+    ball = {"norm": norm, "epsilon": epsilon, "finite": epsilon is not None, "scope": fields.pop("scope", "")}
+    told = {"metrics": figures(robust), "ball": ball, **fields, "overrides": overrides}
     return make(root, f"job{number}", number=number, **told)
 
 
@@ -70,8 +70,7 @@ def test_norms_and_what_a_ball_holds_never_share_a_curve(tmp_path):
     job(tmp_path, 0)
     job(tmp_path, 1, norm="l2")
     job(tmp_path, 2, norm="l2", scope="per 1-d row")
-    make(tmp_path, "job3", metrics=figures(), ball="unbounded", norm=None, epsilon=None)
-    make(tmp_path, "job4", metrics=figures(), ball="unbounded")  # an older one
+    make(tmp_path, "job3", metrics=figures(), ball={})
     frame = series.epsilon_curves(load_runs([tmp_path]))
     assert rows_of(frame.filter(pl.col("epsilon") > 0), "norm", "scope", "epsilon") == [
         ("linf", None, 0.1),
@@ -79,20 +78,6 @@ def test_norms_and_what_a_ball_holds_never_share_a_curve(tmp_path):
         ("l2", "per 1-d row", 0.1),
     ]
     assert frame["label"].n_unique() == 3
-
-
-@pytest.mark.parametrize(
-    ("ball", "expected"),
-    [
-        ("Linf 0.1", ("linf", 0.1, None)),
-        ("L2 1e-05 per 1-d row", ("l2", 1e-5, "per 1-d row")),
-        ("L0 20 pixels", ("l0", 20.0, "pixels")),
-    ],
-)
-def test_an_older_record_tells_its_ball_in_words(tmp_path, ball, expected):
-    make(tmp_path, "old", metrics=figures(), ball=ball)
-    frame = series.epsilon_curves(load_runs([tmp_path]))
-    assert rows_of(frame[1], "norm", "epsilon", "scope") == [expected]
 
 
 def test_of_two_answers_to_one_question_the_stronger_counts(tmp_path):
@@ -126,12 +111,12 @@ def is_robust(row, epsilon):
 def test_a_run_of_several_radii_is_a_curve_with_a_band_from_its_samples(tmp_path_factory, drawn):
     root, rows = tmp_path_factory.mktemp("runs"), samples_from(drawn)
     told = metrics(_all_columns(table(rows)).lazy(), RADII)
-    run = with_samples(root, rows, epsilon=None, metrics=figures(epsilons=RADII[::-1]), ball="Linf up to 0.4")
+    run = with_samples(root, rows, epsilon=RADII[::-1], metrics=figures(epsilons=RADII[::-1]))
     frame = series.epsilon_curves([run])
     matrix = np.array([[row[0] == row[1], *(is_robust(row, e) for e in RADII)] for row in rows])
     assert frame["epsilon"].to_list() == [0.0, *RADII]
     assert frame["robust"].to_numpy() == pytest.approx(matrix.mean(0))
-    assert frame["robust"].to_list() == pytest.approx([told["clean_accuracy"], *told["robust_accuracies"]])
+    assert frame["robust"].to_list() == pytest.approx([told.clean_accuracy, *told.robust_accuracies])
     assert np.allclose(frame.select("low", "high").to_numpy().T, curve_band(matrix))
     assert set(frame["samples"]) == {len(rows)}
 
@@ -145,9 +130,9 @@ def _all_columns(frame):
 
 
 def test_bands_of_very_many_samples_are_wilsons(tmp_path, monkeypatch):
-    monkeypatch.setattr(series, "RESAMPLED", 3)
+    monkeypatch.setattr(series, "MAX_RESAMPLED_SAMPLES", 3)
     rows = [(0, 0, 1, True, False, 0.1), (0, 0, 0, False, False, None), (0, 1, None, None, None, None)] * 2
-    run = with_samples(tmp_path, rows, epsilon=None, metrics=figures(epsilons=[0.1]), ball="Linf up to 0.1")
+    run = with_samples(tmp_path, rows, epsilon=[0.1], metrics=figures(epsilons=[0.1]))
     frame = series.epsilon_curves([run])
     assert rows_of(frame, "robust", "low", "high") == [(4 / 6, *wilson(4, 6)), (2 / 6, *wilson(2, 6))]
 
@@ -197,7 +182,7 @@ def test_steps_are_thinned_evenly_and_the_last_is_kept(tmp_path):
     frame = series.step_curves(load_runs([tmp_path]))
     long, short = frame.partition_by("run", maintain_order=True)
     steps = long["step"].to_list()
-    assert (len(steps), steps[0], steps[-1]) == (series.STEPS, 0, 1000)
+    assert (len(steps), steps[0], steps[-1]) == (series.MAX_DRAWN_STEPS, 0, 1000)
     assert set(np.diff(steps)) == {5, 6}
     assert rows_of(long[-1], "passes", "loss", "loss_low", "loss_high") == [(2000.0, 1001.0, 1000.0, 1002.0)]
     assert short["label"].to_list() == ["lr=2"] * 3
@@ -208,7 +193,7 @@ def test_steps_are_thinned_evenly_and_the_last_is_kept(tmp_path):
 
 def test_points_of_jobs(tmp_path):
     job(tmp_path, 0, 0.25)
-    job(tmp_path, 1, 0.5, norm="l2", epsilon=None, metrics=figures(0.5, epsilons=[0.5, 1.5]), ball="L2 up to 1.5")
+    job(tmp_path, 1, 0.5, norm="l2", epsilon=[0.5, 1.5], metrics=figures(0.5, epsilons=[0.5, 1.5]))
     frame = series.job_points(load_runs([tmp_path]))
     assert rows_of(frame, "norm", "epsilon", "robust", "clean", "samples", "passes") == [
         ("linf", 0.1, 0.25, 1.0, 8, 10.0),
@@ -219,7 +204,7 @@ def test_points_of_jobs(tmp_path):
 
 def test_what_cannot_be_read_is_left_out_and_told(tmp_path):
     """Failed, without a table, damaged at its end, damaged inside, and one that is whole."""
-    several = {"epsilon": None, "metrics": figures(epsilons=[0.1]), "ball": "Linf up to 0.1"}
+    several = {"epsilon": [0.1], "metrics": figures(epsilons=[0.1])}
     make(tmp_path, "failed", status="failed")
     job(tmp_path, 0, overrides={"optim.lr": 0}, **several)
     rows = [(0, 0, 0, False, False, None)] * 50
@@ -235,12 +220,12 @@ def test_what_cannot_be_read_is_left_out_and_told(tmp_path):
     assert set(frame["run"]) == {str(tmp_path / "job3")}
     assert {name.rpartition("/")[2] for name in problems} == {"failed", "job0", "job1", "job2"}
     assert problems[str(tmp_path / "failed")] == "failed: lr=-1 must be [0, inf)"
-    assert problems[str(tmp_path / "job0")] == f"{tmp_path / 'job0' / 'samples.parquet'} is not there."
+    assert problems[str(tmp_path / "job0")] == f"{tmp_path / 'job0' / 'samples.parquet'} does not exist."
     assert problems[str(tmp_path / "job1")].startswith(f"{cut} cannot be read: ")
     assert problems[str(tmp_path / "job2")].startswith(f"{inside} cannot be read: ")
     with pytest.raises(ValueError, match=r"job2/samples\.parquet cannot be read"):
         series.class_results(load_run(tmp_path / "job2"))
     assert series.step_curves(load_runs([tmp_path]), problems).is_empty()
-    assert "trace.parquet is not there" in problems[str(tmp_path / "job3")]
+    assert "trace.parquet does not exist" in problems[str(tmp_path / "job3")]
     assert series.epsilon_curves([]).columns == frame.columns
     assert series.job_points([]).is_empty()

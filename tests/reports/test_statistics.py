@@ -15,7 +15,7 @@ from scipy.stats import binom, binomtest, multinomial
 from raiopt.reports.runs import Run, load_run, load_runs
 from raiopt.reports.statistics import ROBUST, compare, curve_band, of_counts, seed_spread, wilson
 from raiopt.results.metrics import metrics
-from tests.results.sweeps import make
+from tests.results.sweeps import LINF, make
 
 COUNTS = st.tuples(*[st.integers(0, 60)] * 4).filter(any)
 
@@ -165,7 +165,7 @@ def test_what_is_robust_is_what_the_figures_of_a_job_count(tmp_path):
     )
     samples = samples.with_columns(label=pl.lit(1), **{name: pl.lit(value) for name, value in nothing.items()})
     samples = samples.with_columns(claimed=False, zero_at_start=False, verified_8bit=False)
-    assert samples.select(ROBUST.mean()).item() == metrics(samples.lazy())["robust_accuracy"] > 0
+    assert samples.select(ROBUST.mean()).item() == metrics(samples.lazy()).robust_accuracy > 0
 
 
 def test_samples_with_other_labels_or_names_are_not_the_same(tmp_path):
@@ -193,15 +193,15 @@ def test_a_difference_is_told_with_its_noise(tmp_path):
     runs = [
         run_of(tmp_path, name, table([True] * broken + [False] * (100 - broken)), digest=digest, ball=ball)
         for name, broken, digest, ball in (
-            ("a", 20, "h", "Linf 0.1"),
-            ("b", 22, "h", "Linf 0.1"),
-            ("c", 40, "i", "L2 1"),
+            ("a", 20, "h", LINF),
+            ("b", 22, "h", LINF),
+            ("c", 40, "i", {"norm": "l2", "epsilon": 1, "finite": True}),
         )
     ]
     same, noise, clear = (compare(runs[0], other).words("A", "B") for other in runs)
-    assert same == "On 100 shared samples A leaves 80.0 % robust and B 80.0 %. Both break the same samples."
+    assert same == "On 100 shared samples A leaves 80.0 % robust and B 80.0 %. The same samples are robust under both."
     assert "The difference of 2.0 points is within noise (95 % interval" in noise
-    assert "p = 0.5): 0 samples broke under A alone, 2 under B alone." in noise
+    assert "p = 0.5): 2 samples are robust only under A, 0 only under B." in noise
     assert "That is 20.0 points more (95 % interval" in clear
     assert "p < 0.0001" in clear
     assert clear.endswith(

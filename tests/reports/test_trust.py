@@ -12,17 +12,20 @@ from hypothesis import strategies as st
 from torch import nn
 
 from raiopt import LinfProjectedOptim
-from raiopt.attacks import Attack, Inference, Stage
-from raiopt.builders import attacks
+from raiopt.attacks import Attack, Stage
 from raiopt.experiment import Job
 from raiopt.experiment import run as run_job
+from raiopt.fast import Inference
 from raiopt.reports.peers import huge_radius
 from raiopt.reports.runs import Run, load_run
-from raiopt.reports.signs import MASKED, RULES, Level, Sign
 from raiopt.reports.trust import judge, verdict_of, verdicts
+from raiopt.reports.trust_checks import RED_MASKED, RULES, Level, TrustCheck
 from raiopt.results.folder import RunFolder
+from raiopt.results.record import SCHEMA
+from raiopt.results.record_reader import record_of
 from raiopt.results.records import JobRecord
 from raiopt.zoo import Classifier, ImageData
+from tests import attack_functions as attacks
 from tests.results.sweeps import make
 from tests.test_readme import composed
 
@@ -90,7 +93,7 @@ def behind_a_wall(x):
 class Bright(LinfProjectedOptim):
     """Adds what it may to all pixels, whatever the gradient is."""
 
-    gradient_free = True
+    traits = replace(LinfProjectedOptim.traits, gradient_free=True)
 
     def step(self, closure=None):
         with torch.no_grad():
@@ -121,18 +124,17 @@ def attacked(
         attack=attack,
         stages=[Stage(f"stage {number}", each) for number, each in enumerate(plan)],
         inference=inference or Inference(channels_last=False),
-        words=f"attack, {attack.steps} steps",
     )
     run_job(lambda: job, RunFolder(folder), about or {})
     return load_run(folder)
 
 
 def levels(verdict):
-    return {sign.name: sign.level for sign in verdict.signs}
+    return {each.name: each.level for each in verdict.checks}
 
 
-def sign(verdict, name) -> Sign:
-    return next(sign for sign in verdict.signs if sign.name == name)
+def check(verdict, name) -> TrustCheck:
+    return next(each for each in verdict.checks if each.name == name)
 
 
 def steps(folder, epsilon, lr=0.05, seed=0, **more):
@@ -141,7 +143,7 @@ def steps(folder, epsilon, lr=0.05, seed=0, **more):
     return attacked(folder, about=about, epsilon=epsilon, lr=lr, seed=seed, **more)
 
 
-def test_an_honest_attack_is_green_in_every_sign(tmp_path):
+def test_an_honest_attack_is_green_in_every_check(tmp_path):
     runs = [
         steps(tmp_path / f"{epsilon}-{seed}", epsilon, seed=seed, restarts=3, init=RANDOM)
         for epsilon, seed in itertools.product((0.1, 0.2, 0.6), (0, 1))
@@ -150,8 +152,8 @@ def test_an_honest_attack_is_green_in_every_sign(tmp_path):
         found = {name: level for name, level in levels(verdict).items() if name != "gradient free"}
         assert found == dict.fromkeys(found, GREEN)
         assert verdict.level is GREEN
-        assert not any(sign.remedy for sign in verdict.signs)
-    assert [0 < run.metrics["robust_accuracy"] < 1 for run in runs] == [True] * 4 + [False] * 2
+        assert not any(each.remedy for each in verdict.checks)
+    assert [0 < run.robust < 1 for run in runs] == [True] * 4 + [False] * 2
 
 
 FAR = partial(data, brightness=torch.linspace(0.05, 0.2, N))
@@ -159,19 +161,19 @@ FAILED = {
     "verification": (
         RED,
         {"net": Coarse(), "read": partial(data, label=1), "inference": Inference(precision="bfloat16")},
-        "The search claims to have broken 40 samples, the check confirms 15.",
+        "The search claims 40 successes, the verification confirms 15.",
         set(),
     ),
     "kept iterate": (
         RED,
         {"net": Brightness(look=in_a_band), "use_best": False, "stop": "never"},
-        "2 of 40 samples were fooled on the way, and what was kept does not fool.",
+        "2 of 40 samples were fooled at a step, but not by the kept iterate.",
         {"reach"},
     ),
     "determinism": (
         RED,
         {"net": Brightness(told=noisy), "read": FAR, "inference": Inference(deterministic=False)},
-        "Two answers of the model to the same images differ by 0.00",
+        "Two outputs of the model for the same images differ by 0.00",
         set(),
     ),
     "probabilities": (
@@ -207,7 +209,7 @@ FAILED = {
     "progress": (
         RED,
         {"lr": 0.0, "epsilon": 0.2, "init": RANDOM},
-        "The loss of 40 of 40 survivors never rose above that at the start.",
+        "The loss of 40 of 40 survivors never rose above its value at the start.",
         {"reach"},
     ),
     "convergence": (
@@ -225,7 +227,7 @@ FAILED = {
     "restarts": (
         AMBER,
         {"lr": 0.001, "epsilon": 0.2, "steps": 2, "restarts": 4, "init": RANDOM},
-        "For 40 of 40 survivors the restarts end further apart than the search climbed.",
+        "For 40 of 40 survivors, restarts differ by more than the search gained.",
         {"reach", "convergence"},
     ),
     "gradient free": (
@@ -234,7 +236,7 @@ FAILED = {
             "net": Brightness(look=behind_a_wall),
             "plan": (HONEST, replace(HONEST, optimizer=partial(Bright, epsilon=0.2))),  # pyright: ignore[reportCallIssue]
         },
-        "A stage without gradients broke 15 of 40 samples that held against gradients.",
+        "A stage without gradients succeeded on 15 of 40 samples that resisted gradients.",
         {"progress", "reach"},
     ),
 }
@@ -248,7 +250,7 @@ def test_every_sign_of_a_record_has_an_attack_that_fails():
 def test_an_attack_that_fails_shows_it(tmp_path, name):
     level, how, found, companions = FAILED[name]
     verdict = judge(attacked(tmp_path / "run", **how))
-    told = sign(verdict, name)
+    told = check(verdict, name)
     assert told.level is level
     assert told.found.startswith(found)
     assert {other for other, seen in levels(verdict).items() if seen in (AMBER, RED)} == {name, *companions}
@@ -276,13 +278,13 @@ def test_what_breaks_without_gradients_shows_that_they_are_masked(tmp_path, free
     """Of 1,000 samples, two are 0.2 points."""
     stages = [{"gradient_free": is_free, "broken": n, "attacked": 9} for is_free, n in zip(free, broken, strict=True)]
     run = load_run(make(tmp_path, "run", metrics={"samples": 1000, "robust_accuracy": 0.5}, stages=stages))
-    assert sign(judge(run), "gradient free").level is level
+    assert check(judge(run), "gradient free").level is level
 
 
 def test_a_remedy_makes_the_attack_honest(tmp_path):
     short = attacked(tmp_path / "short", epsilon=0.2, lr=0.002, steps=25)
-    assert sign(judge(short), "reach").remedy == ["solver.steps=100", "init=uniform_linf"]
-    assert sign(judge(attacked(tmp_path / "long", epsilon=0.2, lr=0.002, steps=100)), "reach").level is GREEN
+    assert check(judge(short), "reach").remedy == ["solver.steps=100", "init=uniform_linf"]
+    assert check(judge(attacked(tmp_path / "long", epsilon=0.2, lr=0.002, steps=100)), "reach").level is GREEN
 
 
 @pytest.mark.parametrize(
@@ -299,31 +301,30 @@ def test_the_remedy_reaches_the_stage_whose_traces_survivors_have(tmp_path, word
         {"name": "square", "words": ["optim=square"], "steps": 5000, "attacked": 9, "broken": 0, "gradient_free": True},
         {"name": "never", "words": ["solver.steps=60"], "steps": 60, "attacked": 0},
     ]
-    signs = {"survivors": 9, "still_rising": 9}
-    made = make(tmp_path, "run", signs=signs, stages=stages, attack="first, then last")
-    assert sign(judge(load_run(made)), "convergence").remedy == [remedy]
+    made = make(tmp_path, "run", checks={"survivors": 9, "still_rising": 9}, stages=stages)
+    assert check(judge(load_run(made)), "convergence").remedy == [remedy]
 
 
 def test_the_remedy_raises_a_limit_of_passes_too(tmp_path):
-    signs, overrides = {"survivors": 9, "still_rising": 9}, {"solver.max_passes": 41}
-    made = make(tmp_path, "run", signs=signs, attack="apgd, 200 steps", overrides=overrides)
-    assert sign(judge(load_run(made)), "convergence").remedy == ["solver.steps=800", "solver.max_passes=164"]
+    attack = {"steps": 200, "max_passes": 41}
+    made = make(tmp_path, "run", checks={"survivors": 9, "still_rising": 9}, attack=attack)
+    assert check(judge(load_run(made)), "convergence").remedy == ["solver.steps=800", "solver.max_passes=164"]
 
 
 def test_a_loss_of_logits_does_not_saturate(tmp_path):
     run = attacked(
         tmp_path / "run", Brightness(slope=30.0), criterion=attacks.margin, about={"choices": {"criterion": "margin"}}
     )
-    assert sign(judge(run), "saturation").level is GREEN
-    assert run.record["signs"]["saturated"] == 17
+    assert check(judge(run), "saturation").level is GREEN
+    assert run.record.checks.saturated == 17
 
 
 def test_where_nothing_survives_nothing_was_missed(tmp_path):
     run = attacked(tmp_path / "run", Brightness(told=partial(torch.softmax, dim=1)), epsilon=0.6, lr=0.1)
-    assert run.metrics["robust_accuracy"] == 0
-    told = {sign.name: sign.found for sign in judge(run).signs}
+    assert run.robust == 0
+    told = {each.name: each.found for each in judge(run).checks}
     moot = {name for name, found in told.items() if found == "No sample survived the attack."}
-    assert moot == {rule.name for rule in RULES if rule.moot or rule.of == "survivors"}
+    assert moot == {rule.name for rule in RULES if rule.needs_survivors or rule.of == "survivors"}
     assert judge(run).level is GREEN
 
 
@@ -345,98 +346,97 @@ def trapped(folder, epsilon, near, far):
 def test_a_larger_ball_that_breaks_fewer_is_seen(tmp_path, near, far, level):
     large, small = (trapped(tmp_path / f"{epsilon}", epsilon, near, far) for epsilon in (0.3, 0.1))
     verdict = judge(large, [small])
-    told = sign(verdict, "larger epsilon")
+    told = check(verdict, "larger epsilon")
     assert (told.level, verdict.level) == (level, level)
-    assert told.found.endswith(f"(0.1): the larger ball breaks {near} samples fewer.")
+    assert told.found.endswith(f"(0.1): the attack in the larger ball has {near} fewer successes.")
     composed(told.remedy)
-    assert sign(judge(small, [large]), "larger epsilon").level is GREEN
-    assert sign(judge(large), "larger epsilon").remedy == ["optim.epsilon=0.15"]
+    assert check(judge(small, [large]), "larger epsilon").level is GREEN
+    assert check(judge(large), "larger epsilon").remedy == ["optim.epsilon=0.15"]
 
 
 def test_a_huge_ball_in_which_a_model_holds_is_seen(tmp_path):
     masked = Brightness(slope=5.0, look=rounded)
     small, huge = (steps(tmp_path / f"{epsilon}", epsilon, net=masked) for epsilon in (0.2, 0.5))
     for run, others in ((small, [huge]), (huge, [])):
-        told = sign(judge(run, others), "huge epsilon")
+        told = check(judge(run, others), "huge epsilon")
         assert told.level is RED
         assert told.found.startswith("100.0 % are robust at 0.5 (0.5)")
         composed(told.remedy)
-    assert sign(judge(small), "huge epsilon").remedy == ["optim.epsilon=0.5"]
+    assert check(judge(small), "huge epsilon").remedy == ["optim.epsilon=0.5"]
     honest = [steps(tmp_path / f"honest {epsilon}", epsilon, lr=0.1) for epsilon in (0.2, 0.5)]
-    assert sign(judge(honest[0], honest[1:]), "huge epsilon").level is GREEN
-    assert sign(judge(honest[0], [huge]), "huge epsilon").level is UNKNOWN  # of another model
+    assert check(judge(honest[0], honest[1:]), "huge epsilon").level is GREEN
+    assert check(judge(honest[0], [huge]), "huge epsilon").level is UNKNOWN  # of another model
 
 
 def test_the_radii_of_one_run_are_enough_to_see_a_masked_gradient(tmp_path):
     run = attacked(tmp_path / "run", Brightness(look=rounded), epsilons=[0.1, 0.5])
-    assert sign(judge(run), "huge epsilon").level is RED
-    assert sign(judge(run), "larger epsilon").level is UNKNOWN  # one run takes it for granted
-    rising = replace(
-        run, job=replace(run.job, record=run.record | {"metrics": run.metrics | {"robust_accuracies": [0, 1]}})
-    )
-    assert sign(judge(rising), "larger epsilon").level is RED
+    assert check(judge(run), "huge epsilon").level is RED
+    assert check(judge(run), "larger epsilon").level is UNKNOWN  # one run takes it for granted
+    metrics = replace(run.metrics, robust_accuracies=[0.0, 1.0])
+    rising = replace(run, job=replace(run.job, record=replace(run.record, metrics=metrics)))
+    assert check(judge(rising), "larger epsilon").level is RED
 
 
 @pytest.mark.parametrize(("robust", "level"), [(0.0, GREEN), (0.1, RED)])
 def test_what_holds_against_perturbations_of_any_size_was_not_attacked(tmp_path, robust, level):
-    told = {"ball": "L2 of any size", "norm": "l2", "epsilon": None, "scope": "", "model": {"classes": 10}}
+    told = {"ball": {"norm": "l2", "finite": False}, "model": {"classes": 10}}
     told["perturbation"] = {"name": "AdditivePerturbation", "shared": False, "parameter_shape": [3, 8, 8]}
     run = load_run(make(tmp_path, "run", robust, **told))
-    found = sign(judge(run), "huge epsilon")
+    found = check(judge(run), "huge epsilon")
     assert found.level is level
     assert ("criterion=margin" in found.remedy) == (level is RED)
 
 
 @pytest.mark.parametrize(
-    ("norm", "ball", "radius"),
+    ("norm", "pixels", "radius"),
     [
-        ("linf", "Linf 0.1", 0.5),
-        ("l2", "L2 1", 0.5 * 12**0.5),
-        ("l1", "L1 1", 6),
-        ("l0", "L0 5", 12),
-        ("l0", "L0 5 pixels", 4),
+        ("linf", False, 0.5),
+        ("l2", False, 0.5 * 12**0.5),
+        ("l1", False, 6),
+        ("l0", False, 12),
+        ("l0", True, 4),
     ],
 )
-def test_from_a_huge_radius_on_all_images_can_be_made_equal(tmp_path, norm, ball, radius):
+def test_from_a_huge_radius_on_all_images_can_be_made_equal(tmp_path, norm, pixels, radius):
     shape = [3, 2, 2]
     about = {"name": "AdditivePerturbation", "shared": False, "parameter_shape": shape}
-    run = load_run(make(tmp_path, "run", 0.5, norm=norm, epsilon=0.1, scope="", ball=ball, perturbation=about))
+    ball = {"norm": norm, "epsilon": 0.1, "finite": True, "pixels": pixels}
+    run = load_run(make(tmp_path, "run", 0.5, ball=ball, perturbation=about))
     assert huge_radius(run) == pytest.approx(radius)
-    told = sign(judge(run, [replace(run, folder=run.folder / ".." / "run")]), "huge epsilon").remedy
+    told = check(judge(run, [replace(run, folder=run.folder / ".." / "run")]), "huge epsilon").remedy
     assert radius <= float(told[0].removeprefix("optim.epsilon=")) < 1.01 * radius
     images = torch.rand(2, *shape).double()
     grey = (0.5 - images).flatten(1)
-    pixels = (images.flatten(2) - images[0].flatten(1)).abs().amax(1)
+    changed = (images.flatten(2) - images[0].flatten(1)).abs().amax(1)
     least = {"linf": grey.norm(p=torch.inf, dim=1), "l2": grey.norm(dim=1), "l1": grey.abs().sum(1)}
-    assert (least.get(norm, (pixels > 0).sum(1)) <= radius).all()
+    assert (least.get(norm, (changed > 0).sum(1)) <= radius).all()
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        {"scope": "of the patch"},
-        {"norm": None},
+        {"ball": {"norm": "linf", "epsilon": 0.1, "finite": True, "scope": "of the patch"}},
+        {"ball": {}},
         {"choices": {"perturbation": "masked"}},
         {"perturbation": {"name": "PatchPerturbation"}},
     ],
 )
 def test_what_cannot_make_every_image_equal_has_no_huge_radius(tmp_path, other):
     about = {"name": "AdditivePerturbation", "shared": False, "parameter_shape": [3, 2, 2]}
-    told = {"norm": "linf", "epsilon": 0.1, "scope": "", "perturbation": about} | other
-    assert huge_radius(load_run(make(tmp_path, "run", 0.5, **told))) is None
+    assert huge_radius(load_run(make(tmp_path, "run", 0.5, **{"perturbation": about, **other}))) is None
 
 
 def test_a_stronger_attack_beside_it_is_seen(tmp_path):
     strong, weak = (steps(tmp_path / name, 0.2, lr=lr) for name, lr in (("strong", 0.05), ("weak", 0.012)))
-    told = sign(judge(weak, [strong]), "stronger attack")
+    told = check(judge(weak, [strong]), "stronger attack")
     assert told.level is RED
-    assert told.found == "strong leaves 62.5 % robust at 0.2, this one 82.5 % at 0.2."
+    assert told.found == "62.5 % are robust to strong at 0.2, 82.5 % to this attack at 0.2."
     nearly = steps(tmp_path / "nearly", 0.2, lr=0.018)
-    assert sign(judge(nearly, [strong]), "stronger attack").level is AMBER
-    assert sign(judge(strong, [weak]), "stronger attack").level is GREEN
-    assert sign(judge(weak, [replace(weak, folder=weak.folder / ".." / "weak")]), "stronger attack").level is UNKNOWN
+    assert check(judge(nearly, [strong]), "stronger attack").level is AMBER
+    assert check(judge(strong, [weak]), "stronger attack").level is GREEN
+    assert check(judge(weak, [replace(weak, folder=weak.folder / ".." / "weak")]), "stronger attack").level is UNKNOWN
     larger = steps(tmp_path / "larger", 0.4, lr=0.1)
-    assert sign(judge(strong, [larger]), "stronger attack").level is GREEN
+    assert check(judge(strong, [larger]), "stronger attack").level is GREEN
 
 
 def test_seeds_that_disagree_are_seen(tmp_path):
@@ -446,21 +446,21 @@ def test_seeds_that_disagree_are_seen(tmp_path):
         steps(tmp_path / f"{seed}", 0.2, seed=seed, net=Brightness(look=rounded), read=near, init=RANDOM)
         for seed in range(3)
     ]
-    told = sign(judge(by_chance[0], by_chance), "seeds")
+    told = check(judge(by_chance[0], by_chance), "seeds")
     assert told.level is AMBER
     composed(told.remedy)
-    low, high = (f(run.metrics["robust_accuracy"] for run in by_chance) for f in (min, max))
-    assert told.found == f"3 seeds leave {100 * low:.1f} % to {100 * high:.1f} % robust."
-    assert sign(judge(by_chance[0]), "seeds").remedy == ["seed=1", "init=uniform_linf"]
+    low, high = (f(run.robust for run in by_chance) for f in (min, max))
+    assert told.found == f"With 3 seeds, robust accuracy is {100 * low:.1f} % to {100 * high:.1f} %."
+    assert check(judge(by_chance[0]), "seeds").remedy == ["seed=1", "init=uniform_linf"]
 
 
 def test_runs_that_left_nothing_are_not_judged(tmp_path):
     failed = judge(load_run(make(tmp_path, "failed", status="failed")))
-    assert (failed.level, {sign.level for sign in failed.signs}) == (UNKNOWN, {UNKNOWN})
-    assert failed.words() == "UNKNOWN: The run left nothing to judge it by."
+    assert (failed.level, {each.level for each in failed.checks}) == (UNKNOWN, {UNKNOWN})
+    assert failed.words() == "UNKNOWN: The run recorded nothing to check."
     old = judge(load_run(make(tmp_path, "old", 0.5)))
-    assert {sign.found for sign in old.signs[: len(RULES)]} == {"The run did not record it."}
-    assert [sign.name for sign in failed.signs] == [sign.name for sign in old.signs]
+    assert {each.found for each in old.checks[: len(RULES)]} == {"The run did not record it."}
+    assert [each.name for each in failed.checks] == [each.name for each in old.checks]
 
 
 FIGURES = {
@@ -475,18 +475,20 @@ COUNTED = {rule.count: rule for rule in RULES if rule.of}
 
 
 def crafted(name, count, survivors=100) -> Run:
-    figures, signs = dict(FIGURES), {"survivors": survivors}
+    figures, counts = dict(FIGURES), {"survivors": survivors}
     if name == "unverified":
         figures["verified"] -= count
     else:
-        (figures if name in figures else signs)[name] = count
-    record = {"schema": 1, "status": "finished", "metrics": figures, "signs": signs}
+        (figures if name in figures else counts)[name] = count
+    stages = [{"name": "first", "steps": 1}, {"name": "free", "gradient_free": True, "attacked": 200, "broken": count}]
+    told = {"metrics": figures, "checks": counts, "stages": stages if name == "without_gradients" else []}
+    record = record_of({"schema": SCHEMA, "status": "finished", **told})
     return Run(Path("run"), JobRecord("run", "finished", {}, record=record), ())
 
 
 @given(name=st.sampled_from(sorted(COUNTED)), counts=st.tuples(st.integers(0, 100), st.integers(0, 100)).map(sorted))
 def test_more_of_what_is_wrong_is_never_better(name, counts):
-    few, many = (sign(judge(crafted(name, count)), COUNTED[name].name).level for count in counts)
+    few, many = (check(judge(crafted(name, count)), COUNTED[name].name).level for count in counts)
     order = list(Level)
     assert order.index(few) <= order.index(many)
     assert few is not GREEN or counts[0] == 0 or COUNTED[name].amber > 0
@@ -499,7 +501,7 @@ def crafted_total(name):
 
 @given(st.lists(st.sampled_from(Level), min_size=1, max_size=5))
 def test_a_verdict_is_the_worst_that_is_known(levels):
-    verdict = verdict_of([Sign("s", level, "", "") for level in levels])
+    verdict = verdict_of([TrustCheck("s", level, "", "") for level in levels])
     known = {level for level in levels if level is not UNKNOWN}
     expected = RED if RED in known else AMBER if AMBER in known else GREEN if known else UNKNOWN
     assert verdict.level is expected
@@ -516,25 +518,25 @@ def test_the_order_of_the_runs_does_not_matter(order):
 
 
 def crafted_point(epsilon, robust) -> Run:
-    told = {"norm": "linf", "epsilon": epsilon, "scope": "", "ball": f"Linf {epsilon}", "model": {"classes": 10}}
+    told = {"ball": {"norm": "linf", "epsilon": epsilon, "finite": True}, "model": {"classes": 10}}
     about = {"name": "AdditivePerturbation", "shared": False, "parameter_shape": [1, 2, 2]}
     figures = {**FIGURES, "robust_accuracy": robust}
-    record = {"schema": 1, "status": "finished", "metrics": figures, "perturbation": about, **told}
+    record = record_of({"schema": SCHEMA, "status": "finished", "metrics": figures, "perturbation": about, **told})
     job = JobRecord(f"{epsilon}", "finished", {"optim.epsilon": epsilon}, record=record)
     return Run(Path(f"{epsilon}"), job, ())
 
 
-def test_the_page_tells_every_sign_with_its_thresholds():
+def test_the_page_lists_every_check_with_its_thresholds():
     page = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
     rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
     told = {row[0]: row for row in rows}
     verdict = judge(crafted_point(0.1, 0.5))
-    assert [row[0] for row in rows if row[0] in {sign.name for sign in verdict.signs}] == [
-        sign.name for sign in verdict.signs
+    assert [row[0] for row in rows if row[0] in {each.name for each in verdict.checks}] == [
+        each.name for each in verdict.checks
     ]
     for rule in RULES:
         thresholds = [
-            {None: "-", 0: "any", MASKED: "more than 0.2 %"}.get(x, f"{100 * (x or 0):g} % or more")
+            {None: "-", 0: "any", RED_MASKED: "more than 0.2 %"}.get(x, f"{100 * (x or 0):g} % or more")
             for x in (rule.amber, rule.red)
         ]
         assert told[rule.name][2:4] == thresholds, rule.name

@@ -1,13 +1,16 @@
 """Folders of finished runs with everything that a run leaves, made by hand: no network is attacked."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import polars as pl
 from safetensors.numpy import save_file
 
-from raiopt.results.folder import SCHEMA, RunFolder
-from raiopt.results.metrics import metrics, signs
+from raiopt.results.files import write_json
+from raiopt.results.metrics import check_counts, metrics
+from raiopt.results.record import SCHEMA
+from raiopt.results.record_reader import record_of
 
 CLASSES = 4
 TRACE = ("mean", "q05", "q25", "median", "q75", "q95")
@@ -31,7 +34,7 @@ def whole_run(
     """Writes the folder of a finished run and returns it.
 
     Args:
-        strength: So many of the samples are broken, from the first on; the label of a sample is its number modulo 4.
+        strength: The share of samples that are attacked successfully, the first ones; labels are numbers modulo 4.
         size: Of the images' sides.
         epsilons: Several radii; samples break at them by turns.
         classes: Names of the classes.
@@ -39,18 +42,15 @@ def whole_run(
     """
     rng = np.random.default_rng(seed)
     table = samples_table(samples, round(strength * samples), steps, epsilon, epsilons, rng)
-    ball = f"Linf {epsilon}" if epsilons is None else f"Linf up to {max(epsilons)}"
+    radius = epsilon if epsilons is None else None
     record = {
-        "metrics": {**metrics(table.lazy(), epsilons), "attack_seconds": 1.5},
-        "signs": signs(table.lazy(), "linf", epsilon if epsilons is None else None),
-        "norm": "linf",
-        "epsilon": epsilon if epsilons is None else None,
-        "scope": "",
-        "ball": ball,
+        "metrics": {**asdict(metrics(table.lazy(), epsilons)), "attack_seconds": 1.5},
+        "checks": asdict(check_counts(table.lazy(), "linf", radius)),
+        "ball": {"norm": "linf", "epsilon": epsilons or epsilon, "finite": True},
         "model": {"name": network, "classes": CLASSES},
         "hashes": {"weights": network, "data": "d"},
         "data": {"name": "digits", "samples": samples},
-        "attack": f"linf_projected with sgd, {steps} steps",
+        "attack": {"optimizers": ["linf_projected", "sgd"], "steps": steps},
         "perturbation": {"name": "AdditivePerturbation", "shared": False, "parameter_shape": [3, size, size]},
         "inference": {"fold": True},
         "command": ["raiopt", *(f"{key}={value}" for key, value in fields.get("overrides", {}).items())],
@@ -62,7 +62,8 @@ def whole_run(
     }
     folder = root / name
     folder.mkdir(parents=True)
-    RunFolder(folder).save(schema=SCHEMA, status="finished", **{**record, **fields})
+    content = record_of({"schema": SCHEMA, "status": "finished", **record, **fields}).as_json()
+    write_json(folder / "run.json", content | {key: value for key, value in fields.items() if key not in content})
     table.write_parquet(folder / "samples.parquet")
     trace(steps, strength).write_parquet(folder / "trace.parquet")
     save_file(exhibits(size, epsilon, rng), folder / "exhibits.safetensors")

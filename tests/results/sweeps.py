@@ -2,11 +2,15 @@
 
 import json
 
-from raiopt.results.folder import SCHEMA, RunFolder
+from raiopt.results.files import write_json
+from raiopt.results.record import SCHEMA
+from raiopt.results.record_reader import record_of
+
+LINF = {"norm": "linf", "epsilon": 0.1, "finite": True}
 
 
-def make(root, name, robust=None, status="finished", *, number=0, data="d", weights="w", ball="Linf 0.1", **fields):
-    """Writes a job's folder; it has figures if it is finished. `fields` go into its record: overrides, error, ..."""
+def make(root, name, robust=None, status="finished", *, number=0, data="d", weights="w", ball=LINF, **fields):
+    """Writes a job's folder; it has metrics if it is finished. `fields` go into its record: overrides, error, ..."""
     folder = root / name
     folder.mkdir(parents=True)
     record = {"schema": SCHEMA, "status": status, "job_number": number, "model": {"name": "m"}, "overrides": {}}
@@ -15,7 +19,7 @@ def make(root, name, robust=None, status="finished", *, number=0, data="d", weig
         record["metrics"] = {"robust_accuracy": robust, "clean_accuracy": 0.9, "undecided": 0, "attack_seconds": 1.5}
     if status == "failed":
         record["error"] = {"type": "ValueError", "message": "lr=-1 must be [0, inf)\nand more of it"}
-    RunFolder(folder).save(**(record | fields))
+    write_json(folder / "run.json", record_of(record | fields).as_json())
     return folder
 
 

@@ -118,12 +118,12 @@ def test_two_jobs_for_one_cell_are_an_error_that_names_what_was_not_swept(tmp_pa
 def test_what_is_no_grid_is_told(tmp_path):
     rows = [("job", "finished", *(index + number for number in range(3)), "Linf 0.1") for index in range(300)]
     frame = pl.DataFrame(rows, schema=["job", "status", "a", "b", "c", "ball"], orient="row")
-    with pytest.raises(ValueError, match=r"300 jobs would fill 1e-05 of a grid over a, b, c: they are no grid"):
+    with pytest.raises(ValueError, match=r"300 jobs would fill 1e-05 of a grid over a, b, c: they are not a grid"):
         to_xarray(frame)
     for wrong in (pl.DataFrame(), frame.drop("ball"), frame.head(0)):
         with pytest.raises(ValueError, match="sweep must be a table of load_sweep"):
             to_xarray(wrong)
-    with pytest.raises(ValueError, match="holds no jobs"):
+    with pytest.raises(ValueError, match="contains no jobs"):
         to_xarray(tmp_path)
 
 

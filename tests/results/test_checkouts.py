@@ -10,7 +10,7 @@ import pytest
 from raiopt.cli import main
 from raiopt.results import checkouts
 from raiopt.results.checkouts import commit_of, commits_of, own_state
-from raiopt.results.folder import read_record
+from raiopt.results.record_reader import read_record
 
 
 def git(folder, *words):
@@ -71,7 +71,7 @@ def test_the_record_has_the_commit_of_code_that_was_named(repository, monkeypatc
     words = ["model=python", "model.factory=nets_of_a_checkout:net", "data.limit=4", "solver.steps=1", "name=mine"]
     assert main(words) == 0
     (folder,) = (repository / "outputs" / "mine").iterdir()
-    assert read_record(folder)["code"] == {"nets_of_a_checkout": git(repository, "rev-parse", "HEAD")}
+    assert read_record(folder).code == {"nets_of_a_checkout": git(repository, "rev-parse", "HEAD")}
 
 
 def test_raiopts_own_state_is_that_of_its_checkout_and_asked_once(repository, monkeypatch):

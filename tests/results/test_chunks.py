@@ -18,14 +18,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from raiopt import experiment
-from raiopt.attacks import Attack, Engine, Inference
-from raiopt.builders import attacks
+from raiopt.attacks import Attack, Engine
 from raiopt.experiment import Job
+from raiopt.fast import Inference
 from raiopt.optim import LinfProjectedOptim
-from raiopt.results import chunks
-from raiopt.results.chunks import load_perturbations
+from raiopt.results import chunks, perturbation_store
 from raiopt.results.folder import RunFolder
 from raiopt.zoo import Classifier, ImageData
+from tests import attack_functions as attacks
 
 IMAGES = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 ABOUT = {"job_key": "a question"}
@@ -78,7 +78,12 @@ def universal(**changes):
 
 def run(folder, make=job, **options):
     folder.mkdir(exist_ok=True)
-    return experiment.run(lambda: make(**options), RunFolder(folder), ABOUT)
+    return experiment.run(lambda: make(**options), RunFolder(folder), ABOUT).as_json()
+
+
+def load_perturbations(folder):
+    """Returns the content of the files of stored perturbations."""
+    return [load_file(path) for path in perturbation_store.PerturbationStore(folder).files]
 
 
 def left(folder):
@@ -88,7 +93,7 @@ def left(folder):
     return (
         pl.read_parquet(folder / "samples.parquet"),
         pl.read_parquet(folder / "trace.parquet"),
-        list(load_perturbations(folder)),
+        load_perturbations(folder),
         (
             figures,
             record["hashes"],
@@ -137,7 +142,7 @@ def interrupted(folder, place, name, at, make=job, *, after=False, **options):
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     record = run(folder)
-    assert "continued" not in record
+    assert record["continued"] is None
     assert 0 < record["metrics"]["verified"] < 8
     return folder
 
@@ -149,7 +154,7 @@ def test_a_run_goes_on_behind_its_finished_batches(tmp_path, undisturbed, batche
     record = run(folder)
     assert_same(folder, undisturbed)
     if not batches:
-        assert "continued" not in record
+        assert record["continued"] is None
         return
     samples = pl.read_parquet(folder / "samples.parquet").head(3 * batches)
     passes = samples.select(pl.col("forward_passes") + pl.col("backward_passes")).sum().item()
@@ -171,7 +176,7 @@ def test_a_run_goes_on_wherever_its_writing_stopped(tmp_path, undisturbed, at, a
 def test_a_run_of_one_batch_goes_on_wherever_its_writing_stopped(tmp_path, at, after):
     run(tmp_path / "undisturbed", batch_size=8)
     interrupted(tmp_path / "run", chunks, "replace_file", at, after=after, batch_size=8)
-    assert ("continued" in run(tmp_path / "run", batch_size=8)) == ((at, after) > (6, False))
+    assert (run(tmp_path / "run", batch_size=8)["continued"] is not None) == ((at, after) > (6, False))
     assert_same(tmp_path / "run", tmp_path / "undisturbed")
 
 
@@ -194,7 +199,7 @@ def test_no_perturbation_is_lost_when_a_kill_comes_while_those_of_the_chunks_are
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("raiopt.results.chunks.shutil.rmtree", half)
+        monkeypatch.setattr("raiopt.results.perturbation_store.shutil.rmtree", half)
         with pytest.raises(KeyboardInterrupt):
             run(folder)
     assert len(list((folder / "perturbations").iterdir())) == 2
@@ -206,7 +211,7 @@ def test_starts_that_come_to_nothing_lose_nothing(tmp_path, undisturbed):
     folder = tmp_path / "run"
     interrupted(folder, Engine, "run", 3)
     interrupted(folder, experiment, "load", 1)
-    with pytest.raises(ValueError, match="device=cuda:63 is not there"):
+    with pytest.raises(ValueError, match="device=cuda:63 does not exist"):
         experiment.run(lambda: replace(job(), device="cuda:63"), RunFolder(folder), ABOUT)
     assert run(folder)["continued"]["batches"] == 2
     assert_same(folder, undisturbed)
@@ -234,7 +239,7 @@ def test_other_data_are_told_and_nothing_is_lost(tmp_path, undisturbed, images):
     interrupted(folder, Engine, "run", 3)
     before = {path: path.read_bytes() for path in (folder / "chunks").iterdir()}
     with pytest.raises(
-        FileExistsError, match=r"a part of a run with other data. Nothing was overwritten; give another"
+        FileExistsError, match=r"a part of a run with other data. Nothing was overwritten: give another"
     ):
         run(folder, images=images)
     assert before == {path: path.read_bytes() for path in (folder / "chunks").iterdir()}
@@ -253,7 +258,7 @@ def test_another_question_is_started_anew(tmp_path, options, place):
 
 def test_the_model_runs_as_it_did_before(tmp_path, monkeypatch):
     times = {"value": (1.0, 0.1)}
-    monkeypatch.setattr("raiopt.attacks.inference.seconds", lambda *_: times["value"])
+    monkeypatch.setattr("raiopt.fast.view.seconds", lambda *_: times["value"])
     interrupted(tmp_path / "run", Engine, "run", 2, channels_last=None)
     times["value"] = (0.1, 1.0)
     assert run(tmp_path / "run", channels_last=None)["inference"]["channels_last"] is True
@@ -277,13 +282,13 @@ def test_shared_perturbations_are_told_apart_in_one_file(tmp_path):
 @pytest.mark.parametrize("make", [job, universal])
 def test_large_perturbations_stay_in_a_file_a_chunk(tmp_path, monkeypatch, make):
     run(tmp_path / "one", make)
-    monkeypatch.setattr(chunks, "MERGED", 1000)
+    monkeypatch.setattr(perturbation_store, "MAX_MERGED_BYTES", 1000)
     run(tmp_path / "many", make)
     assert not (tmp_path / "many" / "perturbations.safetensors").exists()
     assert sorted(path.name for path in (tmp_path / "many" / "perturbations").iterdir()) == [
         f"{number:06}.safetensors" for number in range(3)
     ]
-    (whole,), parts = list(load_perturbations(tmp_path / "one")), list(load_perturbations(tmp_path / "many"))
+    (whole,), parts = load_perturbations(tmp_path / "one"), load_perturbations(tmp_path / "many")
     for name in ("ids", "delta"):
         assert torch.equal(torch.cat([part[name] for part in parts]), whole[name])
     if make is universal:
@@ -293,7 +298,7 @@ def test_large_perturbations_stay_in_a_file_a_chunk(tmp_path, monkeypatch, make)
 
 def test_what_is_not_to_be_saved_is_not(tmp_path):
     run(tmp_path / "none", save="none")
-    assert list(load_perturbations(tmp_path / "none")) == []
+    assert load_perturbations(tmp_path / "none") == []
     assert {path.name for path in (tmp_path / "none").iterdir()} == {
         "exhibits.safetensors",
         "gallery.png",
@@ -314,7 +319,9 @@ def test_nothing_of_a_batch_is_kept_while_the_next_one_runs(tmp_path, monkeypatc
         gc.collect()
         assert [about() for about in seen] == [None] * len(seen)
         for outcome in real(self, *arguments):
-            seen.extend(weakref.ref(kept) for kept in (outcome.trial.delta, outcome.trial.search.gains, outcome.images))
+            tensors = (outcome.result.delta, outcome.result.search.gains, outcome.images)
+            seen.extend(map(weakref.ref, tensors))
+            del tensors
             yield outcome
 
     monkeypatch.setattr(Engine, "run", watched)

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raiopt.attacks import Ball
-from raiopt.results.exhibits import EACH, KINDS, Exhibits, candidates_of
+from raiopt.results.exhibits import SAMPLES_PER_KIND as EACH
+from raiopt.results.exhibits import Exhibits, candidates_of
+from raiopt.results.pictures import KINDS
 from tests.results.test_samples import nothing, outcome, search, trial, verdict
 
 COLUMNS = ("label", "clean_prediction", "prediction", "clean_confidence", "adversarial_confidence")
@@ -48,9 +50,9 @@ def test_the_ends_of_those_that_broke_and_the_firmest_others_are_kept(batches):
     assert scores[: len(expected)] == [score for score, _ in expected]
     assert scores[len(expected) :] == [score for score, _ in lost[:EACH]]
     kinds = [KINDS[kind] for kind in stored["kind"].tolist()]
-    assert kinds == ["easiest to break"] * min(EACH, len(won)) + ["hardest to break"] * min(
+    assert kinds == ["Easiest successes"] * min(EACH, len(won)) + ["Hardest successes"] * min(
         EACH, max(0, len(won) - EACH)
-    ) + ["not broken"] * min(EACH, len(lost))
+    ) + ["Remained robust"] * min(EACH, len(lost))
 
 
 def test_what_is_stored_are_8_bit_pixels_and_half_precision():

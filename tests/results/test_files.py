@@ -16,10 +16,11 @@ from raiopt.reports.figures.files import save_figures
 from raiopt.reports.report import make_report
 from raiopt.reports.runs import load_run, load_runs
 from raiopt.results import files
-from raiopt.results.chunks import load_perturbations
 from raiopt.results.files import INNER, LinkError, files_below, open_to_append, own, own_files, read_file, replace_file
-from raiopt.results.folder import RunFolder, mark_killed, read_record
+from raiopt.results.folder import RunFolder, mark_killed
 from raiopt.results.lock import locked
+from raiopt.results.perturbation_store import PerturbationStore
+from raiopt.results.record_reader import read_record
 from raiopt.results.records import read_jobs
 from raiopt.results.tables import load_sweep
 from raiopt.results.trackers import Session
@@ -114,7 +115,7 @@ def test_a_linked_job_of_a_sweep_is_neither_written_nor_read(sweep, tmp_path):
     outside = Path(shutil.move(job, tmp_path / "outside"))
     job.symlink_to(outside)
     before = {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()}
-    assert read_record(job) == {}
+    assert read_record(job) is None
     assert [found.status for found in read_jobs(sweep)].count("unreadable") == 1
     assert sum(bool(run.metrics) for run in load_runs([sweep])) == 1
     with pytest.raises(LinkError, match="is a link inside of a sweep"), RunFolder(job).recording({}):
@@ -187,7 +188,7 @@ READERS = {
     "samples.parquet": lambda job: load_run(job).samples(),
     "trace.parquet": lambda job: load_run(job).trace(),
     "exhibits.safetensors": lambda job: load_run(job).exhibits(),
-    "perturbations.safetensors": lambda job: list(load_perturbations(job)),
+    "perturbations.safetensors": lambda job: PerturbationStore(job).rows,
 }
 
 
@@ -196,7 +197,7 @@ def test_no_file_of_a_run_is_read_through_a_link(sweep, tmp_path, name):
     job, other = jobs_of(sweep)
     moved(job / name, tmp_path / "outside")
     if name == "run.json":
-        assert read_record(job) == {}
+        assert read_record(job) is None
         assert "is a link" in str(load_run(job).job.error)
     else:
         with pytest.raises((OSError, ValueError), match=f"{name}.* is a link"):

@@ -4,7 +4,6 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
@@ -12,10 +11,10 @@ from polars.testing import assert_frame_equal
 import raiopt
 from raiopt.cli import main
 from raiopt.reports.runs import labels
-from raiopt.results.chunks import load_perturbations
 from raiopt.results.parquet import scan_parquet
+from raiopt.results.perturbation_store import PerturbationStore
 from raiopt.results.tables import save_sweep
-from raiopt.results.tracked import told
+from raiopt.results.tracked import tracked
 
 BESIDE = {"v[1]": "v1", "a*b": "axb", "q?": "qq", "{x}": "x", "~": "home", "**": "deep", "[!a]": "b", "k=1": "k"}
 RUN = ["data.limit=8", "solver.steps=2", "threads=1", "batch_size=4", "save=all", "optim.epsilon=0.3"]
@@ -75,8 +74,8 @@ def test_everything_works_in_any_folder(tmp_path, monkeypatch, capsys, usual, na
     assert [len(each.samples().collect()) for each in loaded] == [8, 8]
     assert len(set(labels(loaded))) == 2
     assert_frame_equal(loaded[0].trace(), pl.read_parquet(usual / run / "trace.parquet"))
-    assert len(told(run).curves) == len(told(usual / run).curves) > 0
-    assert np.concatenate([part["ids"] for part in load_perturbations(run)]).tolist() == list(range(8))
+    assert len(tracked(run).curves) == len(tracked(usual / run).curves) > 0
+    assert list(PerturbationStore(run).rows) == list(range(8))
     assert raiopt.load_samples(shards[1]).collect()["id"].to_list() == list(range(8))
     table = raiopt.load_sweep("outputs/s")
     assert table["status"].to_list() == ["finished"]
@@ -91,7 +90,7 @@ def test_everything_works_in_any_folder(tmp_path, monkeypatch, capsys, usual, na
         assert said
         assert "WRONG" not in said
     assert main(["list", "runs"]) == 0
-    assert "2 in outputs" in capsys.readouterr().out
+    assert "2 runs and sweeps in outputs" in capsys.readouterr().out
     assert main(["export", str(run), "--png", "png", "--all"]) == 0
     assert len(list(Path("png").glob("*.png"))) == int(expected["forward_passes"].is_not_null().sum())
     assert main(["report", str(run), "outputs/s", "--out", "page.html", "--no-figures"]) == 0

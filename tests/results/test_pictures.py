@@ -1,37 +1,19 @@
-"""Pictures against NumPy: what a page, a file or a terminal shows is what the array holds."""
-
-import io
-import re
+"""Pictures against NumPy."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
-from rich.console import Console
 
-from raiopt.results.pictures import around_grey, fitted, half_blocks, picture
+from raiopt.results.pictures import around_grey, fitted, picture
 
 SHAPES = arrays.array_shapes(min_dims=3, max_dims=3, max_side=6)
 VALUES = st.floats(-0.5, 1.5, width=32)
-CELL = re.compile("\x1b\\[([0-9;]+)m\u2580")
 
 
 def images(dtype=np.float32, elements=VALUES):
     return arrays.arrays(dtype, SHAPES, elements=elements)
-
-
-def drawn(text):
-    """The pixels (rows, columns, 3) of what a terminal of true colours was told; None where it was told no colour."""
-    stream = io.StringIO()
-    Console(file=stream, force_terminal=True, color_system="truecolor", width=200).print(text)
-    rows = []
-    for line in stream.getvalue().rstrip("\n").split("\n"):
-        cells = [[int(word) for word in found.split(";")] for found in CELL.findall(line)]
-        rows.append([cell[2:5] for cell in cells])
-        rows.append([cell[7:10] if cell[5:6] == [48] else None for cell in cells])
-    return rows
 
 
 @given(x=images())
@@ -81,18 +63,3 @@ def test_a_small_picture_keeps_its_pixels_sharp(x, factor):
     small = picture(x)
     large = np.asarray(fitted(small, small.width * factor, small.height * factor))
     assert (large == np.asarray(small).repeat(factor, axis=0).repeat(factor, axis=1)).all()
-
-
-@given(x=images(np.uint8, st.integers(0, 255)))
-def test_a_terminal_shows_every_pixel(x):
-    shown = drawn(half_blocks(picture(x)))
-    height = x.shape[1]
-    assert shown[:height] == np.moveaxis(rgb(x), 0, 2).tolist()
-    assert shown[height:] == ([[None] * x.shape[2]] if height % 2 else [])
-
-
-@pytest.mark.parametrize("size", [(5, 4), (4, 5)])
-def test_a_terminal_without_colours_is_told_none(size):
-    stream = io.StringIO()
-    Console(file=stream, force_terminal=True, color_system=None).print(half_blocks(Image.new("RGB", size, "red")))
-    assert "\x1b" not in stream.getvalue()

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from raiopt.attacks import STOPPED, Ball, Outcome, Search, Trial, Verdict
-from raiopt.results.metrics import metrics, signs
+from raiopt.attacks import STOPPED, Ball, Outcome, ProbeResult, SearchResult, Verification
+from raiopt.results.metrics import check_counts, metrics
 from raiopt.results.samples import rises, samples_frame, steps_frames, trace_frame
 from tests.attacks.parts import question
 
@@ -45,13 +45,13 @@ def search(**changes):
         "goal": LABELS[:4],
         "spread": torch.tensor([NAN, 9.0, 0.5, 1.0]),
     }
-    return Search(**{**usual, **changes})
+    return SearchResult(**{**usual, **changes})
 
 
 def verdict(broken=(True, False, False, False), broken_8bit=None):
     eight = None if broken_8bit is None else torch.tensor(broken_8bit)
     sure = torch.tensor([0.5, 0.75, NAN, 1.0])
-    return Verdict(torch.tensor(broken), torch.tensor([1, 0, 0, 0]), sure, sure / 2, eight)
+    return Verification(torch.tensor(broken), torch.tensor([1, 0, 0, 0]), sure, sure / 2, eight)
 
 
 def trial(**changes):
@@ -68,7 +68,7 @@ def trial(**changes):
         "whole": False,
         "stride": torch.ones(4, dtype=torch.int64),
     }
-    return Trial(**{**usual, **changes})
+    return ProbeResult(**{**usual, **changes})
 
 
 def outcome(of=None, **changes):
@@ -83,14 +83,14 @@ def outcome(of=None, **changes):
         "clean_confidence": torch.tensor([0.5, 1.0, 0.9, 1.0, 0.4, NAN]),
         "finite": torch.tensor([True, True, True, True, True, False]),
         "attacked": torch.tensor([True, True, True, True, False, False]),
-        "trial": trial() if of is None else of,
+        "result": trial() if of is None else of,
     }
     return Outcome(**{**usual, **changes})
 
 
 def nothing(**changes):
     """Returns the outcome of a batch in which no sample was attacked."""
-    return replace(outcome(**changes), attacked=torch.zeros(6).bool(), trial=None)
+    return replace(outcome(**changes), attacked=torch.zeros(6).bool(), result=None)
 
 
 def test_one_row_a_sample_with_nulls_where_nothing_was_attacked():
@@ -120,7 +120,7 @@ def test_a_sample_that_broke_before_it_was_lost_is_decided():
     frame = samples_frame(outcome(trial(search=lost)))
     assert frame["stopped"].to_list()[:3] == ["fooled", "steps", "not_finite"]
     assert frame["undecided"].to_list()[:3] == [False, False, True]
-    assert metrics(frame.lazy())["undecided"] == 2
+    assert metrics(frame.lazy()).undecided == 2
 
 
 def test_a_sample_whose_label_is_the_target_is_told_from_one_predicted_wrong():
@@ -166,28 +166,28 @@ def test_rises_agree_with_a_count_by_hand(data):
         assert late == max(row) - max(row[: int(0.9 * end + 1e-9) + 1])
 
 
-def test_signs_count_the_troubles_of_those_that_survived():
-    found = signs(samples_frame(outcome()).lazy(), "linf", 0.3)
-    assert found["survivors"] == 2  # 11 held, 13 was claimed only
-    assert found["zero_gradient_share"] == pytest.approx(3 / 6)
-    assert (found["not_finite"], found["saturated"], found["fooled_not_kept"]) == (2, 2, 0)
-    assert (found["still_rising"], found["restarts_differ"]) == (1, 1)
-    assert (found["short_of_ball"], found["reach"]) == (2, pytest.approx(0.2 / 0.3))
-    assert signs(samples_frame(outcome()).lazy(), "linf", 0.2)["short_of_ball"] == 1
+def test_check_counts_count_the_troubles_of_those_that_survived():
+    found = check_counts(samples_frame(outcome()).lazy(), "linf", 0.3)
+    assert found.survivors == 2  # 11 held, 13 was claimed only
+    assert found.zero_gradient_share == pytest.approx(3 / 6)
+    assert (found.not_finite, found.saturated, found.fooled_not_kept) == (2, 2, 0)
+    assert (found.still_rising, found.restarts_differ) == (1, 1)
+    assert (found.short_of_ball, found.reach) == (2, pytest.approx(0.2 / 0.3))
+    assert check_counts(samples_frame(outcome()).lazy(), "linf", 0.2).short_of_ball == 1
     not_kept = search(claimed=torch.tensor([False, False, False, True]))
-    assert signs(samples_frame(outcome(trial(search=not_kept))).lazy(), None, None)["fooled_not_kept"] == 1
+    assert check_counts(samples_frame(outcome(trial(search=not_kept))).lazy(), None, None).fooled_not_kept == 1
 
 
 @pytest.mark.parametrize(("norm", "epsilon"), [(None, None), (None, 0.3), ("l0", 5.0), ("linf", 0.0)])
 def test_what_has_no_ball_to_reach_is_not_short_of_it(norm, epsilon):
-    found = signs(samples_frame(nothing()).lazy(), norm, epsilon)
-    assert (found["short_of_ball"], found["reach"], found["restarts_differ"]) == (None, None, None)
-    assert (found["survivors"], found["zero_gradient_share"]) == (0, None)
+    found = check_counts(samples_frame(nothing()).lazy(), norm, epsilon)
+    assert (found.short_of_ball, found.reach, found.restarts_differ) == (None, None, None)
+    assert (found.survivors, found.zero_gradient_share) == (0, None)
 
 
-def test_signs_take_the_radius_of_each_sample_where_there_are_several():
-    found = signs(samples_frame(outcome(trial(**SWEPT))).lazy(), "linf", None)
-    assert (found["short_of_ball"], found["reach"]) == (2, pytest.approx(0.2 / 0.3))
+def test_check_counts_take_the_radius_of_each_sample_where_there_are_several():
+    found = check_counts(samples_frame(outcome(trial(**SWEPT))).lazy(), "linf", None)
+    assert (found.short_of_ball, found.reach) == (2, pytest.approx(0.2 / 0.3))
 
 
 RADII = [0.1, 0.2, 0.3]
@@ -215,37 +215,37 @@ def test_every_batch_has_the_same_columns(other):
 
 def test_metrics_count_what_was_verified_and_nothing_else():
     figures = metrics(samples_frame(outcome()).lazy())
-    assert figures["samples"] == 6
-    assert figures["clean_accuracy"] == pytest.approx(4 / 6)
-    assert figures["robust_accuracy"] == pytest.approx(2 / 6)  # 11 held, 13 was claimed only; 12 is undecided
-    assert (figures["claimed"], figures["verified"], figures["undecided"], figures["attacked"]) == (2, 1, 2, 4)
-    assert (figures["forward_passes"], figures["backward_passes"]) == (10, 6)
-    assert figures["median_linf"] == figures["largest_linf"] == pytest.approx(0.3)
-    assert (figures["zero_gradients_at_start"], figures["never_a_gradient"]) == (2, 1)
-    assert figures["verified_8bit"] is None
-    assert not {"target_reached", "epsilons", "robust_accuracies"} & figures.keys()
+    assert figures.samples == 6
+    assert figures.clean_accuracy == pytest.approx(4 / 6)
+    assert figures.robust_accuracy == pytest.approx(2 / 6)  # 11 held, 13 was claimed only; 12 is undecided
+    assert (figures.claimed, figures.verified, figures.undecided, figures.attacked) == (2, 1, 2, 4)
+    assert (figures.forward_passes, figures.backward_passes) == (10, 6)
+    assert figures.median_linf == figures.largest_linf == pytest.approx(0.3)
+    assert (figures.zero_gradients_at_start, figures.never_a_gradient) == (2, 1)
+    assert figures.verified_8bit is None
+    assert (figures.target_reached, figures.epsilons, figures.robust_accuracies) == (None, None, None)
 
 
 def test_metrics_of_a_job_in_which_nothing_was_attacked():
     figures = metrics(samples_frame(nothing()).lazy(), RADII)
-    assert (figures["attacked"], figures["verified"], figures["forward_passes"]) == (0, 0, 0)
-    assert figures["median_l2"] is None
-    assert figures["verified_8bit"] is None
-    assert figures["robust_accuracies"] == [figures["robust_accuracy"]] * 3 == [pytest.approx(4 / 6)] * 3
+    assert (figures.attacked, figures.verified, figures.forward_passes) == (0, 0, 0)
+    assert figures.median_l2 is None
+    assert figures.verified_8bit is None
+    assert figures.robust_accuracies == [figures.robust_accuracy] * 3 == [pytest.approx(4 / 6)] * 3
 
 
 def test_metrics_of_a_targeted_attack_tell_the_share_that_reached_its_target():
     frame = samples_frame(outcome(trial(search=search(goal=torch.tensor([1, 1, 1, 1])))))
     assert frame["target"].to_list() == [1, 1, 1, 1, None, None]
-    assert metrics(frame.lazy(), targeted=True)["target_reached"] == pytest.approx(1 / 4)
-    assert "target_reached" not in metrics(frame.lazy())  # moving towards a class is not aiming at it
+    assert metrics(frame.lazy(), targeted=True).target_reached == pytest.approx(1 / 4)
+    assert metrics(frame.lazy()).target_reached is None  # moving towards a class is not aiming at it
 
 
 @pytest.mark.parametrize("broken_8bit", [[True, False, False, False], [False] * 4])
 def test_what_stays_broken_as_8_bit_images_is_counted_where_it_was_asked(broken_8bit):
     frame = samples_frame(outcome(trial(verdict=verdict(broken_8bit=broken_8bit))))
     assert frame["verified_8bit"].to_list()[:4] == broken_8bit
-    assert metrics(frame.lazy())["verified_8bit"] == sum(broken_8bit)
+    assert metrics(frame.lazy()).verified_8bit == sum(broken_8bit)
 
 
 def test_robust_accuracies_agree_with_a_count_by_hand():
@@ -265,9 +265,9 @@ def test_robust_accuracies_agree_with_a_count_by_hand():
             robust += row["clean_prediction"] == row["label"] and held and row["stopped"] != "not_finite"
         expected.append(robust / len(frame))
     figures = metrics(frame.lazy(), RADII)
-    assert figures["epsilons"] == RADII
-    assert figures["robust_accuracies"] == pytest.approx(expected)
-    assert figures["robust_accuracies"][-1] == figures["robust_accuracy"]
+    assert figures.epsilons == RADII
+    assert figures.robust_accuracies == pytest.approx(expected)
+    assert figures.robust_accuracies[-1] == figures.robust_accuracy
     assert len(set(expected)) == 3
 
 

@@ -1,6 +1,7 @@
 """The shards of a question as one row: the undivided run to the last digit, and nothing less than whole."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import polars as pl
@@ -10,18 +11,21 @@ from polars.testing import assert_frame_equal
 from torch import nn
 
 from raiopt import experiment
-from raiopt.attacks import Attack, Inference
-from raiopt.builders import attacks
+from raiopt.attacks import Attack
+from raiopt.fast import Inference
 from raiopt.optim import LinfProjectedOptim
-from raiopt.results.folder import RunFolder, read_record
+from raiopt.results.folder import RunFolder
+from raiopt.results.record_reader import read_record
 from raiopt.results.shards import load_samples
 from raiopt.results.tables import METRICS, load_sweep
 from raiopt.zoo import Classifier, ImageData
 from raiopt.zoo.data import Shard
+from tests import attack_functions as attacks
 from tests.results.sweeps import list_jobs, make
 
 IMAGES = torch.rand(11, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 COUNT = 3
+APART = "shards 0 and 2 do not belong to one run: they differ in"
 
 
 def net():
@@ -95,7 +99,7 @@ def test_shards_are_the_undivided_run(tmp_path, changes):
     assert frame["optim.lr"].to_list() == [0.0, 0.25]
     assert "data.shard" not in frame.columns
     for number, row in enumerate(frame.iter_rows(named=True)):
-        expected = read_record(tmp_path / "whole" / f"w{number}")["metrics"]
+        expected = asdict(read_record(tmp_path / "whole" / f"w{number}").metrics)
         assert 0 < expected["robust_accuracy"] < expected["clean_accuracy"] <= 1
         for name in METRICS.keys() - {"attack_seconds"}:
             assert row[name] == expected.get(name), name
@@ -178,23 +182,23 @@ def test_many_lost_shards_are_told_in_short(tmp_path):
 def test_the_number_of_shards_may_stand_in_the_record_alone(tmp_path):
     about = {"name": "digits", "num_shards": 3}
     for index in range(2):
-        make(tmp_path, f"s{index}", 0.5, overrides={"data.shard": index}, data="d")
-        RunFolder(tmp_path / f"s{index}").save(**{**read_record(tmp_path / f"s{index}"), "data": about})
+        file = make(tmp_path, f"s{index}", 0.5, overrides={"data.shard": index}) / "run.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "data": about}))
     assert only_row(tmp_path)["error"] == "1 of 3 shards is missing or failed: 2"
 
 
 def test_shards_of_an_unknown_number_are_incomplete(tmp_path):
     shard(tmp_path, 0, count=None)
     shard(tmp_path, 1, count=None)
-    assert only_row(tmp_path)["error"] == "no shard tells data.num_shards"
+    assert only_row(tmp_path)["error"] == "no shard records data.num_shards"
 
 
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"weights": "others"}, "shards 0 and 2 are not of one run: they differ in weights"),
-        ({"batch_size": 7, "ball": "L2 1"}, "shards 0 and 2 are not of one run: they differ in ball, batch_size"),
-        ({"versions": {"raiopt": "9"}}, "shards 0 and 2 are not of one run: they differ in raiopt"),
+        ({"weights": "others"}, f"{APART} weights"),
+        ({"batch_size": 7, "ball": {"norm": "l2"}}, f"{APART} ball, batch_size"),
+        ({"versions": {"raiopt": "9"}}, f"{APART} raiopt"),
     ],
 )
 def test_shards_of_different_runs_are_no_whole(tmp_path, fields, told):
@@ -244,7 +248,7 @@ def test_questions_and_numbers_of_shards_are_kept_apart(tmp_path):
 
 
 def test_samples_of_a_job_that_is_no_shard(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no samples\.parquet: its job is not finished"):
+    with pytest.raises(FileNotFoundError, match=r"has no samples\.parquet: it is not the folder of a finished job"):
         load_samples(make(tmp_path, "running", status="running"))
     with pytest.raises(FileNotFoundError, match="nowhere has no samples"):
         load_samples(tmp_path / "nowhere")

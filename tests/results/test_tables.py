@@ -8,11 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from raiopt.results.folder import SCHEMA, RunFolder, read_record
+from raiopt.results.record import SCHEMA
 from raiopt.results.records import read_jobs
 from raiopt.results.tables import METRICS, jobs_frame, load_sweep, save_sweep
-from raiopt.results.terminal import ROWS, TOLD, print_sweep
+from raiopt.results.terminal import MAX_ROWS, MAX_UNFINISHED, print_sweep
 from tests.results.sweeps import list_jobs, make
+
+
+def ball(norm, epsilon):
+    return {"norm": norm, "epsilon": epsilon, "finite": True}
 
 
 def job(root, number, robust=None, status="finished", overrides=(), **fields):
@@ -51,8 +55,8 @@ def test_an_option_that_a_job_was_not_given_is_the_choice_that_it_had(tmp_path):
 def test_best_is_marked_among_equal_balls_models_and_data_only(tmp_path):
     job(tmp_path, 0, 0.5)
     job(tmp_path, 1, 0.4)
-    job(tmp_path, 2, 0.1, ball="L2 1.5")
-    job(tmp_path, 3, 0.0, ball="unbounded")
+    job(tmp_path, 2, 0.1, ball=ball("l2", 1.5))
+    job(tmp_path, 3, 0.0, ball={})
     job(tmp_path, 4, 0.3, weights="other")
     job(tmp_path, 5, status="failed")
     job(tmp_path, 6, 0.4)
@@ -63,9 +67,8 @@ def test_best_is_marked_among_equal_balls_models_and_data_only(tmp_path):
 
 def test_jobs_with_other_radii_are_not_compared(tmp_path):
     for number, (robust, radii) in enumerate([(0.5, [0.1, 0.2]), (0.3, [0.1, 0.3]), (0.6, [0.1, 0.2])]):
-        folder = job(tmp_path, number, robust, ball="Linf of several radii", overrides={"solver.epsilons": radii})
-        record = read_record(folder)
-        RunFolder(folder).save(**{**record, "metrics": {**record["metrics"], "epsilons": radii}})
+        several = {"robust_accuracy": robust, "epsilons": radii}
+        job(tmp_path, number, ball=ball("linf", radii), overrides={"solver.epsilons": radii}, metrics=several)
     frame = load_sweep(tmp_path)
     assert frame["best"].to_list() == [True, True, False]
     assert frame["solver.epsilons"].to_list() == ["[0.1, 0.2]", "[0.1, 0.3]", "[0.1, 0.2]"]
@@ -92,13 +95,13 @@ def test_every_job_is_a_row_and_says_how_it_is(tmp_path):
     assert frame["status"].to_list() == states
     assert frame["robust_accuracy"].to_list() == [None] * 5 + [0.5, None, 0.5]
     version, damaged, *others = frame["error"]
-    assert version == f"its run.json has the schema {SCHEMA + 1}, and this version of raiopt reads {SCHEMA}"
-    assert damaged.startswith("its run.json cannot be read: ")
+    assert version.endswith(f"run.json has the schema {SCHEMA + 1}, and this version of raiopt reads {SCHEMA}.")
+    assert "run.json cannot be read: " in damaged
     assert others == ["out of memory", "lr=-1 must be [0, inf)", None, None, "did not start", None]
 
 
 def test_figures_of_a_job_that_did_not_finish_are_none_of_the_table(tmp_path):
-    job(tmp_path, 0, status="killed", ball="Linf 0.1", metrics={"robust_accuracy": 0.1})
+    job(tmp_path, 0, status="killed", metrics={"robust_accuracy": 0.1})
     job(tmp_path, 1, 0.5)
     frame = load_sweep(tmp_path)
     assert frame["robust_accuracy"].to_list() == [None, 0.5]
@@ -106,15 +109,15 @@ def test_figures_of_a_job_that_did_not_finish_are_none_of_the_table(tmp_path):
 
 
 def test_what_is_no_sweep_is_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere is not there; give the folder of a sweep"):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist; give the folder of a sweep"):
         load_sweep(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="holds no jobs; give the folder of a sweep"):
+    with pytest.raises(ValueError, match="contains no jobs; give the folder of a sweep"):
         load_sweep(tmp_path)
     with pytest.raises(ValueError, match="job1 is the folder of one job, not of a sweep"):
         load_sweep(job(tmp_path, 1, 0.5))
     for text in ("{", "[]", "{}", '{"jobs": 3}'):
         (tmp_path / "sweep.json").write_text(text)
-        with pytest.raises(ValueError, match=r"sweep\.json is no list of jobs: .*Move it away"):
+        with pytest.raises(ValueError, match=r"sweep\.json is not a list of jobs: .*Move it away"):
             load_sweep(tmp_path)
 
 
@@ -172,19 +175,18 @@ def test_of_many_jobs_the_telling_ones_are_printed(tmp_path, capsys):
     count, bad = 100, set(range(0, 100, 4))
     list_jobs(tmp_path, {f"job{number}": {"optim.lr": float(number)} for number in range(count)})
     for number in set(range(count)) - bad:
-        job(
-            tmp_path, number, (number * 37 % 100) / 100 + 0.5 * (number == 1), ball="Linf 0.1" if number > 1 else "L2 1"
-        )
+        given = ball("linf", 0.1) if number > 1 else ball("l2", 1.0)
+        job(tmp_path, number, (number * 37 % 100) / 100 + 0.5 * (number == 1), ball=given)
     lines = table(capsys, tmp_path)
     marks = [line.split() for line in lines if "%" in line or line.startswith(" ! ")]
     told = [cells[1] if cells[0] in "*!" else cells[0] for cells in marks]
     good = sorted(set(range(2, count)) - bad, key=lambda number: number * 37 % 100)
-    expected = {1, *sorted(bad)[:TOLD], *good[: ROWS - TOLD - 1]}
+    expected = {1, *sorted(bad)[:MAX_UNFINISHED], *good[: MAX_ROWS - MAX_UNFINISHED - 1]}
     assert told == [str(number) for number in sorted(expected)]
     assert [cells[1] for cells in marks if cells[0] == "*"] == ["1", str(good[0])]
-    assert any(line.startswith("60 more rows are in sweep.csv") for line in lines)
-    assert sum(line == f"! job{number} missing: did not start" for number in bad for line in lines) == TOLD
-    assert f"! and {len(bad) - TOLD} more that did not finish" in lines
+    assert any(line.startswith("60 more rows in sweep.csv") for line in lines)
+    assert sum(line == f"! job{number} missing: did not start" for number in bad for line in lines) == MAX_UNFINISHED
+    assert f"! and {len(bad) - MAX_UNFINISHED} more without a result" in lines
 
 
 def test_counts_are_whole_numbers_whatever_the_jobs_hold(tmp_path, capsys):
@@ -201,7 +203,7 @@ def test_no_cell_of_the_printed_table_is_cut(tmp_path, capsys, monkeypatch, colu
     for number in range(4):
         options = {"optim": "l2_projected", "optim.param_ndim": number or None, "optim.lr": number / 2}
         options["optim.grad_scale"] = number
-        job(tmp_path, number, number / 8, ball="L2 1.5 per 1-d row", overrides=options)
+        job(tmp_path, number, number / 8, ball={**ball("l2", 1.5), "scope": "per 1-d row"}, overrides=options)
     lines = table(capsys, tmp_path)
     assert not any("\u2026" in line for line in lines)
     (best,) = [line.split() for line in lines if "37.5 %" in line or line.lstrip().startswith("*  0")][:1]

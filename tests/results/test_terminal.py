@@ -1,7 +1,11 @@
 """The summary of a job as a person reads it on a terminal of 80 columns."""
 
+from dataclasses import replace
+
 import pytest
 
+from raiopt.results.record import Metrics
+from raiopt.results.record_reader import record_of
 from raiopt.results.terminal import print_summary, summary_rows
 
 METRICS = {
@@ -20,8 +24,8 @@ METRICS = {
 RECORD = {
     "model": {"name": "net", "preset": "mean [0.5], std [1]"},
     "data": {"name": "pictures", "samples": 40},
-    "attack": "signed with sgd",
-    "ball": "Linf 0.1",
+    "attack": {"optimizers": ["signed", "sgd"]},
+    "ball": {"norm": "linf", "epsilon": 0.1, "finite": True},
     "batch_size": 16,
     "perturbation": {"shared": False},
     "clamped": False,
@@ -41,23 +45,25 @@ def shown(capsys, monkeypatch, tmp_path):
         monkeypatch.setenv("TERM", "xterm")
         monkeypatch.delenv("NO_COLOR", raising=False)
         monkeypatch.setenv("FORCE_COLOR", "1" if color else "")
-        print_summary({**RECORD, **changes, "metrics": {**METRICS, **dict(metrics)}}, tmp_path)
+        skipped = changes.pop("skipped", False)
+        record = record_of({**RECORD, **changes, "metrics": {**METRICS, **dict(metrics)}})
+        print_summary(replace(record, skipped=skipped), tmp_path)
         return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
 
     return of
 
 
-def test_the_figures_stand_in_rows(shown):
+def test_each_metric_has_a_row(shown):
     lines = [" ".join(line.split()) for line in shown()]
     assert lines[0] == "net on 40 images of pictures, signed with sgd, Linf 0.1"
     for line in (
         "clean accuracy 98.0 %",
         "robust accuracy 25.0 %",
         "undecided 0",
-        "L0 of what broke median 2, largest 2",
-        "Linf of what broke median 2.5, largest 2.5",
+        "L0 norm of successful perturbations median 2, largest 2",
+        "Linf norm of successful perturbations median 2.5, largest 2.5",
         "passes 1,234 forward, 1,000 backward",
-        "passes a sample 30.9 forward, 25.0 backward",
+        "passes per sample 30.9 forward, 25.0 backward",
         "attack 1.2 s",
         "normalisation of the model: mean [0.5], std [1]",
     ):
@@ -67,7 +73,8 @@ def test_the_figures_stand_in_rows(shown):
 
 @pytest.mark.parametrize(("norm", "first"), [("l2", "L2"), ("linf", "Linf"), (None, "L0")])
 def test_the_norm_of_the_ball_comes_first(shown, norm, first):
-    assert next(line.split()[0] for line in shown(norm=norm) if "of what broke" in line) == first
+    lines = shown(ball={"norm": norm})
+    assert next(line.split()[0] for line in lines if "of successful perturbations" in line) == first
 
 
 def test_every_radius_has_a_row(shown):
@@ -81,22 +88,26 @@ def test_every_radius_has_a_row(shown):
     ]
 
 
-def test_what_stays_broken_in_8_bits_is_told_where_it_was_asked():
-    assert ("broken as 8-bit images", "1,100 of 1,200") in summary_rows({**METRICS, "verified_8bit": 1100})
-    assert ("broken as 8-bit images", "0 of 1,200") in summary_rows({**METRICS, "verified_8bit": 0})
+def rows(**changes):
+    return summary_rows(Metrics(**{**METRICS, **changes}))
 
 
-def test_samples_whose_gradient_was_zero_at_the_start_are_told():
-    assert ("no gradient at the start", "3 of 40") in summary_rows({**METRICS, "zero_gradients_at_start": 3})
+def test_successes_in_8_bits_have_a_row_if_they_were_verified():
+    assert ("successful as 8-bit images", "1,100 of 1,200") in rows(verified_8bit=1100)
+    assert ("successful as 8-bit images", "0 of 1,200") in rows(verified_8bit=0)
+
+
+def test_zero_gradients_at_the_start_have_a_row():
+    assert ("no gradient at the start", "3 of 40") in rows(zero_gradients_at_start=3)
 
 
 def test_a_job_without_attacked_samples_divides_by_nothing():
-    rows = dict(summary_rows({**METRICS, "attacked": 0, "forward_passes": 0, "backward_passes": 0, "median_l2": None}))
-    assert rows["passes a sample"] == "0.0 forward, 0.0 backward"
-    assert rows["L2 of what broke"] == "nothing broke"
+    found = dict(rows(attacked=0, forward_passes=0, backward_passes=0, median_l2=None))
+    assert found["passes per sample"] == "0.0 forward, 0.0 backward"
+    assert found["L2 norm of successful perturbations"] == "none"
 
 
-QUESTION = "and no sample leaves it: with another batch_size it is another question."
+QUESTION = "and no sample leaves it early: another batch_size gives another result."
 
 
 @pytest.mark.parametrize(
@@ -120,7 +131,7 @@ def test_what_samples_share_is_one_yellow_line(shown, changes, line):
 
 def test_a_continued_run_says_what_it_saved_and_a_skipped_one_only_that(shown):
     continued = {"batches": 2, "samples": 3000, "passes": 120000}
-    line = "continued: 3,000 samples were finished before, 120,000 passes saved"
+    line = "continued: 3,000 samples finished before, 120,000 passes saved"
     assert line in shown(continued=continued)
     lines = shown(continued=continued, skipped=True)
     assert line not in lines

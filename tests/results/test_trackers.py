@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raiopt.results import trackers
-from raiopt.results.folder import SCHEMA
+from raiopt.results.record import SCHEMA
 from raiopt.results.records import VOLATILE
-from raiopt.results.tracked import told
+from raiopt.results.tracked import tracked
 from raiopt.results.trackers import Mlflow
 
 RECORD = {
@@ -28,7 +28,7 @@ RECORD = {
     "seconds": 2.5,
     "git": {"commit": "abc", "changed": True},
     "hashes": {"weights": "w", "data": "d"},
-    "signs": {"survivors": 3, "restarts_differ": None},
+    "checks": {"survivors": 3, "restarts_differ": None},
     "metrics": {"samples": 8, "robust_accuracy": 0.25, "median_l0": None, "epsilons": [0.05, 1.0]},
 }
 
@@ -41,21 +41,25 @@ def folder_of(path, record=RECORD, **changes):
 
 def test_all_figures_of_the_record_are_told_and_nothing_else(tmp_path):
     metrics = {**RECORD["metrics"], "robust_accuracies": [0.75, 0.25]}
-    job = told(folder_of(tmp_path, metrics=metrics))
+    job = tracked(folder_of(tmp_path, metrics=metrics))
     assert job.metrics == {
         "seconds": 2.5,
         "samples": 8,
+        "undecided": 0,
+        "forward_passes": 0,
+        "backward_passes": 0,
+        "attack_seconds": 0,
         "robust_accuracy": 0.25,
         "robust_accuracy_at/0.05": 0.75,
         "robust_accuracy_at/1": 0.25,
-        "signs/survivors": 3,
+        "checks/survivors": 3,
     }
 
 
 def test_the_curves_are_the_table_of_steps_without_its_gaps(tmp_path):
     table = pl.DataFrame({"step": [0, 1, 2], "loss_mean": [0.5, None, 1.5], "fooled": [0.0, 0.25, 0.5]})
     table.write_parquet(tmp_path / "trace.parquet")
-    job = told(folder_of(tmp_path))
+    job = tracked(folder_of(tmp_path))
     assert sorted(job.curves) == [
         ("step/fooled", 0.0, 0),
         ("step/fooled", 0.25, 1),
@@ -67,14 +71,15 @@ def test_the_curves_are_the_table_of_steps_without_its_gaps(tmp_path):
 
 def test_what_was_asked_are_the_options_and_choices_without_those_of_the_run(tmp_path):
     folder = folder_of(tmp_path)
-    assert told(folder).params == {"optim.lr": "0.5", "optim": "signed", "optim/InnerOpt": "sgd"}
+    assert tracked(folder).params == {"optim.lr": "0.5", "optim": "signed", "optim/InnerOpt": "sgd"}
     options = {
         "solver.epsilons": [0.1, 0.2],
         "optim.param_ndim": None,
         **dict.fromkeys(VOLATILE, 1),
         "tracker.uri": "u",
     }
-    asked = told(folder, options).params
+    folder_of(tmp_path, options=options)
+    asked = tracked(folder).params
     assert asked == {
         "solver.epsilons": "[0.1, 0.2]",
         "optim.param_ndim": "null",
@@ -85,7 +90,7 @@ def test_what_was_asked_are_the_options_and_choices_without_those_of_the_run(tmp
 
 def test_tags_say_where_the_run_lies_and_what_it_was_made_from(tmp_path):
     folder = folder_of(tmp_path, status="failed", error={"type": "ValueError", "message": "no such weights"})
-    job = told(folder)
+    job = tracked(folder)
     assert job.status == "FAILED"
     assert (job.began, job.ended) == (1795357381000, 1795357383500)
     assert datetime.fromtimestamp(job.began / 1000, UTC).isoformat() == RECORD["started"]
@@ -105,27 +110,26 @@ def test_tags_say_where_the_run_lies_and_what_it_was_made_from(tmp_path):
 
 def test_a_job_of_a_sweep_is_named_after_what_was_swept(tmp_path):
     folder = folder_of(tmp_path / "s" / "0123456789")
-    assert told(folder).name == "mine"
+    assert tracked(folder).name == "mine"
     (tmp_path / "s" / "sweep.json").write_text(json.dumps({"swept": ["optim.lr", "seed"]}))
-    assert told(folder).name == "optim.lr=0.5"
+    assert tracked(folder).name == "optim.lr=0.5"
 
 
 @pytest.mark.parametrize("changes", [{"status": "running"}, {"schema": SCHEMA + 1}, {"status": None}])
 def test_nothing_is_told_of_a_job_that_has_not_ended(tmp_path, changes):
-    assert told(folder_of(tmp_path, **changes)) is None
-    assert told(tmp_path / "none") is None
+    assert tracked(folder_of(tmp_path, **changes)) is None
+    assert tracked(tmp_path / "none") is None
 
 
 def test_a_bare_record_of_a_killed_job_is_enough(tmp_path):
-    job = told(folder_of(tmp_path / "key", {"schema": SCHEMA, "status": "killed"}))
+    job = tracked(folder_of(tmp_path / "key", {"schema": SCHEMA, "status": "killed"}))
     assert (job.name, job.status, job.began, job.params, job.metrics) == ("key", "KILLED", 0, {}, {})
 
 
 @given(name=st.text(min_size=1), value=st.text() | st.lists(st.integers(), max_size=300) | st.floats(allow_nan=False))
 def test_mlflow_takes_every_name_and_value(tmp_path_factory, name, value):
-    (given,) = told(
-        folder_of(tmp_path_factory.mktemp("job"), choices={}), {f"model.kwargs.{name}": value}
-    ).params.items()
+    folder = folder_of(tmp_path_factory.mktemp("job"), choices={}, options={f"model.kwargs.{name}": value})
+    (given,) = tracked(folder).params.items()
     assert re.fullmatch(r"[\w.:/ -]{1,250}", given[0])
     assert len(given[1]) <= 500
     text = value if isinstance(value, str) else json.dumps(value)
@@ -139,10 +143,10 @@ def test_mlflow_takes_every_name_and_value(tmp_path_factory, name, value):
         ({"uri": "file:///tmp/mlruns"}, "must be sqlite:///FILE"),
         ({"uri": "sqlite://"}, "must be sqlite:///FILE"),
         ({"artifacts": "al"}, "tracker.artifacts='al' must be one of"),
-        ({"experiment": " "}, "tracker.experiment must be a name"),
+        ({"experiment": " "}, "tracker.experiment must not be empty"),
     ],
 )
-def test_wrong_settings_are_told(settings, said):
+def test_wrong_settings_are_tracked(settings, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         Mlflow(**{"uri": "http://localhost:5000", **settings})
 
@@ -158,8 +162,8 @@ def test_what_is_not_installed_is_told_with_the_command_that_installs_it(missing
 def test_a_server_needs_no_database_here(monkeypatch):
     there = type("Spec", (), {"origin": "file"})
     monkeypatch.setattr(trackers, "find_spec", lambda name: there if name == "mlflow" else None)
-    assert Mlflow("http://localhost:5000").shown == "http://localhost:5000"
-    assert Mlflow("https://me:secret@host/path").shown == "https://host/path"
+    assert Mlflow("http://localhost:5000").public_uri == "http://localhost:5000"
+    assert Mlflow("https://me:secret@host/path").public_uri == "https://host/path"
 
 
 def test_the_mark_of_sqlite_moves_with_its_folder(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
-"""The command as a process of its own, in an empty folder, and what can be done to it."""
+"""The command in this process or in one of its own, in an empty folder, and what can be done to it."""
 
 import contextlib
+import io
 import os
 import re
 import signal
@@ -9,12 +10,15 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from raiopt.results.folder import read_record
+from raiopt.cli import main
+from raiopt.results.record_reader import read_record
 
 SMALL = ["data.limit=8", "solver.steps=2", "threads=1", "model=python"]
 OWN = r'''
@@ -134,14 +138,7 @@ class Command:
 
     def processes(self) -> list[int]:
         """Returns the numbers of all its processes that live."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                if self.mark.encode() in (path / "environ").read_bytes() and " Z " not in (path / "stat").read_text():
-                    found.append(int(path.name))
-            except OSError:
-                continue
-        return found
+        return [pid for pid in numbers() if self.mark.encode() in environment(pid) and not is_zombie(pid)]
 
     def server(self) -> int | None:
         """Returns the number of the process that forks its workers."""
@@ -162,10 +159,23 @@ class Command:
         return self.out.read_text() + self.err.read_text()
 
 
-def run(folder: Path, *words: str, **environment: str) -> tuple[int, str]:
-    """Returns exit status and output of a command."""
-    command = Command(folder, *words, **environment)
-    return command.ends(), command.said()
+def run(folder: Path, *words: str) -> tuple[int, str]:
+    """Returns exit status and output of a command in this process, whose workers are forked from one warm server."""
+    (folder / "own.py").write_text(OWN, encoding="utf-8")
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        patch.delenv("HYDRA_FULL_ERROR", raising=False)
+        code = main(list(words))
+    until(lambda: not left(), "workers are left")
+    return code, said.getvalue()
+
+
+def left() -> list[int]:
+    """Returns the processes that were forked from the server of this process."""
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    return [] if pid is None else [child for child in numbers() if parent(child) == pid and not is_zombie(child)]
 
 
 def until(check: Callable[[], Any], told: str, seconds: float = 60, command: Command | None = None) -> Any:
@@ -178,6 +188,24 @@ def until(check: Callable[[], Any], told: str, seconds: float = 60, command: Com
             pytest.fail(told if command is None else f"{told}\n{command.said()}")
         time.sleep(0.01)
     return found
+
+
+def numbers() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
+
+
+def is_zombie(pid: int) -> bool:
+    try:
+        return " Z " in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True
 
 
 def parent(pid: int) -> int:
@@ -201,7 +229,8 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
 
 def records(folder: Path) -> dict[str, Any]:
     """Returns the records of the jobs in a sweep's folder, by job key."""
-    return {path.parent.name: read_record(path.parent) for path in sorted(folder.glob("*/run.json"))}
+    found = {path.parent.name: read_record(path.parent) for path in sorted(folder.glob("*/run.json"))}
+    return {key: {} if record is None else record.as_json() for key, record in found.items()}
 
 
 def stamps(folder: Path) -> dict[str, int]:

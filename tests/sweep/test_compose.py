@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, open_dict
 
-from raiopt.configs import store
-from raiopt.jobs import plain
+from raiopt.config.jobs import plain
+from raiopt.config.options import store
 from raiopt.sweep.compose import Composer
 from raiopt.sweep.job_key import job_key, register_resolvers
 from raiopt.sweep.plugins import register_plugins
@@ -81,7 +81,7 @@ def by_hydra(loader, master, words):
         config.pop("hydra")
     keys = [word.lstrip("+~").partition("=")[0].partition("@")[0] for word in words]
     overrides = {key: choices[key] if key in choices else plain(OmegaConf.select(config, key)) for key in keys}
-    return OmegaConf.to_container(config), job_key(config), choices, overrides
+    return OmegaConf.to_container(config), job_key(config, choices), choices, overrides
 
 
 def by_composer(composer, words):
@@ -111,7 +111,7 @@ def test_the_table_holds_words_of_both_kinds(hydra):
     assert 15 < refused < len(WORDS) / 2
 
 
-def test_a_task_tells_where_it_belongs(hydra, tmp_path):
+def test_a_task_names_where_it_belongs(hydra, tmp_path):
     loader, master = hydra
     composer = Composer(loader, OmegaConf.merge(master, {"hydra": {"sweep": {"dir": str(tmp_path / "s")}}}))
     first, second = composer.tasks([["seed=1"], ["seed=2", "optim=l1_normed"]])

@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raiopt.sweep.grid import LIMIT, combinations
+from raiopt.sweep.grid import MAX_JOBS, combinations
 
 VALUES = ["1", "0.5", "-1", "null", "true", "abc", "'a,b'", "[1,2]", "{a:1}", "${seed}", "1e-3", "inf"]
 OPTIONS = ["seed", "optim.lr", "optim", "+extra", "++note", "optim/InnerOpt"]
@@ -45,9 +45,12 @@ def test_the_option_given_last_counts():
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["seed=interval(0,1)"], "seed=interval\\(0,1\\) is no list of values. Search in it with hydra/sweeper=optuna"),
+        (["seed=interval(0,1)"], "seed=interval\\(0,1\\) is no list of values. Search it with hydra/sweeper=optuna"),
         (["seed=range(1,1)"], "The sweep has no jobs"),
-        ([f"seed=range(0,{LIMIT // 2})", "optim.lr=1,2,3", "note=a"], r"15,000 jobs: 5000 \(seed\) x 3 \(optim.lr\)"),
+        (
+            [f"seed=range(0,{MAX_JOBS // 2})", "optim.lr=1,2,3", "note=a"],
+            r"15,000 jobs: 5000 \(seed\) x 3 \(optim.lr\)",
+        ),
     ],
 )
 def test_what_is_no_grid_is_refused(words, told):
@@ -56,6 +59,6 @@ def test_what_is_no_grid_is_refused(words, told):
 
 
 def test_many_jobs_may_be_meant():
-    words = [f"seed=range(0,{LIMIT + 1})"]
-    assert len(combinations(parsed(words), sure=True)) == LIMIT + 1
-    assert len(combinations(parsed([f"seed=range(0,{LIMIT})"]))) == LIMIT
+    words = [f"seed=range(0,{MAX_JOBS + 1})"]
+    assert len(combinations(parsed(words), is_confirmed=True)) == MAX_JOBS + 1
+    assert len(combinations(parsed([f"seed=range(0,{MAX_JOBS})"]))) == MAX_JOBS

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,16 +20,16 @@ from hydra import compose, initialize_config_module
 from pebble import ProcessPool
 
 from raiopt.cli import main
-from raiopt.configs import store
+from raiopt.config.options import store
 from raiopt.reports.runs import load_runs
 from raiopt.results import trackers
-from raiopt.results.folder import read_record
+from raiopt.results.record_reader import read_record
 from raiopt.results.trackers import MARK, Mlflow
 from raiopt.sweep import tracker_process
 from raiopt.sweep.job_key import job_key, register_resolvers
-from raiopt.sweep.tracker_process import TrackerProcess, asked
+from raiopt.sweep.tracker_process import TrackerProcess
 from raiopt.verbs import track
-from tests.sweep.command import OWN, run
+from tests.sweep.command import OWN, Command
 
 SMALL = ["data.limit=8", "solver.steps=2", "threads=1"]
 SWEEP = ["-m", "name=s", "outputs=out", *SMALL]
@@ -52,7 +53,7 @@ def nowhere(monkeypatch):
     return ["tracker=mlflow", "tracker.uri=http://127.0.0.1:9"]
 
 
-def _dies(place, folder):
+def _dies(place, *call):
     os._exit(3)
 
 
@@ -100,11 +101,11 @@ def test_without_a_tracker_nothing_of_it_is_imported():
 def test_the_tracker_is_no_part_of_the_question():
     with initialize_config_module("raiopt.conf", version_base="1.3"):
         settings = [[], ["tracker=mlflow"], ["tracker=mlflow", "tracker.uri=http://h", "tracker.artifacts=all"]]
-        assert len({job_key(compose("raiopt", overrides=words)) for words in settings}) == 1
+        assert len({job_key(compose("raiopt", overrides=words), {}) for words in settings}) == 1
 
 
 @pytest.mark.parametrize("words", [SMALL, ["-m", *SMALL, "seed=0,1"]])
-def test_a_tracker_that_is_not_installed_is_told_before_anything_runs(words, monkeypatch, capfd):
+def test_a_tracker_that_is_not_installed_is_reported_before_anything_runs(words, monkeypatch, capfd):
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     assert main([*words, "tracker=mlflow"]) == 1
     assert capfd.readouterr().err == "raiopt: tracker=mlflow needs mlflow: pip install 'raiopt[mlflow]'\n"
@@ -123,25 +124,18 @@ def test_a_refused_setting_does_not_touch_a_run_of_that_name(setting, capsys):
     }
 
 
-def test_the_options_of_a_job_are_those_of_its_folder_and_references_are_followed(tmp_path, monkeypatch):
-    monkeypatch.setenv("SECRET", "s3cret")
+def test_the_options_of_a_job_are_in_its_record_and_references_are_followed():
     assert main([*SMALL, "name=a", "init=uniform_linf", "optim.epsilon=0.3"]) == 0
     (folder,) = Path("outputs/a").iterdir()
-    found = asked(folder)
+    found = read_record(folder).options
     assert (found["init.epsilon"], found["optim.epsilon"], found["solver.steps"]) == (0.3, 0.3, 2)
-    assert "model._target_" not in set(found)
-    config = folder / ".hydra" / "config.yaml"
-    config.write_text(config.read_text() + "mine: ${oc.env:SECRET}\n")
-    assert asked(folder)["mine"] == "${oc.env:SECRET}"
-    config.write_text("a: [")
-    assert asked(folder) is None
-    assert asked(tmp_path) is None
+    assert not [name for name in found if "_target_" in name]
 
 
 def test_a_run_is_not_the_worse_for_a_tracker_that_fails(nowhere, capfd):
     assert main([*SMALL, "name=a", *nowhere]) == 0
     (folder,) = Path("outputs/a").iterdir()
-    assert read_record(folder)["status"] == "finished"
+    assert read_record(folder).status == "finished"
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "tracker" in line]
     assert line.startswith("raiopt: tracker=mlflow: the job is not logged: ")
     remedy = f"raiopt track {folder} tracker.experiment=raiopt tracker.uri=http://127.0.0.1:9"
@@ -154,7 +148,8 @@ def test_a_sweep_says_once_that_its_jobs_are_not_logged(nowhere, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "from raiopt.results import trackers\ntrackers.find_spec = lambda name: type('Spec', (), {'origin': 'file'})\n"
     )
-    code, said = run(tmp_path, "-m", "name=s", *SMALL, "seed=0,1", *nowhere, PYTHONPATH=str(tmp_path))
+    command = Command(tmp_path, "-m", "name=s", *SMALL, "seed=0,1", *nowhere, PYTHONPATH=str(tmp_path))
+    code, said = command.ends(), command.said()
     assert code == 0, said
     assert said.count("tracker=mlflow: 2 of 2 jobs are not logged: ") == 1
     assert said.count("not logged") == 1
@@ -165,25 +160,25 @@ def test_a_sweep_says_once_that_its_jobs_are_not_logged(nowhere, tmp_path):
 @pytest.mark.parametrize("patience", [0.0, 0.3])
 def test_after_ctrl_c_a_tracker_is_not_waited_for(nowhere, patience, tmp_path, capfd):
     process = TrackerProcess(Mlflow("http://127.0.0.1:9"))
-    process.tell(tmp_path)
+    process.log(tmp_path)
     assert not process.end(patience)
     assert "the job is not logged" in capfd.readouterr().err
     assert not multiprocessing.active_children()
 
 
-def test_a_system_that_gives_no_process_is_told(nowhere, monkeypatch, tmp_path, capfd):
+def test_a_system_that_gives_no_process_is_reported(nowhere, monkeypatch, tmp_path, capfd):
     process = TrackerProcess(Mlflow("http://127.0.0.1:9"))
     with monkeypatch.context() as context:
         context.setattr(ProcessPool, "schedule", lambda *_, **__: os.open("none", os.O_RDONLY))
-        process.tell(tmp_path)
+        process.log(tmp_path)
     assert not process.end()
     assert "the job is not logged: " in capfd.readouterr().err
 
 
 def test_a_process_that_dies_costs_a_line(nowhere, monkeypatch, tmp_path, capfd):
     process = TrackerProcess(Mlflow("http://127.0.0.1:9"))
-    monkeypatch.setattr(tracker_process, "_log", _dies)
-    process.tell(tmp_path)
+    monkeypatch.setattr(tracker_process, "_call", _dies)
+    process.log(tmp_path)
     assert not process.end()
     assert "the job is not logged: " in capfd.readouterr().err
 
@@ -208,7 +203,7 @@ def test_a_sweep_in_mlflow_is_what_its_folders_say(capfd):
         told, record = found[str(folder)], job.record
         assert told["tags"]["mlflow.parentRunId"] == parent["run"]
         assert told["status"] == job.job.status.upper()
-        assert told["seconds"] == pytest.approx(record["seconds"], abs=1e-3)
+        assert told["seconds"] == pytest.approx(record.seconds, abs=1e-3)
         assert (told["tags"]["raiopt.job_key"], told["tags"]["mlflow.note.content"]) == (folder.name, "hello")
         options = read_flat(folder)
         assert told["params"]["init.epsilon"] == told["params"]["optim.epsilon"] == "0.1"
@@ -220,12 +215,12 @@ def test_a_sweep_in_mlflow_is_what_its_folders_say(capfd):
             name for name in options if name.startswith(("solver.", "data."))
         } - {name for name in options if "._" in name}
         if job.job.status == "failed":
-            assert told["tags"]["raiopt.error"] == record["error"]["message"]
+            assert told["tags"]["raiopt.error"] == record.error.message
             assert set(told["metrics"]) == {"seconds"}
             assert told["files"] == ["hydra/config.yaml", "record.json", "run.log"]
             continue
         assert told["files"] == ["gallery.png", "hydra/config.yaml", "record.json", "run.log"]
-        for name, value in record["metrics"].items():
+        for name, value in asdict(record.metrics).items():
             if value is not None:
                 assert told["metrics"][name] == value
         trace = pl.read_parquet(folder / "trace.parquet")
@@ -329,7 +324,7 @@ def test_a_store_that_cannot_be_written_costs_a_line(capfd):
 
 
 @needs_mlflow
-def test_a_deleted_experiment_is_told(capfd):
+def test_a_deleted_experiment_is_reported(capfd):
     words = [*SMALL, "outputs=out", "tracker=mlflow"]
     assert main(words) == 0
     logged("c.delete_experiment(c.get_experiment_by_name('raiopt').experiment_id); print(1)")

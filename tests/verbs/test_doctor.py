@@ -32,7 +32,7 @@ def found(monkeypatch, capsys):
     """The findings, by their parts, of `raiopt doctor --json` without the time that a step takes."""
 
     def of(*words, status=0, seconds=0.001):
-        monkeypatch.setattr(timing, "time_a_step", lambda name: timing.Timed("net", "cpu", 64, seconds))
+        monkeypatch.setattr(timing, "time_step", lambda name: timing.Timed("net", "cpu", 64, seconds))
         assert main(["doctor", "--json", *words]) == status
         findings = json.loads(capsys.readouterr().out)
         return {part: [entry for entry in findings if entry["part"] == part] for part in PARTS}
@@ -45,8 +45,8 @@ def test_a_machine_on_which_all_is_well(tmp_path, capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert f"torch {version('torch')}" in text
     assert "digits and both networks are intact" in text
-    assert "40 steps at most take 100 images" in text
-    assert text.endswith("All is well.")
+    assert "40 steps take at most 100 images" in text
+    assert text.endswith("No problems found.")
     assert not list((tmp_path / "here").iterdir())
     assert not (tmp_path / "torch").exists()
 
@@ -123,7 +123,7 @@ def test_threads_that_are_left_idle_are_noted(found, monkeypatch):
     monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     finding = found()["device"][0]
-    assert (finding["level"], finding["remedy"]) == ("note", "OMP_NUM_THREADS=1 is set; give threads=8 for more.")
+    assert (finding["level"], finding["remedy"]) == ("note", "OMP_NUM_THREADS=1 is set; threads=8 uses all cores.")
 
 
 def test_a_missing_extra_is_told_and_nothing_wrong(found, monkeypatch):
@@ -161,7 +161,7 @@ def test_a_part_that_fails_is_told_in_a_line(found, monkeypatch, capsys):
     assert main(["doctor"]) == 1
     text = capsys.readouterr().out
     assert "! disk        OSError: no [disk]" in text
-    assert text.endswith("1 thing must be put right.\n")
+    assert text.endswith("1 problem found.\n")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_step_is_timed_by_the_clock_for_each_image(monkeypatch):
     monkeypatch.setattr(timing, "time", clock)
     images, labels = zoo.load_data("digits")
     monkeypatch.setattr(timing.zoo, "load_data", lambda name: (images[:64], labels[:64]))
-    timed = timing.time_a_step()
+    timed = timing.time_step()
     assert (timed.model, timed.size, timed.seconds) == ("digits_robust", 64, 4.0)
 
 

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 
 from raiopt import zoo
 from raiopt.cli import main
-from raiopt.results import chunks
-from raiopt.verbs.export import LONGEST, _class_name
+from raiopt.results import perturbation_store
+from raiopt.verbs.export import MAX_NAME_LENGTH, _class_name
 
 QUICK = ["data.limit=40", "solver.steps=4", "optim.epsilon=0.2", "optim.lr=0.1", "threads=1"]
 AT_THE_BORDER = ["data.limit=50", "solver.steps=16", "optim.epsilon=0.1", "optim.lr=0.025", "threads=1"]
@@ -159,7 +159,7 @@ def test_class_names_lead_nowhere_else(copied, tmp_path):
         2: "a_b_c_d",
         3: "3",
         4: "4",
-        5: "x" * LONGEST,
+        5: "x" * MAX_NAME_LENGTH,
         6: "31m",
         7: "Ärger",
         8: "rf",
@@ -172,7 +172,7 @@ def test_class_names_lead_nowhere_else(copied, tmp_path):
 @given(name=st.text())
 def test_any_class_name_is_a_harmless_part_of_a_file_name(name):
     part = _class_name(0, [name])
-    assert 0 < len(part) <= LONGEST
+    assert 0 < len(part) <= MAX_NAME_LENGTH
     assert part[0] not in "._-"
     assert not set(part) & set("/\\\0:<>\"'|?* \n\r\t;&$`")
 
@@ -193,9 +193,9 @@ def test_every_kind_of_perturbation_is_written(tmp_path, words, norm):
     lines = export(folder, tmp_path / "png", "--all")
     record = json.loads((folder / "run.json").read_text())
     norms = judged(folder, tmp_path / "png", lines, record["model"]["name"], norm)
-    bounded = record["norm"] is not None and not record["scope"]
+    bounded = record["ball"]["norm"] is not None and not record["ball"]["scope"]
     for number, line in lines.items():
-        expected = "yes" if bounded and norms[number] <= record["epsilon"] * (1 + 1e-6) else "no"
+        expected = "yes" if bounded and norms[number] <= record["ball"]["epsilon"] * (1 + 1e-6) else "no"
         assert line["in_ball"] == (expected if bounded else "")
     stored = load_file(folder / "perturbations.safetensors")
     for number, delta in zip(stored["ids"].tolist(), stored["delta"], strict=True):
@@ -214,8 +214,8 @@ def test_with_several_radii_each_image_keeps_to_its_own(tmp_path):
 
 
 def test_a_run_in_chunks_gives_the_same_files(copied, tmp_path, monkeypatch):
-    monkeypatch.setattr(chunks, "MERGED", 0)
-    monkeypatch.setattr("raiopt.verbs.export.AT_ONCE", 3)
+    monkeypatch.setattr(perturbation_store, "MAX_MERGED_BYTES", 0)
+    monkeypatch.setattr("raiopt.verbs.export.MAX_IMAGES", 3)
     folder = run(tmp_path, "batch_size=7")
     assert len(list((folder / "perturbations").iterdir())) > 3
     export(folder, tmp_path / "png", "--all")
@@ -260,6 +260,6 @@ def test_what_cannot_be_exported_says_so(tmp_path, capsys):
     record = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(record | {"status": "killed"}))
     assert main(["export", str(folder), "--png", str(tmp_path / "png")]) == 1
-    assert "is not finished but killed" in capsys.readouterr().err
+    assert "is killed, not finished" in capsys.readouterr().err
     assert main(["export", str(folder)]) == 1
     assert "required: --png" in capsys.readouterr().err

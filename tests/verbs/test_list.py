@@ -9,7 +9,9 @@ import time
 import pytest
 
 from raiopt.cli import main
-from raiopt.results.folder import RunFolder, read_record
+from raiopt.results.folder import RunFolder
+from raiopt.results.record import DataInfo
+from raiopt.results.record_reader import read_record
 from tests.results.sweeps import list_jobs, make
 
 STYLES = re.compile("\x1b\\[[0-9;]*m")
@@ -37,11 +39,13 @@ def listed(capsys, monkeypatch):
     return of
 
 
-def made(root, name, robust=None, *, day=1, model="digits_robust", attack="linf_projected with sgd, 40 steps", **more):
+def made(root, name, robust=None, *, day=1, model="digits_robust", attack=("linf_projected", "sgd"), **more):
     """A job's folder as `make` writes it, begun on a day of November."""
-    folder = RunFolder(make(root, name, robust, model={"name": model}, attack=attack, **more))
+    folder = RunFolder(
+        make(root, name, robust, model={"name": model}, attack={"optimizers": list(attack), "steps": 40}, **more)
+    )
     folder.record = read_record(folder.path)
-    folder.save(data={"name": "digits"}, started=f"2026-11-{day:02}T03:04:05+00:00")
+    folder.save(data=DataInfo("digits"), started=f"2026-11-{day:02}T03:04:05+00:00")
 
 
 @pytest.fixture
@@ -51,8 +55,15 @@ def outputs(tmp_path):
     made(root / "mine", "a1b2c3d4e5", 0.25, day=3)
     made(root / "other", "failed", status="failed", day=5)
     list_jobs(root / "sweep", {name: {"optim.lr": 0.1} for name in ("one", "two", "three", "four")})
-    made(root / "sweep", "one", 0.5, day=1, attack="signed with sgd, 40 steps")
-    made(root / "sweep", "two", 0.125, ball="L2 1.5", day=4, model="digits_standard")
+    made(root / "sweep", "one", 0.5, day=1, attack=("signed", "sgd"))
+    made(
+        root / "sweep",
+        "two",
+        0.125,
+        ball={"norm": "l2", "epsilon": 1.5, "finite": True},
+        day=4,
+        model="digits_standard",
+    )
     made(root / "sweep", "three", status="failed", day=2)
     made(root / "2026-11-02", "03-04-05-000001", 1.0, day=2)
     list_jobs(root / "2026-11-02" / "04-05-06-000002", {"job": {}})
@@ -133,7 +144,7 @@ def test_a_damaged_sweep_is_a_row_among_the_others(outputs, listed):
     (outputs / "mine" / "a1b2c3d4e5" / "run.json").write_text("[]")
     found = {row[0]: row[-1] for row in rows(listed())}
     assert (found["sweep"], found["mine/a1b2c3d4e5"], len(found)) == ("unreadable", "unreadable", 5)
-    assert any(line.startswith("! sweep: outputs/sweep/sweep.json is no list of jobs") for line in listed())
+    assert any(line.startswith("! sweep: outputs/sweep/sweep.json is not a list of jobs") for line in listed())
 
 
 def test_names_are_no_markup(tmp_path, listed):
@@ -149,11 +160,9 @@ def test_many_failures_are_counted(tmp_path, listed):
 
 
 def test_no_runs_are_an_error_in_one_line(tmp_path, listed):
-    assert listed(status=1) == [
-        "raiopt: outputs is not there: `raiopt` makes it with the first run, or name another folder."
-    ]
+    assert listed(status=1) == ["raiopt: outputs does not exist: the first run creates it, or give another folder."]
     (tmp_path / "outputs").mkdir()
-    assert listed(status=1) == ["raiopt: outputs holds no runs; name the folder that outputs=... led to."]
+    assert listed(status=1) == ["raiopt: outputs contains no runs; give the folder of outputs=..."]
 
 
 def test_groups_are_listed_as_before(capsys):

@@ -38,7 +38,7 @@ def test_page_and_figures_lie_in_the_folder(sweep, capsys):
     assert found.startswith("digits_robust on 40 images of digits, Linf 0.1: 50.0 % robust (35.2 to 64.8 %); best of 3")
     assert verdict.startswith("GREEN: ")
     assert lost == "1 of 4 jobs has no result"
-    assert weak == "2 of 4 runs are RED: --check tells why"  # the third breaks far more
+    assert weak == "2 of 4 runs are RED: --check prints why"  # the third breaks far more
     assert where == f"report in {sweep / 'report.html'}, figures in {sweep / 'figures'}"
     html = (sweep / "report.html").read_text(encoding="utf-8")
     assert "Against the default settings (lr=0.1)" in html
@@ -49,10 +49,7 @@ def test_what_is_there_is_replaced_only_by_force(sweep, capsys):
     (sweep / "report.html").write_text("mine")
     assert report(sweep, "--no-figures") == 1
     told = capsys.readouterr().err
-    assert (
-        told
-        == f"raiopt: {sweep / 'report.html'} is there already: --force replaces it, --out FILE writes another one.\n"
-    )
+    assert told == f"raiopt: {sweep / 'report.html'} exists: --force replaces it, --out FILE writes another one.\n"
     assert (sweep / "report.html").read_text() == "mine"
     assert report(sweep, "--no-figures", "--force") == 0
     assert "<title>sweep: robustness report</title>" in (sweep / "report.html").read_text(encoding="utf-8")
@@ -75,7 +72,7 @@ def test_check_fails_where_the_best_job_is_red_and_says_which_and_why(sweep, cap
     assert report(sweep, "--check", "--force", "--no-figures") == 1
     told = capsys.readouterr().out
     assert f"{sweep / 'job2'}: RED: " in told
-    assert "The search claims to have broken 25 samples" in told
+    assert "The search claims 25 successes" in told
     assert (sweep / "report.html").exists()
 
 
@@ -105,7 +102,7 @@ def test_figures_that_fail_are_told_and_the_page_is_kept(sweep, capsys):
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [([], "the following arguments are required: folder"), (["nowhere"], "is not there"), (["."], "holds no runs")],
+    [([], "arguments are required: folder"), (["nowhere"], "does not exist"), (["."], "contains no runs")],
 )
 def test_what_is_no_run_is_told(words, told, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

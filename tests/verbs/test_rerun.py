@@ -108,7 +108,7 @@ def test_as_a_command(folder):
     shutil.rmtree(new / ".hydra")
     done = subprocess.run([*words[:-1], str(new)], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"raiopt: {new}/.hydra/config.yaml is not there: give the folder of one job")
+    assert done.stderr.startswith(f"raiopt: {new}/.hydra/config.yaml does not exist: give the folder of one job")
 
 
 @pytest.mark.parametrize(
@@ -174,13 +174,13 @@ def perturb(folder: Path) -> None:
 def test_another_version_is_compared_by_verdict(folder, capsys):
     perturb(folder)
     assert told(again(folder, status=1))["repeated"] is None
-    assert "Nothing that is recorded says why" in capsys.readouterr().out
+    assert "No recorded difference explains it" in capsys.readouterr().out
     edit(folder, lambda record: record["versions"].update(torch="2.12.0"))
     found = told(again(folder))
     assert found["repeated"] == "verdicts"
     assert found["conditions"]["torch"][0] == "2.12.0"
     assert 0 < found["stored"]["largest"] < 1e-5
-    assert "torch differ" in capsys.readouterr().out
+    assert "because of different torch" in capsys.readouterr().out
 
 
 def test_a_verdict_that_was_changed_names_its_sample(folder, capsys):
@@ -190,7 +190,7 @@ def test_a_verdict_that_was_changed_names_its_sample(folder, capsys):
     samples.write_parquet(folder / "samples.parquet")
     found = told(again(folder, status=1))
     assert [flip["id"] for flip in found["flips"]] == [samples["id"][row]] == found["changed"]
-    assert f"1 sample has another verdict: {samples['id'][row]} ({samples['name'][row]}): robust, now broken" in (
+    assert f"1 sample has another verdict: {samples['id'][row]} ({samples['name'][row]}): robust, now fooled" in (
         capsys.readouterr().out
     )
 
@@ -237,7 +237,7 @@ def test_changed_weights_and_data_are_told_before_anything_runs(tmp_path, capsys
     err = capsys.readouterr().err
     hashed = told(folder, "run.json")["hashes"]
     assert f"not the same weights (hash {hashed['weights'][:10]}, now" in err
-    assert "Nothing was run; --anyway runs it" in err
+    assert "Nothing was run; --anyway uses the present ones" in err
     found = told(again(folder, "--anyway", status=1))
     assert list(found["question"]) == ["weights"]
 
@@ -250,11 +250,11 @@ def test_changed_weights_and_data_are_told_before_anything_runs(tmp_path, capsys
     files = told(folder, "run.json")["data"]["files"]
     with monkeypatch.context() as patched:
         patched.setattr(Image, "open", lambda *_, **__: pytest.fail("decoded"))
-        patched.setattr("raiopt.zoo.folders.open_picture", lambda *_, **__: pytest.fail("decoded"))
+        patched.setattr("raiopt.zoo.picture_files.open_picture", lambda *_, **__: pytest.fail("decoded"))
         assert again(folder, status=1) is None
     err = capsys.readouterr().err
     assert f"not the same image files in images (hash {files[:10]}, now" in err
-    assert "No image was decoded and nothing was run; --anyway runs it" in err
+    assert "No image was decoded and nothing was run; --anyway uses the present ones" in err
     edit(folder, lambda record: record["data"].pop("files"))  # as of a version that knew none
     assert again(folder, status=1) is None
     assert f"not the same data (hash {hashed['data'][:10]}, now" in capsys.readouterr().err
@@ -280,7 +280,7 @@ def test_a_run_without_an_end_is_run_but_repeats_nothing(folder, capsys, status)
     new = again(folder, status=1)
     assert new is not None
     assert told(new, "run.json")["status"] == "finished"
-    assert f"copy is {status}, and not finished: there is nothing to compare. The new run lies in {new}" in (
+    assert f"copy is {status}, not finished: there is nothing to compare. The new run is in {new}" in (
         capsys.readouterr().err
     )
 
@@ -298,10 +298,10 @@ def test_a_job_that_fails_again_says_why(folder, capsys):
     [
         ("x", "cannot be read"),
         ("[" * 10**5, "cannot be read"),
-        ("[]", "is no record of a run"),
-        ('{"schema": 99}', "is no record of a run"),
+        ("[]", "has the schema None"),
+        ('{"schema": 99}', "has the schema 99"),
         (" " * 2**20 + "{}", "is larger than 1,048,576 bytes"),
-        (None, "is not there: give the folder of one job"),
+        (None, "does not exist: give the folder of one job"),
     ],
 )
 def test_a_record_that_is_none_is_told_before_anything_runs(folder, capsys, content, message):

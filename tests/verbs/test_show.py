@@ -12,12 +12,9 @@ import polars as pl
 import pytest
 from safetensors.numpy import load_file
 
-from raiopt import zoo
 from raiopt.cli import main
 from tests.results.sweeps import list_jobs, make
 
-STYLES = re.compile("\x1b\\[[0-9;]*m")
-CELL = re.compile("\x1b\\[38;2;(\\d+);(\\d+);(\\d+);48;2;(\\d+);(\\d+);(\\d+)m\u2580")
 QUESTION = ["data.limit=40", "solver.steps=4", "optim.epsilon=0.2", "optim.lr=0.1", "threads=1"]
 
 
@@ -51,11 +48,6 @@ def table(folder):
     return pl.read_parquet(folder / "samples.parquet")
 
 
-def left_out(folder):
-    """Whether each sample is kept to be shown."""
-    return ~pl.col("id").is_in(load_file(folder / "exhibits.safetensors")["ids"].tolist())
-
-
 def test_a_run_is_told_on_a_screen(runs, shown):
     text = shown(runs["all"])
     record = json.loads((runs["all"] / "run.json").read_text())
@@ -83,17 +75,18 @@ def test_a_sample_is_told_as_the_table_has_it(runs, shown, verified):
     text = " ".join(shown(runs["all"], "--sample", row["id"]).split())
     told = [
         f"sample {row['id']}, {row['name']} label {row['label']} ",
-        f"clean prediction {row['clean_prediction']}, sure by {100 * row['clean_confidence']:.1f} %",
-        f"under attack {row['adversarial_prediction']}, sure by {100 * row['adversarial_confidence']:.1f} %",
-        f"verdict {'broken, verified' if verified else 'not broken'} ",
+        f"clean prediction {row['clean_prediction']}, confidence {100 * row['clean_confidence']:.1f} %",
+        f"adversarial prediction {row['adversarial_prediction']}, confidence ",
+        f"{100 * row['adversarial_confidence']:.1f} % verdict ",
+        f"verdict {'attacked successfully' if verified else 'robust'} ",
         f"Linf {row['linf']:.4g}, L2 {row['l2']:.4g}, L1 {row['l1']:,.4g}, L0 {row['l0']:,}",
-        f"stopped {row['stopped']}, after {row['steps']} steps",
+        f"stopped {row['stopped']}, after {row['steps']} step",
         f"passes {row['forward_passes']} forward, {row['backward_passes']} backward",
-        "A terminal with colours would show it.",
+        f"its adversarial image as PNG: raiopt export {runs['all']} --png DIR{'' if verified else ' --all'} pictures",
+        f"pictures of some samples are in {runs['all'] / 'gallery.png'}",
     ]
     for part in told:
         assert part in text
-    assert "\u2580" not in text
 
 
 def test_losses_of_two_stages_do_not_stand_beside_each_other(shown, tmp_path):
@@ -114,40 +107,14 @@ def test_an_older_table_without_confidences_is_told_too(runs, shown, tmp_path):
     older.write_parquet(tmp_path / "old" / "samples.parquet")
     text = shown(tmp_path / "old", "--sample", 0)
     assert "clean prediction" in text
-    assert "sure by" not in text
+    assert "confidence" not in text
 
 
-def drawn(text, height):
-    """The three pictures, uint8 (3, H, W, 3), of a terminal that is wide enough for their pixels."""
-    lines = [line for line in text.splitlines() if "\u2580" in line]
-    assert len(lines) == height // 2
-    cells = np.array([[list(map(int, cell)) for cell in CELL.findall(line)] for line in lines], dtype=np.uint8)
-    rows = cells.reshape(len(lines), -1, 2, 3).transpose(0, 2, 1, 3).reshape(height, -1, 3)
-    return np.stack(np.split(rows, 3, axis=1))
-
-
-def expected(image, delta):
-    """What shall be drawn of an image and a perturbation, float64 (C, H, W)."""
-    parts = [image, 0.5 + delta / np.abs(delta).max() / 2, image + delta]
-    return np.stack([np.moveaxis(part.clip(0, 1) * 255, 0, 2) for part in parts])
-
-
-def test_a_kept_sample_is_drawn_pixel_by_pixel(runs, shown):
-    kept = load_file(runs["fooled"] / "exhibits.safetensors")
-    for row in (0, len(kept["ids"]) - 1):
-        text = shown(runs["fooled"], "--sample", kept["ids"][row], columns=200)
-        wanted = expected(kept["image"][row].astype(np.float64) / 255, kept["delta"][row].astype(np.float64))
-        assert np.abs(drawn(text, 64) - wanted).max() <= 0.51
-        assert f"\u00b1{np.abs(kept['delta'][row].astype(np.float64)).max():.3g}" in text
-
-
-def test_any_other_sample_is_drawn_from_the_data(runs, shown):
-    number = table(runs["fooled"]).filter(left_out(runs["fooled"]) & pl.col("verified"))["id"][0]
-    stored = load_file(runs["fooled"] / "perturbations.safetensors")
-    delta = stored["delta"][stored["ids"].tolist().index(number)].astype(np.float64)
-    image = zoo.digits().image(number).numpy().astype(np.float64)
-    text = shown(runs["fooled"], "--sample", number, columns=200)
-    assert np.abs(drawn(text, 64) - expected(image, delta)).max() <= 0.51
+def test_a_sample_without_a_stored_perturbation_says_how_to_store_it(runs, shown):
+    number = table(runs["fooled"]).filter(~pl.col("verified"))["id"][0]
+    text = shown(runs["fooled"], "--sample", number)
+    assert "verdict robust" in " ".join(text.split())
+    assert "its perturbation was not stored: save=all stores it" in text
 
 
 def test_a_chunk_is_found_as_a_single_file_is(runs, shown, tmp_path):
@@ -155,36 +122,8 @@ def test_a_chunk_is_found_as_a_single_file_is(runs, shown, tmp_path):
     shutil.copytree(runs["fooled"], folder)
     (folder / "perturbations").mkdir()
     shutil.move(folder / "perturbations.safetensors", folder / "perturbations" / "000000.safetensors")
-    number = table(folder).filter(left_out(folder) & pl.col("verified"))["id"][-1]
-    assert shown(folder, "--sample", number, columns=200) == shown(runs["fooled"], "--sample", number, columns=200)
-
-
-@pytest.mark.parametrize("columns", [80, 120])
-def test_a_picture_fits_the_terminal(runs, shown, columns):
-    number = load_file(runs["all"] / "exhibits.safetensors")["ids"][0]
-    lines = [STYLES.sub("", line) for line in shown(runs["all"], "--sample", number, columns=columns).splitlines()]
-    assert max(map(len, lines)) <= columns
-    assert max(line.count("\u2580") for line in lines) == 3 * ((columns - 4) // 3)
-
-
-def test_what_was_not_stored_is_not_drawn(runs, shown):
-    number = table(runs["fooled"]).filter(left_out(runs["fooled"]) & ~pl.col("verified"))["id"][0]
-    text = shown(runs["fooled"], "--sample", number, columns=120)
-    assert "not broken" in text
-    assert "No picture: the run did not store what was added" in text
-    assert "save=all" in text
-
-
-def test_a_config_that_is_not_plainly_ours_is_not_run(runs, shown, tmp_path):
-    folder = tmp_path / "strange"
-    shutil.copytree(runs["fooled"], folder)
-    config = folder / ".hydra" / "config.yaml"
-    config.write_text(config.read_text().replace("raiopt.builders.zoo.digits_robust", "os.getcwd"))
-    number = table(folder).filter(left_out(folder) & pl.col("verified"))["id"][0]
-    text = shown(folder, "--sample", number, columns=200)
-    assert "broken, verified" in text
-    assert "No picture:" in text
-    assert "os.getcwd" in text
+    number = table(folder).filter(pl.col("verified"))["id"][-1]
+    assert f"raiopt export {folder} --png DIR" in shown(folder, "--sample", number)
 
 
 def test_a_sample_that_was_not_attacked_says_why(runs, shown, tmp_path):
@@ -200,7 +139,7 @@ def test_a_sample_that_was_not_attacked_says_why(runs, shown, tmp_path):
 
 
 def test_an_unknown_sample_is_an_error_with_the_range(runs, shown):
-    assert shown(runs["all"], "--sample", 40, status=1).endswith("they are 0 to 39.\n")
+    assert shown(runs["all"], "--sample", 40, status=1).endswith("its ids are 0 to 39.\n")
 
 
 def test_a_sweep_is_its_table(tmp_path, shown):
@@ -220,18 +159,15 @@ def test_what_did_not_finish_says_why_and_how_it_was_asked(tmp_path, shown):
 
 
 def test_a_folder_of_neither_is_an_error(tmp_path, shown):
-    assert "is the folder of no run and of no sweep" in shown(tmp_path, status=1)
-    assert "is not there" in shown(tmp_path / "none", status=1)
+    assert "contains neither a run nor a sweep" in shown(tmp_path, status=1)
+    assert "does not exist" in shown(tmp_path / "none", status=1)
 
 
-def test_only_a_clean_image_from_the_data_needs_torch(runs):
+def test_it_needs_no_torch(runs):
     number = load_file(runs["all"] / "exhibits.safetensors")["ids"][0]
     code = (
         "import sys; from raiopt.cli import main\n"
         f"for more in ([], ['--sample', '{number}']): assert main(['show', {str(runs['all'])!r}, *more]) == 0\n"
         "sys.exit('torch' in sys.modules)"
     )
-    environment = {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLORTERM": "truecolor"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0
-    assert "\u2580" in done.stdout
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -73,7 +73,7 @@ def test_code_in_a_file_is_not_run(tmp_path, wrap):
     mark, file = tmp_path / "mark", tmp_path / "weights.pt"
     torch.save(wrap(Code(mark)), file)
     with pytest.raises(
-        ValueError, match=r"weights\.pt holds Python objects or code .* which raiopt does not run\. Save"
+        ValueError, match=r"weights\.pt contains Python objects or code .* which raiopt does not load\. Save"
     ):
         read_checkpoint(file)
     assert not mark.exists()
@@ -84,7 +84,7 @@ def test_code_in_a_file_is_not_run(tmp_path, wrap):
 def test_plain_pickles_are_not_run(tmp_path):
     mark, file = tmp_path / "mark", tmp_path / "weights.pth"
     file.write_bytes(pickle.dumps(Code(mark), protocol=2))
-    with pytest.raises(ValueError, match="holds Python objects or code"):
+    with pytest.raises(ValueError, match="contains Python objects or code"):
         read_checkpoint(file)
     assert not mark.exists()
 
@@ -102,12 +102,12 @@ def test_truncated_files_are_named(tmp_path, write, share):
 @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, torch.zeros(3)])
 def test_other_contents_are_no_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=r"weights\.pt holds no state dict"):
+    with pytest.raises(ValueError, match=r"weights\.pt contains no state dict"):
         read_checkpoint(tmp_path / "weights.pt")
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"model\.checkpoint='.*gone\.pt' is no file"):
+    with pytest.raises(ValueError, match=r"model\.checkpoint='.*gone\.pt' is not a file"):
         read_checkpoint(tmp_path / "gone.pt")
 
 
@@ -122,7 +122,7 @@ def test_another_architecture_names_the_first_keys_that_differ():
     message = (
         r"weights\.pt does not fit small: missing in the file: 2\.weight, 2\.bias; "
         r"unexpected in the file: extra\.weight; "
-        r"of another shape: 0\.bias \(9,\) instead of \(2,\)\. Is it another architecture\?"
+        r"with a different shape: 0\.bias \(9,\) instead of \(2,\)\. Is it a different architecture\?"
     )
     with pytest.raises(ValueError, match=message):
         load_weights(small(), state, model="small", source="weights.pt")
@@ -169,7 +169,7 @@ def test_a_hash_that_does_not_fit_is_a_warning(cache):
 
 def test_code_in_the_cache_is_not_run(cache, tmp_path):
     weights = put(cache, Code(tmp_path / "mark"))
-    with pytest.raises(ValueError, match=r"net-\w+\.pth holds Python objects or code .* Delete it"):
+    with pytest.raises(ValueError, match=r"net-\w+\.pth contains Python objects or code .* Delete it"):
         published_weights(weights)  # pyright: ignore[reportArgumentType]
     assert not (tmp_path / "mark").exists()
 
@@ -179,10 +179,10 @@ def test_without_network_the_error_says_what_must_lie_where(cache, monkeypatch):
         raise URLError("no route to host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(ValueError, match="could not be fetched") as caught:
+    with pytest.raises(ValueError, match="could not be downloaded") as caught:
         published_weights(Published(url="https://example.org/models/net-0123abcd.pth"))  # pyright: ignore[reportArgumentType]
     message = str(caught.value)
     assert "no route to host" in message
-    assert f"the file net-0123abcd.pth, as {cache / 'net-0123abcd.pth'}" in message
+    assert f"needs the file {cache / 'net-0123abcd.pth'}" in message
     assert "https://example.org/models/net-0123abcd.pth" in message
-    assert "set TORCH_HOME to a folder that has it as hub/checkpoints/net-0123abcd.pth" in message
+    assert "set TORCH_HOME to a folder that contains hub/checkpoints/net-0123abcd.pth" in message

@@ -58,9 +58,9 @@ def test_labels_may_be_unknown():
         ({"limit": 0}, ValueError, r"data\.limit=0 must be an integer, at least 1"),
         ({"limit": 2.5}, TypeError, r"data\.limit=2\.5 must be an integer"),
         ({"indices": []}, ValueError, r"data\.indices=\[\] selects none of the 10 samples"),
-        ({"indices": [3, 10]}, ValueError, r"data\.indices holds 10, but the data set has 10 samples: 0 to 9"),
-        ({"indices": [-1]}, ValueError, r"data\.indices holds -1"),
-        ({"indices": [1, 2, 1]}, ValueError, r"data\.indices holds 1 twice"),
+        ({"indices": [3, 10]}, ValueError, r"data\.indices contains 10, but the data set has 10 samples: 0 to 9"),
+        ({"indices": [-1]}, ValueError, r"data\.indices contains -1"),
+        ({"indices": [1, 2, 1]}, ValueError, r"data\.indices contains 1 twice"),
         ({"indices": [1.5]}, TypeError, r"data\.indices=1\.5 must be an integer"),
         ({"indices": "1:2:0"}, ValueError, r"data\.indices='1:2:0' must be a list"),
         ({"indices": "five"}, ValueError, r"data\.indices='five' must be a list"),
@@ -136,7 +136,7 @@ def test_a_shard_is_asked_for_by_two_numbers_or_none():
         (torch.full((1, 2, 3), 1.01), r"set/1 has values from 1\.01 to 1\.01; pixels must lie in \[0, 1\]"),
         (torch.full((1, 2, 3), -0.1), r"set/1 has values from -0\.1"),
         (torch.full((1, 2, 3), float("nan")), r"set/1 has values from nan"),
-        (torch.zeros(1, 3, 2), r"set/1 has the shape \(1, 3, 2\) and set/0 \(1, 2, 3\); .* data\.size="),
+        (torch.zeros(1, 3, 2), r"set/1 has the shape \(1, 3, 2\), but set/0 has \(1, 2, 3\); .* data\.size"),
     ],
 )
 def test_images_that_do_not_fit_are_named(image, message):

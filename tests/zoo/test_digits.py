@@ -3,7 +3,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from raiopt.zoo import digits, load_data, load_model
-from raiopt.zoo.digits import ASSETS, digits_model, enlarged, stored
+from raiopt.zoo.digits import ASSETS, enlarged, stored
 
 
 def test_the_splits_share_no_sample_and_are_all():
@@ -95,8 +95,6 @@ def test_bad_arguments_are_refused():
         ValueError, match=r"data\.split='tets' must be one of 'test', 'train', 'all'\. Did you mean 'test'\?"
     ):
         digits("tets")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match=r"model\.kind='weak' must be one of"):
-        digits_model("weak")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="The data set digits has 10 classes and the model 1000"):
         digits(num_classes=1000)
     with pytest.raises(ValueError, match="name='digit' must be one of 'digits', 'digits_train'"):

@@ -70,7 +70,7 @@ def test_labels_follow_the_sorted_order_where_the_counts_agree(tree):
 def test_other_counts_are_an_error_that_names_both(tree):
     with pytest.raises(ValueError, match=r"The data have 3 classes and the model 10, .*data\.labels=predicted"):
         image_folder(str(tree), num_classes=10)
-    with pytest.raises(ValueError, match=r"not all names are categories of the model \(e\.g\. 'eel'\)"):
+    with pytest.raises(ValueError, match=r"not all class names are the model's categories \(e\.g\. 'eel'\)"):
         image_folder(str(tree), categories=("ox", "cat", "dog", "bat"), num_classes=4)
 
 
@@ -78,7 +78,7 @@ def test_predicted_labels_need_no_class_folders(flat):
     data = image_folder(str(flat), labels="predicted", num_classes=1000)
     assert data.labels is None
     assert data.names == ["0.png", "1.png", "2.png"]
-    with pytest.raises(ValueError, match=r"0\.png lies in data\.root=.* in no class folder.* data\.labels=predicted"):
+    with pytest.raises(ValueError, match=r"0\.png is in data\.root=.* not in a class folder.* data\.labels=predicted"):
         image_folder(str(flat))
 
 
@@ -142,9 +142,9 @@ def test_every_mode_is_read_as_rgb(tmp_path, mode):
 
 
 def test_folders_that_cannot_be_used_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"data\.root='.*missing' is no folder"):
+    with pytest.raises(ValueError, match=r"data\.root='.*missing' is not a folder"):
         image_folder(str(tmp_path / "missing"))
-    with pytest.raises(ValueError, match=r"data\.root=.* holds no images \(\.png, "):
+    with pytest.raises(ValueError, match=r"data\.root=.* contains no images \(\.png, "):
         image_folder(str(tmp_path))
     with pytest.raises(ValueError, match=r"data\.labels='flat' must be one of 'folder', 'predicted'"):
         image_folder(str(tmp_path), labels="flat")  # pyright: ignore[reportArgumentType]

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from raiopt.zoo.loading import KEPT, once
+from raiopt.zoo.loading import MAX_RESULTS, once
 
 
 def counted():
@@ -28,11 +28,11 @@ def test_equal_arguments_give_the_same_object_however_they_are_written():
 def test_only_the_last_few_are_kept():
     load, calls = counted()
     first = load(0)
-    for number in range(1, KEPT + 1):
+    for number in range(1, MAX_RESULTS + 1):
         load(number)
     assert load(0) is not first
-    assert load(KEPT) is load(KEPT)
-    assert len(calls) == KEPT + 2
+    assert load(MAX_RESULTS) is load(MAX_RESULTS)
+    assert len(calls) == MAX_RESULTS + 2
 
 
 def test_arguments_that_cannot_be_a_key_are_loaded_each_time():

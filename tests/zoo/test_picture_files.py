@@ -121,7 +121,7 @@ def test_a_file_of_too_many_bytes_is_not_opened(tmp_path, monkeypatch):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.png")
-    with pytest.raises(ValueError, match=r"x\.png cannot be read as an image \(it is no regular file"):
+    with pytest.raises(ValueError, match=r"x\.png cannot be read as an image \(it is not a regular file"):
         image_folder(str(tmp_path), labels="predicted")
 
 

@@ -99,12 +99,12 @@ def test_checkpoints_of_googlenet_load_with_and_without_heads(tmp_path, heads):
     ("kwargs", "message"),
     [
         ({}, rf"The model {TINY} has no weights: give model\.weights=DEFAULT or model\.checkpoint=FILE"),
-        ({"weights": "DEFAULT", "checkpoint": "FILE"}, "exclude each other"),
+        ({"weights": "DEFAULT", "checkpoint": "FILE"}, "cannot be combined"),
         ({"weights": "IMAGENET1K_V9"}, r"model\.weights='IMAGENET1K_V9' must be one of .*Did you mean 'IMAGENET1K_V1'"),
         ({"weights": "DEFAULT", "num_classes": 10}, r"model\.num_classes=10 does not fit .* has 1000 classes"),
         ({"checkpoint": "FILE"}, r"model\.num_classes=7"),
         ({"checkpoint": "FILE", "num_classes": 0}, r"model\.num_classes=0 must be an integer, at least 1"),
-        ({"checkpoint": "nowhere.pt"}, r"model\.checkpoint='nowhere\.pt' is no file"),
+        ({"checkpoint": "nowhere.pt"}, r"model\.checkpoint='nowhere\.pt' is not a file"),
     ],
 )
 def test_bad_arguments_are_refused(checkpoint, kwargs, message):

@@ -25,7 +25,7 @@ from raiopt.reports.figures.style import (
 from raiopt.results.tables import options_of
 
 TICKS = 12
-"""At most so many values are marked on an axis."""
+"""The largest number of values that are marked on an axis."""
 
 
 def parallel(frame: pl.DataFrame, width: float | None = None) -> Figure:
@@ -58,10 +58,10 @@ def parallel(frame: pl.DataFrame, width: float | None = None) -> Figure:
     colours[:-1, 3] = max(0.15, min(1, 60 / len(at)))  # many are lighter, the best is not
     axes.add_collection(LineCollection(list(lines), colors=colours, linewidths=[0.9] * (len(at) - 1) + [2.2]))
     ticks = np.linspace(0, 1, 5) if span else [0.5]
-    marks = [*(told for _, told in scales), {place: f"{low + place * span:.1f}" for place in ticks}]
-    for place, told in enumerate(marks):
+    marks = [*(captions for _, captions in scales), {place: f"{low + place * span:.1f}" for place in ticks}]
+    for place, captions in enumerate(marks):
         axes.plot([place, place], [-0.08, 1.08], color=INK, lw=0.6, zorder=3)
-        for height, text in told.items():
+        for height, text in captions.items():
             box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
             side = {"x": place + 0.03, "ha": "left"} if place else {"x": -0.03, "ha": "right"}
             axes.text(y=height, s=text, fontsize=SMALL, va="center", bbox=box, zorder=4, **side)

@@ -24,7 +24,7 @@ By = Literal["steps", "passes"]
 AXES: dict[By, str] = {"steps": "step", "passes": "passes"}
 """The column of `series.step_curves` that each is."""
 CURVES = len(STYLES)
-"""At most so many are drawn."""
+"""The largest number of curves."""
 
 
 def robust_against_epsilon(frame: pl.DataFrame, width: float | None = None) -> Figure:
@@ -37,8 +37,8 @@ def robust_against_epsilon(frame: pl.DataFrame, width: float | None = None) -> F
         ValueError: If the table is empty.
 
     >>> curve = {"label": "a", "peers": "m on d", "norm": "linf", "scope": None, "epsilon": [0.0, 0.1]}
-    >>> told = {"robust": [1.0, 0.5], "low": [0.9, 0.4], "high": [1.0, 0.6]}
-    >>> figure = robust_against_epsilon(pl.DataFrame(curve | told))
+    >>> captions = {"robust": [1.0, 0.5], "low": [0.9, 0.4], "high": [1.0, 0.6]}
+    >>> figure = robust_against_epsilon(pl.DataFrame(curve | captions))
     >>> figure.axes[0].get_lines()[0].get_ydata().tolist()
     [100.0, 50.0]
     """
@@ -65,7 +65,7 @@ def loss_against(frame: pl.DataFrame, by: By = "steps", width: float | None = No
         by: Of the horizontal axis: steps, or passes, forward and backward, of a sample.
 
     Raises:
-        ValueError: If there is nothing to draw, as where no run tells its passes.
+        ValueError: If there is nothing to draw, as if no run recorded its passes.
 
     >>> loss = {"loss": [0.1, 0.3], "loss_low": [0.0, 0.2], "loss_high": [0.2, 0.4]}
     >>> figure = loss_against(pl.DataFrame({"label": "a", "peers": "m on d", "step": [0, 1], **loss}))
@@ -96,8 +96,8 @@ def _against(frame: pl.DataFrame, by: By, value: str, chosen: str, width: float 
     bounds = ("loss_low", "loss_high") if of_loss and few else None
     _draw(axes, shown, x, value, bounds, lines, scale=1 if of_loss else 100)
     axes.locator_params(axis="x", nbins=6, integer=by == "steps")
-    told = "loss (median, quartiles)" if bounds else "median loss" if of_loss else "fooled so far (%)"
-    name_axes(axes, "step" if by == "steps" else "passes of a sample (forward and backward)", told)
+    captions = "loss (median, quartiles)" if bounds else "median loss" if of_loss else "fooled so far (%)"
+    name_axes(axes, "step" if by == "steps" else "passes of a sample (forward and backward)", captions)
     if not of_loss:
         axes.set_ylim(bottom=0)
     return with_legend(figure, lines, note)

@@ -20,7 +20,7 @@ from raiopt.reports.figures.style import (
 )
 
 ROWS = 30
-"""At most so many rows are drawn, those with the smallest robust accuracy."""
+"""The largest number of rows; those with the smallest robust accuracy are drawn."""
 
 
 def jobs(frame: pl.DataFrame, width: float | None = None) -> Figure:
@@ -32,8 +32,8 @@ def jobs(frame: pl.DataFrame, width: float | None = None) -> Figure:
     Raises:
         ValueError: If the table is empty.
 
-    >>> told = {"label": ["a", "b"], "robust": [0.5, 0.25], "low": [0.4, 0.2], "high": [0.6, 0.3]}
-    >>> [text.get_text() for text in jobs(pl.DataFrame({**told, "clean": 0.9})).axes[0].get_yticklabels()]
+    >>> captions = {"label": ["a", "b"], "robust": [0.5, 0.25], "low": [0.4, 0.2], "high": [0.6, 0.3]}
+    >>> [text.get_text() for text in jobs(pl.DataFrame({**captions, "clean": 0.9})).axes[0].get_yticklabels()]
     ['b', 'a']
     """
     return _dots(frame, "label", "robust", "clean", "runs", width or PAGE)
@@ -48,8 +48,8 @@ def classes(frame: pl.DataFrame, title: str = "", width: float | None = None) ->
     Raises:
         ValueError: If the table is empty.
 
-    >>> told = {"name": ["cat"], "robust_accuracy": [0.5], "low": [0.4], "high": [0.6], "clean_accuracy": [1]}
-    >>> classes(pl.DataFrame(told), "digits_robust").get_suptitle()
+    >>> captions = {"name": ["cat"], "robust_accuracy": [0.5], "low": [0.4], "high": [0.6], "clean_accuracy": [1]}
+    >>> classes(pl.DataFrame(captions), "digits_robust").get_suptitle()
     'digits_robust'
     """
     figure = _dots(frame, "name", "robust_accuracy", "clean_accuracy", "classes", width or COLUMN)

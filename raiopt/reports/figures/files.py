@@ -1,4 +1,4 @@
-"""Figures as files, and which of them some runs have something to say for."""
+"""Figures as files, and the choice of figures for some runs."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -30,13 +30,13 @@ Draw = Callable[[], Figure]
 _CANVASES = {"png": FigureCanvasAgg, "pdf": FigureCanvasPdf, "svg": FigureCanvasSVG}
 _SETTINGS: Any = {"pdf.fonttype": 42, "svg.hashsalt": "raiopt"}
 _LOCK = threading.RLock()
-"""Matplotlib reads these settings while it writes a file, and only from a place that all threads share."""
+"""Matplotlib reads these settings while it writes a file, from a place that all threads share."""
 
 
 def save_figure(figure: Figure, file: Path | str) -> Path:
-    """Writes a figure as .png (200 dots an inch), .pdf (fonts embedded as TrueType) or .svg, and returns the file.
+    """Writes a figure as .png (200 dots per inch), .pdf (fonts embedded as TrueType) or .svg, and returns the file.
 
-    Equal figures become equal files: they hold no date.
+    Equal figures become equal files: they contain no date.
 
     Raises:
         ValueError: If the file has another ending.
@@ -63,7 +63,7 @@ def save_figure(figure: Figure, file: Path | str) -> Path:
 
 
 def save_figures(runs: Sequence[Run], folder: Path | str, problems: series.Problems | None = None) -> list[Path]:
-    """Writes PNG and PDF of every figure that the runs have something to say for, and returns the files.
+    """Writes every figure that has content for these runs as PNG and PDF, and returns the files.
 
     Against the radius, if there are several; loss and share fooled; of several runs, their options and accuracies. The
     map of two options is of the largest group of runs with one model, data and ball, over the two that matter most;
@@ -71,8 +71,8 @@ def save_figures(runs: Sequence[Run], folder: Path | str, problems: series.Probl
 
     Args:
         runs: As from `load_runs`.
-        folder: Files are written into its folder `figures`, which is made; those of the same names are replaced.
-        problems: To be told which runs were left out, and why, by their folder.
+        folder: Files are written into its folder `figures`, which is created; those of the same names are replaced.
+        problems: Is given the reason why runs were left out, by their folder.
 
     >>> import tempfile
     >>> save_figures([], tempfile.mkdtemp())
@@ -91,7 +91,7 @@ def save_figures(runs: Sequence[Run], folder: Path | str, problems: series.Probl
 def _worth_drawing(runs: Sequence[Run], problems: series.Problems | None) -> dict[str, Draw]:
     curves, steps = series.epsilon_curves(runs, problems), series.step_curves(runs, problems)
     drawn: dict[str, Draw] = {}
-    if curves["epsilon"].n_unique() > 2:  # 0 and another say nothing of a curve
+    if curves["epsilon"].n_unique() > 2:  # two radii, of which one is 0, are no curve
         drawn["robust_against_epsilon"] = partial(robust_against_epsilon, curves)
     for by, column in AXES.items():
         if len(steps.drop_nulls([column, "loss"])):
@@ -111,7 +111,7 @@ def _worth_drawing(runs: Sequence[Run], problems: series.Problems | None) -> dic
             drawn["parallel"] = partial(parallel, frame)
         drawn["jobs"] = partial(jobs, points)
         drawn |= _heatmap(group, most if len(group) < len(finished) else "")
-    best = min(group, key=lambda run: run.metrics["robust_accuracy"])
+    best = min(group, key=lambda run: run.robust)
     label = points["label"][finished.index(best)] if len(finished) > 1 else ""
     with series.leaving_out(best, problems):
         drawn |= _by_class(best, label)

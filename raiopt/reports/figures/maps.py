@@ -28,7 +28,7 @@ from raiopt.reports.figures.style import (
 from raiopt.results.tables import METRICS, options_of
 
 CELLS = 15
-"""Up to so many rows and columns, cells hold numbers; at most so many are named."""
+"""The largest number of rows or columns whose cells have numbers, and of names."""
 BRIGHT = 0.46
 """From here on, black can be read on the colours of cividis better than white."""
 
@@ -76,8 +76,8 @@ def heatmap(
     for row, column in np.argwhere(table == (np.nanmax(table) if largest else np.nanmin(table))):
         axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec=STYLES[1][0], lw=1.5, clip_on=False))
     others = [short(name) for name in options if name not in (x, y) and frame[name].n_unique() > 1]
-    told = f"{'largest' if largest else 'smallest'} over {', '.join(others)}" if others else ""
-    return titled(figure, "; ".join(filter(None, [title, told])))
+    captions = f"{'largest' if largest else 'smallest'} over {', '.join(others)}" if others else ""
+    return titled(figure, "; ".join(filter(None, [title, captions])))
 
 
 def confusion_matrix(
@@ -109,9 +109,9 @@ def confusion_matrix(
     axes = _map(figure, 100 * shares, "share of the class (%)", "", limits=(0, 100), square=True)
     if len(found) <= CELLS:
         _number(axes, table, ".0f", whole=True, bright=shares > BRIGHT)
-    told = [names[number] if names is not None and number < len(names) else str(number) for number in found]
-    _mark(axes, "x", told)
-    _mark(axes, "y", told)
+    captions = [names[number] if names is not None and number < len(names) else str(number) for number in found]
+    _mark(axes, "x", captions)
+    _mark(axes, "y", captions)
     name_axes(axes, "prediction", "class")
     return titled(figure, title)
 
@@ -141,12 +141,12 @@ def _map(
 
 def _number(axes: Axes, table: np.ndarray, form: str, bright: np.ndarray, whole: bool = False) -> None:
     """Writes the numbers into the cells, of whole ones no zeros; none if they would be too small to read."""
-    told = {
+    captions = {
         at: f"{value:{form}}" for at, value in np.ndenumerate(table) if not np.isnan(value) and (value or not whole)
     }
     room = 45 * axes.figure.bbox.width / axes.figure.dpi / table.shape[1]  # points; the rest has the names and the bar
-    size = min(SMALL, room / (0.62 * max(map(len, told.values()), default=1)))
-    for (row, column), text in told.items() if size >= 4 else ():
+    size = min(SMALL, room / (0.62 * max(map(len, captions.values()), default=1)))
+    for (row, column), text in captions.items() if size >= 4 else ():
         colour = INK if bright[row, column] else "white"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
 
@@ -155,10 +155,10 @@ def _mark(axes: Axes, direction: str, words: Sequence[str]) -> None:
     """Names the rows or columns of a map; of many only some."""
     every = -(-len(words) // CELLS)
     at = range(0, len(words), every)
-    told = [fitted(words[number], 16) for number in at]
+    captions = [fitted(words[number], 16) for number in at]
     if direction == "y":
-        axes.set_yticks(at, told)
-    elif sum(map(len, told)) > 40:
-        axes.set_xticks(at, told, rotation=90)
+        axes.set_yticks(at, captions)
+    elif sum(map(len, captions)) > 40:
+        axes.set_xticks(at, captions, rotation=90)
     else:
-        axes.set_xticks(at, told)
+        axes.set_xticks(at, captions)

@@ -21,7 +21,7 @@ STYLES: list[tuple[str, str, Any]] = [
     ("#56B4E9", "P", (0, (4, 1, 1, 1, 1, 1))),
     ("#000000", "x", (0, (3, 2))),
 ]
-"""Colours that can be told apart without seeing red or green (Okabe and Ito 2008), markers, dashes."""
+"""Colours that can be distinguished without seeing red or green (Okabe and Ito 2008), markers, dashes."""
 INK, QUIET = "#000000", "#777777"
 
 
@@ -50,10 +50,10 @@ def titled(figure: Figure, title: str) -> Figure:
     """Puts a small title of three lines at most above all, if there is one."""
     width, height = figure.get_size_inches()
     room = int(width * 15)
-    told = textwrap.fill(fitted(title, 3 * room), room)
+    captions = textwrap.fill(fitted(title, 3 * room), room)
     if title:
-        figure.suptitle(told, x=0.02, ha="left", fontsize=SMALL)
-        figure.set_size_inches(width, height + LINE * (1 + told.count("\n")))
+        figure.suptitle(captions, x=0.02, ha="left", fontsize=SMALL)
+        figure.set_size_inches(width, height + LINE * (1 + captions.count("\n")))
     return figure
 
 
@@ -61,16 +61,16 @@ def with_legend(figure: Figure, handles: dict[str, Any], note: str = "") -> Figu
     """Puts the legend below the axes, with as many columns as fit, and the note below it."""
     width, height = figure.get_size_inches()
     room = int(width * 16)
-    told = [textwrap.fill(fitted(label, 3 * room), room - 6) for label in handles]
-    longest = max(map(len, told), default=room)
-    one_row = sum(len(label) + 7 for label in told) <= room
-    columns = len(told) if one_row else max(1, min(len(told), room // (longest + 7)))
+    captions = [textwrap.fill(fitted(label, 3 * room), room - 6) for label in handles]
+    longest = max(map(len, captions), default=room)
+    one_row = sum(len(label) + 7 for label in captions) <= room
+    columns = len(captions) if one_row else max(1, min(len(captions), room // (longest + 7)))
     note = textwrap.fill(note, room)
-    rows = -(-sum(1 + label.count("\n") for label in told) // columns) + (1 + note.count("\n")) * bool(note)
+    rows = -(-sum(1 + label.count("\n") for label in captions) // columns) + (1 + note.count("\n")) * bool(note)
     figure.set_size_inches(width, height + LINE * rows)  # so that the axes keep their size
     figure.legend(
         list(handles.values()),
-        told,
+        captions,
         loc="outside lower center",
         ncols=columns,
         fontsize=SMALL,

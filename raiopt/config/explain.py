@@ -1,0 +1,152 @@
+"""Error messages of the command: one line, with the options that were meant."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from raiopt import checks
+from raiopt.config.options import INFERENCE, OPTIONS
+from raiopt.config.signatures import described
+from raiopt.config.sources import CONFIG_DIR, composed, options
+from raiopt.config.words import dotted
+
+VERBS = ("doctor", "export", "list", "report", "rerun", "show", "track")
+"""The verbs of the command; each is a module of raiopt/verbs/."""
+
+
+def typed(value: Any) -> str:
+    """Returns a value as it is typed in the command: null, true, [1,2], {depth:3}."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{typed(entry)}' for key, entry in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(typed, value))}]"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def check_words(words: list[str]) -> None:
+    """Raises a ValueError for a word that is neither an override nor a flag, and for a group asked for with dots."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    flags = "-p --package -cp --config-path -cn --config-name --cfg -c --info -i"
+    values = {*flags.split(), *CONFIG_DIR}
+    groups = {group.replace("/", "."): group for group in OPTIONS if "/" in group}
+    for before, word in zip(["", *words], words, strict=False):
+        key, equals, value = word.partition("=")
+        if word.startswith("-") or before in values:
+            continue
+        if not equals and not word.startswith("~"):
+            near = checks.near(word, VERBS)
+            hint = f"Did you mean 'raiopt {near[0]}'?" if near else "Options are given as key=value: see raiopt --help."
+            raise ValueError(f"{word!r} is neither a verb ({', '.join(VERBS)}) nor an option. {hint}")
+        if key in groups:
+            raise ValueError(
+                f"{word}: {groups[key]} is a group of options; write it with a slash: {groups[key]}={value}"
+            )
+        try:
+            parser.parse_override(word)
+        except HydraException:
+            remedy = f"Put a text with special characters in quotes: '{key}=\"...\"'"
+            if re.match(r"stages[.=]", word):
+                remedy = "Stages are lists of words with names of letters, digits, '-' and '_': stages={first:[...]}."
+            raise ValueError(f"{word} cannot be read. {remedy}") from None
+
+
+def explain(error: BaseException, words: Sequence[str] = ()) -> str:
+    """Returns an error's message; for options that Hydra refuses, with the nearest ones that exist."""
+    if isinstance(error, OSError) and error.filename is not None:
+        hint = " Results lie below outputs=DIR, which must be a folder that can be written." if words else ""
+        return f"{error.filename}: {error.strerror}.{hint}"
+    text = _innermost(error)
+    if match := re.search(r"Could not find '([^']+)/([^/']+)'", text):
+        return _unknown_option(*match.groups(), words)
+    if match := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
+        return _unknown_key(match[1], words)
+    wrong = next((word for word in words if re.match(r"stages[.=]", word)), None)
+    if wrong and re.search(r"ListConfig|Dict\[str, List", text):
+        return f"{wrong}: stages are a mapping of names to lists of words, as in stages={{first:[solver.steps=10]}}."
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _shortened(text)
+    if isinstance(error, ValueError | TypeError | OSError):
+        return with_groups(text)
+    return " ".join([f"{type(error).__name__}: {text}", *getattr(error, "__notes__", [])])
+
+
+def with_groups(text: str) -> str:
+    """Returns a message of the library in which its arguments are written as options of the command.
+
+    >>> with_groups("targeted=True needs target=...: a class.")
+    'solver.targeted=true needs solver.target=...: a class.'
+    >>> with_groups("stages.a: precision='half' must be one of 'float32'.")
+    "stages.a: model.precision='half' must be one of 'float32'."
+    """
+    groups = dict.fromkeys(OPTIONS["solver"]["gradient_ascent"].settings, "solver")
+    groups |= dict.fromkeys(described(INFERENCE).arguments, "model")
+    text = re.sub(rf"(?<![\w.])({'|'.join(groups)})=(?=\S)", lambda found: f"{groups[found[1]]}.{found[0]}", text)
+    text = re.sub(rf"^(stages\.\S+: )?({'|'.join(groups)})(?= )", lambda f: f"{f[1] or ''}{groups[f[2]]}.{f[2]}", text)
+    words = {"True": "true", "False": "false", "None": "null"}
+    return re.sub(r"(?<==)(True|False|None)\b", lambda found: words[found[1]], text)
+
+
+def _innermost(error: BaseException) -> str:
+    """Returns the message, with that of the cause where the message alone does not say enough."""
+    cause = error.__cause__
+    if type(error).__name__ == "InstantiationException" and cause is not None:
+        return _innermost(cause)
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
+        return f"{text}\n{cause}"
+    return text
+
+
+def _unknown_option(group: str, name: str, words: Sequence[str]) -> str:
+    there = options(words)
+    if group not in there:
+        return f"{group} is not a group of options; there are {', '.join(sorted(there))}."
+    return _with_near(f"{group}={name} is not an option of {group}", name, there[group])
+
+
+def _unknown_key(key: str, words: Sequence[str]) -> str:
+    """Names the near keys of the config that the groups among the words lead to."""
+    groups = options(words)
+    chosen = [word for word in words if word.partition("=")[0] in groups and "," not in word]
+    if key == "optim/InnerOpt":
+        optim = next((word for word in chosen if word.startswith("optim=")), "an optim of this sweep")
+        return f"{key} cannot be chosen: {optim} has no inner optimizer. Leave it out, or take another optim."
+    config = composed(chosen, words)
+    names = [name for name, _ in dotted(OmegaConf.to_container(config, resolve=False))]
+    known = [name for name in names if name.startswith("hydra.") == key.startswith("hydra.")]
+    if (parent := key.rpartition(".")[0]) in known and parent.count(".") > 1:  # hydra.launcher.runtime_env.x
+        return f"{key} is not there yet; what is new in {parent} is added with a plus: +{key}=..."
+    if same := [name for name in known if name.rpartition(".")[2] == key]:
+        return f"{key} is not an option. Did you mean {' or '.join(same)}?"
+    parent, _, setting = key.rpartition(".")
+    group = parent.replace(".", "/")
+    anywhere = {name for option in OPTIONS.get(group, {}).values() for name in option.settings}
+    if setting in anywhere and (option := config.hydra.runtime.choices.get(group)):
+        own = [name for name in known if name.rpartition(".")[0] == parent]
+        return f"{key} is not a setting of {group}={option}, which has {', '.join(own) or 'none'}."
+    others = [] if key.partition(".")[0] in groups else list(groups)
+    return _with_near(f"{key} is not an option", key, known + others, show_all=False)
+
+
+def _with_near(what: str, word: str, known: list[str], show_all: bool = True) -> str:
+    near = checks.near(word, dict.fromkeys(known)) or [name for name in known if name == word.partition(".")[0]]
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"{what}.{hint}" + (f" There are {', '.join(known)}." if show_all else "")
+
+
+def _shortened(text: str) -> str:
+    """Returns the lines of a config error in one, without the names of the classes inside raiopt."""
+    text = text.partition(" raised while resolving interpolation: ")[2] or text
+    lines = [line.strip() for line in text.splitlines()]
+    key = next((line.partition(":")[2].strip() for line in lines if line.startswith("full_key:")), "")
+    kept = [line for line in lines if line and not line.startswith(("full_key:", "object_type=", "reference_type="))]
+    kept = [line for line in kept if not line.startswith("Error merging override")]
+    kept = [re.sub(r"field '.*' is not Optional", "it must have a value, not null", line) for line in kept]
+    return f"{key}: {' '.join(kept)}" if key and not key.startswith("hydra.") else " ".join(kept)

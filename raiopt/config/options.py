@@ -1,0 +1,352 @@
+"""The options of the command: a table of import paths and of the values that differ here. Imports no torch.
+
+What an option takes, with types, defaults and documentation, is read from the class or function that it names: see
+`raiopt.config.signatures`. hydra-zen makes the typed configs. Named experiments are YAML in conf/, never both.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, make_dataclass
+from functools import cached_property
+from typing import Any
+
+from hydra.conf import HydraConf, JobConf, RunDir, SweepDir
+from hydra_zen import MISSING, ZenStore, builds
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from raiopt.config.signatures import REQUIRED, Argument, constant, described, stub
+
+store = ZenStore(name="raiopt", overwrite_ok=True)
+PLUGINS = "hydra_plugins.raiopt"
+"""The package that Hydra finds our launchers and sweepers in."""
+PASSED: dict[str, set[str]] = {
+    "optim": {"params", "InnerOpt", "defaults", "generator", "div_by_zero_eps", "p", "transform"},
+    "optim/InnerOpt": {"params", "lr", "maximize", "foreach", "capturable", "differentiable", "fused"},
+    "model": set(),
+    "data": {"geometry", "categories", "num_classes"},
+    "perturbation": {"images", "data_or_shape", "generators", "init_fn", "device", "dtype", "delta_ndim", "mask"},
+    "init": {"x", "param_ndim", "generator"},
+    "criterion": {"logits", "target", "labels", "clean"},
+    "schedule": {"optimizer", "steps"},
+    "solver": {"optimizer", "perturbation", "init", "criterion", "schedule", "seed"},
+    "tracker": {"outputs"},
+    "hydra/launcher": set(),
+    "hydra/sweeper": set(),
+}
+"""The arguments of each group's targets that the command passes by itself, or does not offer."""
+
+
+@dataclass
+class InnerOption:
+    """The type of every option of optim/InnerOpt, so that a plain text in its place is refused."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a group.
+
+    Attributes:
+        target: The import path of what it builds.
+        doc: What it is, in one line.
+        settings: Its settings, each with this option's default.
+        fixed: Those of them that are the option itself: another value would make it another option.
+        optim: Settings of `optim` that the option changes as well.
+        inner: The option of optim/InnerOpt that it comes with, if it takes one.
+        ball: The ball of an optimizer that has no setting for it.
+    """
+
+    group: str
+    name: str
+    target: str
+    doc: str
+    settings: Mapping[str, Argument]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    optim: Mapping[str, Any] = field(default_factory=dict)
+    inner: str | None = None
+    ball: str | None = None
+
+    @cached_property
+    def node(self) -> Any:
+        """The typed config, as hydra-zen makes it."""
+        settings = dict(self.settings)
+        if self.inner:
+            settings["InnerOpt"] = Argument(InnerOption)
+        settings = {
+            key: argument._replace(default=MISSING) if argument.default is REQUIRED else argument
+            for key, argument in settings.items()
+        }
+        references = [key for key, argument in settings.items() if str(argument.default).startswith("${")]
+        typed = [(key, settings[key].type, settings.pop(key).default) for key in references]  # builds() drops the type
+        bases = (InnerOption,) if self.group == "optim/InnerOpt" else ()
+        return builds(
+            stub(self.target, self.doc, settings),
+            populate_full_signature=True,
+            zen_partial=None if self.group.startswith("hydra/") else True,
+            builds_bases=(*bases, make_dataclass("References", typed)) if typed else bases,
+            hydra_defaults=["_self_", {"InnerOpt": self.inner}] if self.inner else None,
+        )
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The settings that users may change, and their defaults; "???" where there is none."""
+        values = {key: "???" if each.default is REQUIRED else each.default for key, each in self.settings.items()}
+        own = {key: value for key, value in values.items() if key not in self.fixed}
+        return own | {f"optim.{key}": value for key, value in self.optim.items()}
+
+    def config(self) -> DictConfig:
+        """Returns the typed config without what only Hydra understands."""
+        found = OmegaConf.structured(self.node)
+        with open_dict(found):
+            found.pop("defaults", None)
+        return found
+
+
+OPTIONS: dict[str, dict[str, Option]] = {}
+"""Every option of raiopt's own, by group and name; groups stand before the groups in them."""
+
+
+def option_of(group: str, config: Any) -> Option | None:
+    """Returns the option of a group that a config was made from; None if it is not one of raiopt's own.
+
+    >>> option_of("optim", OPTIONS["optim"]["l1q"].config()).name
+    'l1q'
+    """
+    if not isinstance(config, Mapping | DictConfig):
+        return None
+    fitting = [
+        option
+        for option in OPTIONS[group].values()
+        if option.target == config.get("_target_")
+        and all(key in config and config[key] == value for key, value in option.fixed.items())
+    ]
+    return max(fitting, key=lambda option: len(option.fixed), default=None)
+
+
+SHARED = described("raiopt.optim.bounded.bounded").arguments
+
+
+def _option(
+    group: str,
+    name: str,
+    path: str,
+    *also: str,
+    only: Collection[str] = (),
+    target: str = "",
+    doc: str = "",
+    fixed: Mapping[str, Any] = {},
+    optim: Mapping[str, Any] = {},
+    inner: str | None = None,
+    of_ball: str | None = None,
+    **values: Any,
+) -> None:
+    """Stores an option.
+
+    Args:
+        path: The class or function whose arguments are the settings.
+        also: Further ones, whose arguments are settings as well.
+        only: The settings that are offered; empty: all but those of `PASSED`.
+        target: What is built, where it is not `path`.
+        values: Defaults of this option. What `path` does not take is an argument of `bounded`.
+    """
+    found = [described(each) for each in (path, *also)]
+    arguments = {key: argument for each in reversed(found) for key, argument in each.arguments.items()}
+    kept = {key: arguments[key] for key in only or arguments if key not in PASSED[group]}
+    for key, value in {**values, **fixed}.items():
+        argument = arguments.get(key) or SHARED[key]
+        text = argument.doc if argument.doc and not argument.doc.startswith("See `") else ""
+        kept[key] = argument._replace(default=value, doc=text or getattr(SHARED.get(key), "doc", ""))
+    built = Option(group, name, target or path, doc or found[0].doc, kept, fixed, optim, inner, of_ball)
+    OPTIONS.setdefault(group, {})[name] = built
+    node = built.node
+    if optim:  # it changes settings of another group, so that it is merged at the top
+        node = OmegaConf.create({group: node, "optim": dict(optim)})
+        store(node, group=group, name=name, package="_global_", to_config=lambda node: node)
+    else:
+        store(node, group=group, name=name)
+
+
+def _optim(name: str, path: str, inner: str | None = "sgd", epsilon: float = 0.1, **values: Any) -> None:
+    _option("optim", name, f"raiopt.optim.{path}", inner=inner, epsilon=epsilon, **values)
+
+
+def _transform(name: str, path: str, **values: Any) -> None:
+    """Stores an option that transforms the gradient, then projects."""
+    own = constant("raiopt.optim.bounded.DEFAULTS").get(name, {})
+    shared = {key: SHARED[key].default for key in ("ball", "param_ndim", "grad_scale", "grad_bias")}
+    target, fixed = "raiopt.optim.bounded.bounded", {"transform": name}
+    _optim(name, path, target=target, fixed=fixed, **own, **shared, **values)
+
+
+SEED: dict[str, Any] = {"seed": "${seed}"}
+STEPS: dict[str, Any] = {"steps": "${solver.steps}"}
+MINIMUM: dict[str, Any] = {"epsilon": float("inf")}
+_optim("linf_projected", "LinfProjectedOptim", lr=0.1, of_ball="linf")
+_optim("l2_projected", "L2ProjectedOptim", epsilon=1.5, lr=1.5, of_ball="l2")
+_optim("l1_projected", "L1ProjectedOptim", epsilon=12.0, lr=12.0, q=0.95, dq=0.05, **SEED, of_ball="l1")
+_optim("l0_projected", "L0ProjectedOptim", epsilon=30.0, lr=3.0, of_ball="l0")
+_optim("apgd", "AdaptiveStepOptim", lr=1.0, ball="linf", **STEPS)
+_optim("steepest_projected", "SteepestProjectedOptim", lr=2.0, ball="linf")
+_optim("fmn", "FMNOptim", lr=1.0, ball="l2", **MINIMUM, **STEPS)
+_optim("ddn", "DDNOptim", lr=1.0, **MINIMUM, **STEPS, of_ball="l2")
+_optim("alma", "ALMAOptim", lr=1.0, **MINIMUM, of_ball="l2")
+_optim("cw", "CWOptim", inner="adam", lr=0.1, **MINIMUM, **STEPS, of_ball="l2")
+_transform("signed", "SignedGradientOptim", lr=0.1)
+_transform("l1_normed", "L1NormedGradientOptim", lr=300.0)
+_transform("l2_normed", "L2NormedGradientOptim", lr=3.0)
+_transform("steepest", "SteepestGradientOptim", lr=3.0)
+_transform("top_q", "TopQGradientOptimizer", lr=30.0, **SEED)
+_transform("l1q", "L1qNormedGradientOptim", lr=30.0, **SEED)
+_optim("chain", "bounded.bounded", lr=0.025, members=["l1_normed", {"momentum": {"mu": 1.0}}, "signed"], **SEED)
+_optim("linf_frank_wolfe", "LinfFrankWolfe", None, lr=2.0, of_ball="linf")
+_optim("l2_frank_wolfe", "L2FrankWolfe", None, lr=2.0, epsilon=1.5, of_ball="l2")
+_optim("l1_frank_wolfe", "L1FrankWolfe", None, lr=2.0, epsilon=12.0, of_ball="l1")
+_optim("square", "SquareOptim", None, ball="linf", **STEPS)
+for name, kind, settings in (
+    ("sgd", "SGD", ("momentum", "dampening", "nesterov")),
+    ("adam", "Adam", ("betas", "eps", "amsgrad")),
+    ("adamw", "AdamW", ("betas", "eps", "weight_decay", "amsgrad")),
+    ("rmsprop", "RMSprop", ("alpha", "eps", "momentum", "centered")),
+):
+    _option("optim/InnerOpt", name, f"torch.optim.{kind}", only=settings, doc=f"torch.optim.{kind}.")
+INFERENCE, SHARD = "raiopt.fast.Inference", "raiopt.zoo.data.shard_of"
+for name, path in (
+    ("digits_robust", "digits_robust"),
+    ("digits_standard", "digits_standard"),
+    ("torchvision", "torchvision_model"),
+    ("python", "python_model"),
+):
+    _option("model", name, f"raiopt.zoo.{path}", INFERENCE)
+for name, path in (
+    ("digits", "digits"),
+    ("image_folder", "image_folder"),
+    ("torchvision", "torchvision_data"),
+    ("python", "python_data"),
+):
+    _option("data", name, f"raiopt.zoo.{path}", SHARD)
+_option("perturbation", "additive", "raiopt.perturbations.AdditivePerturbation")
+_option("perturbation", "masked", "raiopt.perturbations.regions.masked")
+_option("perturbation", "python", "raiopt.zoo.factories.python_perturbation")
+_option(
+    "perturbation",
+    "universal",
+    "raiopt.perturbations.AdditivePerturbation",
+    doc="One perturbation for all samples of a batch, added to each.",
+    fixed={"delta_ndim": -1},
+    optim={"param_ndim": None},
+)
+_option("perturbation", "patch", "raiopt.perturbations.regions.patch", optim={"epsilon": 1.0})
+_option("perturbation", "affine", "raiopt.perturbations.AffinePerturbation", optim={"epsilon": 1.0, "lr": 0.2})
+EPSILON: dict[str, Any] = {"epsilon": "${optim.epsilon}"}
+_option("init", "zero", "raiopt.sampling.zeros_like_")
+for ball in ("linf", "l2", "l1"):
+    _option("init", f"uniform_{ball}", f"raiopt.sampling.uniform_like_{ball}_n_ball_", **EPSILON)
+_option("init", "gaussian", "raiopt.sampling.gaussian_like_", std=0.001)
+for name in ("cross_entropy", "margin", "probability_margin", "dlr", "targeted_dlr", "kl_divergence"):
+    _option("criterion", name.removesuffix("_divergence"), f"raiopt.perturbations.{name}")
+for name in ("auto", "constant", "linear", "cosine", "exponential"):
+    _option("schedule", name, f"raiopt.optim.schedules.{name}")
+_option("solver", "gradient_ascent", "raiopt.attacks.Attack", steps=40)
+for name in ("none", "mlflow"):
+    _option("tracker", name, f"raiopt.sweep.tracker_options.{name}")
+for name, path, kind in (
+    ("local", "local.LocalLauncher", "LocalLauncher"),
+    ("slurm", "slurm.SlurmOptions", "SlurmLauncher"),
+    ("ray", "ray.RayLauncher", "RayLauncher"),
+):
+    _option("hydra/launcher", name, f"raiopt.sweep.{path}", target=f"{PLUGINS}.{kind}")
+for name, path in (("grid", "grid.GridSweeper"), ("optuna", "tuning.OptunaSweeper")):
+    kind = path.partition(".")[2]
+    _option("hydra/sweeper", name, f"raiopt.sweep.{path}", target=f"{PLUGINS}.{kind}")
+
+
+CHOSEN: dict[str, Any] = {"model": "digits_robust", "data": "digits", "optim": "linf_projected"}
+CHOSEN |= {"perturbation": "additive", "init": "zero", "criterion": "cross_entropy", "schedule": "auto"}
+CHOSEN |= {"solver": "gradient_ascent", "tracker": "none", "experiment": None}
+"""The option of each group that a job has unless another is asked for."""
+CHOSEN["optim/InnerOpt"] = OPTIONS["optim"][CHOSEN["optim"]].inner
+
+
+@dataclass
+class JobOptions:
+    """The options of a job that belong to no group.
+
+    Args:
+        name: Name of the run or sweep: its folder below `outputs`. null: the date and time.
+        outputs: The folder of all results.
+        note: Free text for run.json.
+        seed: Key of all random starts.
+        stages: For each stage of the attack, what it changes: a list of words as on the command line. A stage attacks
+            the samples that no earlier stage attacked successfully. Empty: one attack, as the rest of the config says.
+        device: auto, cpu, cuda (cuda:1, ...) or mps.
+        threads: CPU threads of torch; null: torch's choice.
+        batch_size: Samples attacked together; null: by the size of the images, 256 at most.
+        save: Which perturbations are stored: fooled, all or none.
+        force: Run finished jobs again; their folders are moved to replaced/ next to them.
+        retry: Which jobs of a sweep that ended without a result are run again: failed (all) or none.
+        yes: Confirms a sweep of more than 10,000 jobs.
+    """
+
+    defaults: list[Any] = field(
+        default_factory=lambda: ["_self_", *({group: name} for group, name in CHOSEN.items() if "/" not in group)]
+    )
+    name: str | None = None
+    outputs: str = "outputs"
+    note: str = ""
+    seed: int = 0
+    stages: dict[str, list[str]] = field(default_factory=dict)
+    device: str = "auto"
+    threads: int | None = None
+    batch_size: int | None = None
+    save: str = "fooled"
+    force: bool = False
+    retry: str = "failed"
+    yes: bool = False
+    model: Any = MISSING
+    data: Any = MISSING
+    optim: Any = MISSING
+    perturbation: Any = MISSING
+    init: Any = MISSING
+    criterion: Any = MISSING
+    schedule: Any = MISSING
+    solver: Any = MISSING
+    tracker: Any = MISSING
+
+
+SUBDIR = "${raiopt.job_key:}"
+"""The folder of a job in that of its sweep, as Hydra is told it: two questions never share one."""
+_FORMATS = {
+    "file": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
+    "terminal": {"format": "%(message)s"},
+}
+_FILE = {"class": "logging.FileHandler", "formatter": "file", "filename": "${hydra.runtime.output_dir}/run.log"}
+_TERMINAL = {"class": "logging.StreamHandler", "formatter": "terminal", "stream": "ext://sys.stderr"}
+
+
+def _logging(level: str, **handlers: Any) -> dict[str, Any]:
+    root = {"level": level, "handlers": list(handlers)}
+    shared = {"version": 1, "formatters": _FORMATS, "disable_existing_loggers": False}
+    return {**shared, "handlers": handlers, "root": root}
+
+
+_DEFAULTS = {"output": "default", "launcher": "local", "sweeper": "grid", "help": "default", "hydra_help": "default"}
+_DEFAULTS |= {"hydra_logging": "none", "job_logging": "none", "callbacks": None, "env": "default"}
+_HYDRA = HydraConf(
+    defaults=[*({group: name} for group, name in _DEFAULTS.items()), "_self_"],
+    run=RunDir("${raiopt.run_folder:${outputs},${name},${raiopt.job_key:}}"),
+    sweep=SweepDir("${raiopt.sweep_folder:${outputs},${name}}", SUBDIR),
+    job=JobConf(name="raiopt", chdir=False),
+    job_logging=_logging("INFO", file=_FILE, terminal={**_TERMINAL, "level": "WARNING"}),
+    hydra_logging=_logging("WARNING", terminal=_TERMINAL),
+    callbacks={"raiopt": {"_target_": "raiopt.sweep.session.SweepCallback"}},
+    output_subdir=None,
+)
+
+
+def _open_to_stages(job: Any) -> Any:
+    """Returns the config of a job into which `stages={...}` and `stages.NAME=[...]` may write new names."""
+    node = OmegaConf.structured(job)
+    OmegaConf.set_struct(node.stages, False)
+    return node
+
+
+store(JobOptions, name="raiopt", to_config=_open_to_stages)
+store(_HYDRA, group="hydra", name="config", provider="raiopt")

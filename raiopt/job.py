@@ -1,0 +1,116 @@
+"""One job: its parts and settings, and its model and data, loaded and checked against each other."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from raiopt import checks
+from raiopt.attacks import Attack, Stage, default_batch_size, error_context
+from raiopt.fast import Inference
+from raiopt.fast.device import choose_device
+from raiopt.fast.memory import Memory
+from raiopt.zoo import Classifier, ImageData, Shard
+from raiopt.zoo.data import check_labels
+
+SAVE = ("fooled", "all", "none")
+MAX_THREADS = 1024
+"""Some systems allow no more, and kill a process that asks for more without a message."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A job: factories of model and data, the attack, and how to run it.
+
+    Args:
+        model: Loads the model.
+        data: Called with the model; opens the data.
+        attack: Used where there are no stages.
+        stages: Attacks that run one after another, each on the samples that are still robust.
+        device: auto, cpu, cuda, cuda:N or mps.
+        threads: Of torch on the CPU; None does not change them.
+        batch_size: None: as many images as have the pixels of 64 at 224 by 224, between 16 and 256.
+        save: Which perturbations are stored: fooled, all or none.
+        inference: How the search runs the model.
+        shard: Which part of the data; None: all.
+        optimizers: The names of the optimizer and its inner optimizer, for titles.
+        perturbation: The name of the perturbation, for titles.
+    """
+
+    model: Callable[[], Classifier]
+    data: Callable[[Classifier], ImageData]
+    attack: Attack
+    stages: Sequence[Stage] = ()
+    device: str = "auto"
+    threads: int | None = None
+    batch_size: int | None = None
+    save: str = "fooled"
+    inference: Inference = field(default_factory=Inference)
+    shard: Shard | None = None
+    optimizers: Sequence[str] = ()
+    perturbation: str = "additive"
+
+    def __post_init__(self) -> None:
+        checks.choice("save", self.save, SAVE)
+        for name, most in (("batch_size", None), ("threads", MAX_THREADS)):
+            if getattr(self, name) is not None:
+                checks.number(name, getattr(self, name), low=1, high=most, integer=True)
+        if len({stage.name for stage in self.stages}) < len(self.stages):
+            raise ValueError(f"stages={[stage.name for stage in self.stages]} must have different names.")
+
+    @property
+    def attacks(self) -> list[Attack]:
+        """The attacks on the model, one after another."""
+        return [stage.attack for stage in self.stages] or [self.attack]
+
+    @property
+    def rows(self) -> int:
+        """The largest number of rows of a batch that one sample takes."""
+        return max(attack.rows for attack in self.attacks)
+
+
+def named_modules(job: Job) -> list[str]:
+    """Returns the modules of the functions that were given by name, as in model.factory=module:function."""
+    perturbations = (getattr(attack.perturbation, "function", None) for attack in (job.attack, *job.attacks))
+    made = (job.model, job.data, *perturbations)
+    named = [(getattr(make, "keywords", None) or {}).get("factory") for make in made]
+    return sorted({name.partition(":")[0] for name in named if isinstance(name, str)})
+
+
+def try_optimizers(job: Job) -> None:
+    """Builds each optimizer for a parameter of many dimensions, so that invalid settings fail before anything loads."""
+    names = [f"stages.{stage.name}: optim" for stage in job.stages] or ["optim"]
+    for name, attack in zip(names, job.attacks, strict=True):
+        with error_context(name):
+            attack.optimizer([torch.zeros([1] * 8)])
+
+
+def load(job: Job, device: torch.device, memory: Memory | None = None) -> tuple[Classifier, ImageData, int]:
+    """Returns model, data and the number of classes, after it was checked that model and data fit each other.
+
+    Raises:
+        ValueError: If the model's output is not (N, classes), or data and model have different classes.
+    """
+    model = job.model().to(device)
+    data = job.data(model)
+    if job.shard is not None:
+        data = job.shard.select(data, max(1, batch_size(job, data) // job.rows))  # as the engine splits batches
+    classes = (memory or Memory(capacity_bytes=0)).classes(model, data)
+    check_labels(data, classes)
+    return model, data, classes
+
+
+def hashes(job: Job, memory: Memory | None = None) -> dict[str, str]:
+    """Returns the hashes of weights and data that a run of this job would record.
+
+    Raises:
+        TypeError, ValueError: If they cannot be loaded, or do not fit each other.
+    """
+    memory = memory or Memory(capacity_bytes=0)
+    model, data, _ = load(job, choose_device(job.device), memory)
+    return {"weights": memory.weights_hash(model), "data": memory.data(data).hash(batch_size(job, data))}
+
+
+def batch_size(job: Job, data: ImageData) -> int:
+    """Returns the number of samples that are attacked together."""
+    return job.batch_size or default_batch_size(data.shape)
