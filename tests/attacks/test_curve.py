@@ -127,14 +127,14 @@ def test_robust_accuracy_falls_with_the_radius():
     labels[:4] = (labels[:4] + 1) % 5
     attack = question(optimizer=make, epsilons=radii, steps=10, criterion=attacks.cross_entropy)
     found = table(x, labels, attack, model)
-    robust = metrics(found.lazy(), radii)["robust_accuracies"]
+    robust = metrics(found.lazy(), radii).robust_accuracies
     assert robust == sorted(robust, reverse=True)
     assert 0.9 >= robust[0] > robust[-1]
     alone = [
         metrics(table(x, labels, changed(attack, optimizer=partial(make, epsilon=e), epsilons=None), model).lazy())
         for e in radii
     ]
-    assert all(r <= one["robust_accuracy"] + 1 / 40 for r, one in zip(robust, alone, strict=True))
+    assert all(r <= one.robust_accuracy + 1 / 40 for r, one in zip(robust, alone, strict=True))
     assert metrics(found.lazy(), radii)["robust_accuracy"] == robust[-1]
 
 

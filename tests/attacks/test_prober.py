@@ -38,7 +38,7 @@ def test_what_fooled_the_faster_model_alone_is_searched_again(caplog, change):
     assert doubted["claimed"].sum() > doubted["verified"].sum()
     names = ["verified", "adversarial_prediction", "undecided", "epsilon"]
     assert doubted.select(names).equals(plain.select(names))
-    robust = [metrics(frame.lazy())["robust_accuracy"] for frame in (doubted, plain)]
+    robust = [metrics(frame.lazy()).robust_accuracy for frame in (doubted, plain)]
     assert robust[0] == robust[1] > 0
     assert (doubted["forward_passes"] > plain["forward_passes"]).sum() > 0
 

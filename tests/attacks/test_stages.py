@@ -192,4 +192,4 @@ def test_stages_that_do_not_go_together_are_an_error(second, message):
 
 
 def test_what_stages_have_in_common_is_refused_in_their_words():
-    assert {f"solver.{name}" for name in COMMON_SETTINGS if name != "seed"} <= set(words.SHARED)
+    assert {f"solver.{name}" for name in COMMON_SETTINGS if name != "seed"} <= set(words.JOB_SETTINGS)

@@ -120,8 +120,8 @@ def test_a_second_job_reads_hashes_and_prepares_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(ModelView, "prepare", lambda *_: pytest.fail("prepared again"))
     monkeypatch.setattr("raiopt.fast.memory.hashlib.sha256", lambda *_: NoDigest())
     numbers.clear()
-    assert run(tmp_path / "second", job, kept)["hashes"] == first["hashes"]
-    assert run(tmp_path / "first", job, kept)["skipped"]
+    assert run(tmp_path / "second", job, kept).hashes == first.hashes
+    assert run(tmp_path / "first", job, kept).skipped
     assert numbers == []
 
 
@@ -302,7 +302,7 @@ def test_a_job_that_was_killed_goes_on_in_a_process_that_knows_model_and_data(tm
         patch.setattr(Chunks, "merge_perturbations", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "run", USUAL, kept)
-    assert run(tmp_path / "run", USUAL, kept)["continued"]["samples"] == 5
+    assert run(tmp_path / "run", USUAL, kept).continued.samples == 5
     assert left(tmp_path / "run")[1] == left(tmp_path / "own")[1]
     other = load_model("digits_standard")
     with pytest.raises(FileExistsError, match="with other weights"):

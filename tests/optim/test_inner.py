@@ -42,7 +42,7 @@ def test_a_second_optimizer_around_one_inner_must_agree() -> None:
     inner = SGD([leaf()], lr=0.25)
     L2ProjectedOptim(None, inner, epsilon=1.0)
     assert L2ProjectedOptim(None, inner, epsilon=1.0).param_groups[0]["epsilon"] == 1.0
-    with pytest.raises(ValueError, match=r"epsilon=2\.0 would have no effect: .* epsilon=1\.0 is set already"):
+    with pytest.raises(ValueError, match=r"epsilon=2\.0 would have no effect: epsilon=1\.0 is set already"):
         L2ProjectedOptim(None, inner, epsilon=2.0)
     with pytest.raises(ValueError, match="epsilon=tensor"):
         L2ProjectedOptim(None, inner, epsilon=torch.tensor(1.0))
