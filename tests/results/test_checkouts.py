@@ -10,6 +10,7 @@ import pytest
 from raiopt.cli import main
 from raiopt.results import checkouts
 from raiopt.results.checkouts import commit_of, commits_of, own_state
+from raiopt.results.record import GitInfo
 from raiopt.results.record_reader import read_record
 
 
@@ -78,12 +79,12 @@ def test_raiopts_own_state_is_that_of_its_checkout_and_asked_once(repository, mo
     monkeypatch.setattr(checkouts, "ROOT", repository)
     own_state.cache_clear()
     commit = git(repository, "rev-parse", "HEAD")
-    assert own_state() == {"commit": commit, "changed": False}
+    assert own_state() == GitInfo(commit, False)
     (repository / "below" / "kept.txt").write_text("changed")
-    assert own_state() == {"commit": commit, "changed": False}
+    assert own_state() == GitInfo(commit, False)
     own_state.cache_clear()
     monkeypatch.setenv("GIT_DIR", "/nowhere")
-    assert own_state() == {"commit": commit, "changed": True}
+    assert own_state() == GitInfo(commit, True)
     own_state.cache_clear()
     monkeypatch.setattr(checkouts, "ROOT", repository / "below")  # as when it is installed below somebody's checkout
     assert own_state() is None

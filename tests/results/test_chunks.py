@@ -114,25 +114,34 @@ def assert_same(folder, other):
     assert not (folder / "chunks").exists()
 
 
-def stopping(monkeypatch, place, name, at, *, after=False):
-    """Lets the call with number `at` of a function raise KeyboardInterrupt, before or after its work."""
-    real, calls = getattr(place, name), []
+WRITERS = [(chunks, "write_record"), (chunks, "replace_file"), (perturbation_store, "replace_file")]
+"""The functions that write the files of chunks, and those that are made from them."""
 
-    def stopped(*arguments, **settings):
-        calls.append(name)
-        if len(calls) == at and not after:
+
+def stopping(monkeypatch, functions, at, *, after=False):
+    """Lets call number `at` of these functions raise KeyboardInterrupt, before or after its work."""
+    calls = []
+
+    def stopped(real, *arguments, **settings):
+        calls.append(real)
+        number = len(calls)
+        if number == at and not after:
             raise KeyboardInterrupt
         value = real(*arguments, **settings)
-        if len(calls) == at:
+        if number == at:
             raise KeyboardInterrupt
         return value
 
-    monkeypatch.setattr(place, name, stopped)
+    def stoppable(real):
+        return lambda *arguments, **settings: stopped(real, *arguments, **settings)
+
+    for place, name in functions:
+        monkeypatch.setattr(place, name, stoppable(getattr(place, name)))
 
 
-def interrupted(folder, place, name, at, make=job, *, after=False, **options):
+def interrupted(folder, functions, at, make=job, *, after=False, **options):
     with pytest.MonkeyPatch.context() as monkeypatch:
-        stopping(monkeypatch, place, name, at, after=after)
+        stopping(monkeypatch, functions, at, after=after)
         with pytest.raises(KeyboardInterrupt):
             run(folder, make, **options)
     assert json.loads((folder / "run.json").read_text())["status"] == "killed"
@@ -150,7 +159,7 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize("batches", [0, 1, 2])
 def test_a_run_goes_on_behind_its_finished_batches(tmp_path, undisturbed, batches):
     folder = tmp_path / "run"
-    interrupted(folder, Engine, "run", batches + 1)
+    interrupted(folder, [(Engine, "run")], batches + 1)
     record = run(folder)
     assert_same(folder, undisturbed)
     if not batches:
@@ -166,7 +175,7 @@ def test_a_run_goes_on_behind_its_finished_batches(tmp_path, undisturbed, batche
 def test_a_run_goes_on_wherever_its_writing_stopped(tmp_path, undisturbed, at, after):
     """There are 18 files: the record that the chunks begin with, 5 for each of 3 batches, samples, perturbations."""
     folder = tmp_path / "run"
-    interrupted(folder, chunks, "replace_file", at, after=after)
+    interrupted(folder, WRITERS, at, after=after)
     run(folder)
     assert_same(folder, undisturbed)
 
@@ -175,7 +184,7 @@ def test_a_run_goes_on_wherever_its_writing_stopped(tmp_path, undisturbed, at, a
 @pytest.mark.parametrize("at", range(1, 8))
 def test_a_run_of_one_batch_goes_on_wherever_its_writing_stopped(tmp_path, at, after):
     run(tmp_path / "undisturbed", batch_size=8)
-    interrupted(tmp_path / "run", chunks, "replace_file", at, after=after, batch_size=8)
+    interrupted(tmp_path / "run", WRITERS, at, after=after, batch_size=8)
     assert (run(tmp_path / "run", batch_size=8)["continued"] is not None) == ((at, after) > (6, False))
     assert_same(tmp_path / "run", tmp_path / "undisturbed")
 
@@ -183,7 +192,7 @@ def test_a_run_of_one_batch_goes_on_wherever_its_writing_stopped(tmp_path, at, a
 @pytest.mark.parametrize("name", ["trace_frame", "metrics", "draw_gallery"])
 def test_a_run_that_stopped_while_it_was_summed_up_attacks_nothing_again(tmp_path, monkeypatch, undisturbed, name):
     folder = tmp_path / "run"
-    interrupted(folder, experiment, name, 1)
+    interrupted(folder, [(experiment, name)], 1)
     monkeypatch.setattr(Engine, "run", lambda *_: pytest.fail("attacked again"))
     record = run(folder)
     assert_same(folder, undisturbed)
@@ -209,8 +218,8 @@ def test_no_perturbation_is_lost_when_a_kill_comes_while_those_of_the_chunks_are
 
 def test_starts_that_come_to_nothing_lose_nothing(tmp_path, undisturbed):
     folder = tmp_path / "run"
-    interrupted(folder, Engine, "run", 3)
-    interrupted(folder, experiment, "load", 1)
+    interrupted(folder, [(Engine, "run")], 3)
+    interrupted(folder, [(experiment, "load")], 1)
     with pytest.raises(ValueError, match="device=cuda:63 does not exist"):
         experiment.run(lambda: replace(job(), device="cuda:63"), RunFolder(folder), ABOUT)
     assert run(folder)["continued"]["batches"] == 2
@@ -220,7 +229,7 @@ def test_starts_that_come_to_nothing_lose_nothing(tmp_path, undisturbed):
 @pytest.mark.parametrize("broken", [None, b"", b'{"data": "0', b"[]"])
 def test_a_chunk_without_its_last_file_is_done_again(tmp_path, undisturbed, broken):
     folder = tmp_path / "run"
-    interrupted(folder, Engine, "run", 3)
+    interrupted(folder, [(Engine, "run")], 3)
     last = folder / "chunks" / "000001.json"
     last.unlink() if broken is None else last.write_bytes(broken)
     (folder / "chunks" / "000001.samples.parquet").write_bytes(b"half")
@@ -236,7 +245,7 @@ CHANGED[4] = 1 - CHANGED[4]
 @pytest.mark.parametrize("images", [CHANGED, IMAGES[:7], torch.cat([IMAGES, IMAGES[:1]])], ids=["one", "fewer", "more"])
 def test_other_data_are_told_and_nothing_is_lost(tmp_path, undisturbed, images):
     folder = tmp_path / "run"
-    interrupted(folder, Engine, "run", 3)
+    interrupted(folder, [(Engine, "run")], 3)
     before = {path: path.read_bytes() for path in (folder / "chunks").iterdir()}
     with pytest.raises(
         FileExistsError, match=r"a part of a run with other data. Nothing was overwritten: give another"
@@ -247,11 +256,11 @@ def test_other_data_are_told_and_nothing_is_lost(tmp_path, undisturbed, images):
     assert_same(folder, undisturbed)
 
 
-@pytest.mark.parametrize("place", [(Engine, "run", 3), (experiment, "draw_gallery", 1)], ids=["attack", "end"])
+@pytest.mark.parametrize("place", [([(Engine, "run")], 3), ([(experiment, "draw_gallery")], 1)], ids=["attack", "end"])
 @pytest.mark.parametrize("options", [{"net": Net(23.5)}, {"batch_size": 2}], ids=["weights", "batch_size"])
 def test_another_question_is_started_anew(tmp_path, options, place):
     interrupted(tmp_path / "run", *place)
-    assert "continued" not in run(tmp_path / "run", **options)
+    assert run(tmp_path / "run", **options)["continued"] is None
     run(tmp_path / "other", **options)
     assert_same(tmp_path / "run", tmp_path / "other")
 
@@ -259,7 +268,7 @@ def test_another_question_is_started_anew(tmp_path, options, place):
 def test_the_model_runs_as_it_did_before(tmp_path, monkeypatch):
     times = {"value": (1.0, 0.1)}
     monkeypatch.setattr("raiopt.fast.view.seconds", lambda *_: times["value"])
-    interrupted(tmp_path / "run", Engine, "run", 2, channels_last=None)
+    interrupted(tmp_path / "run", [(Engine, "run")], 2, channels_last=None)
     times["value"] = (0.1, 1.0)
     assert run(tmp_path / "run", channels_last=None)["inference"]["channels_last"] is True
     assert run(tmp_path / "other", channels_last=None)["inference"]["channels_last"] is False
@@ -274,7 +283,7 @@ def test_shared_perturbations_are_told_apart_in_one_file(tmp_path):
     assert torch.equal(made, stored["delta"])
     assert len({tuple(row.flatten().tolist()) for row in stored["parameter"]}) == 3
     assert record["coupled"]
-    interrupted(tmp_path / "again", Engine, "run", 3, universal)
+    interrupted(tmp_path / "again", [(Engine, "run")], 3, universal)
     run(tmp_path / "again", universal)
     assert_same(tmp_path / "again", tmp_path / "run")
 
@@ -378,7 +387,7 @@ def test_the_command_goes_on_after_a_kill(tmp_path):
     assert done.returncode == 0, done.stderr
     continued = json.loads((folder / "run.json").read_text())["continued"]
     assert (continued["batches"], continued["samples"]) == (2, 6)
-    assert f"continued: 6 samples were finished before, {continued['passes']} passes saved" in done.stdout
+    assert f"continued: 6 samples finished before, {continued['passes']} passes saved" in done.stdout
     done = command("b")
     assert "continued" not in done.stdout
     (other,) = (tmp_path / "outputs" / "b").iterdir()
