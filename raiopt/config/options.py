@@ -317,7 +317,7 @@ _FORMATS = {
     "file": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
     "terminal": {"format": "%(message)s"},
 }
-_FILE = {"class": "logging.FileHandler", "formatter": "file", "filename": "${hydra.runtime.output_dir}/run.log"}
+_FILE = {"class": "raiopt.results.files.LogFile", "formatter": "file", "filename": "${hydra.runtime.output_dir}/run.log"}
 _TERMINAL = {"class": "logging.StreamHandler", "formatter": "terminal", "stream": "ext://sys.stderr"}
 
 
