@@ -23,6 +23,7 @@ from raiopt.results.perturbation_store import PerturbationStore
 from raiopt.results.record_reader import read_record
 from raiopt.results.records import read_jobs
 from raiopt.results.tables import load_sweep
+from raiopt.results.tracked import tracked
 from raiopt.results.trackers import Session
 
 SMALL = ["data.limit=4", "solver.steps=2", "threads=1", "optim.epsilon=0.4", "optim.lr=0.2"]
@@ -133,7 +134,7 @@ def test_sweep_json_names_no_folder_outside(sweep, tmp_path):
     shutil.copytree(jobs_of(sweep)[0], tmp_path / "outputs" / "other")
     listed["jobs"]["../other"] = {"number": 9, "overrides": {}}
     (sweep / "sweep.json").write_text(json.dumps(listed))
-    with pytest.raises(ValueError, match=r"'\.\./other' is no name of a folder in it"):
+    with pytest.raises(ValueError, match=r"'\.\./other' is not the name of a folder in it"):
         read_jobs(sweep)
 
 
@@ -162,7 +163,7 @@ def test_a_report_replaces_links_and_asks_first(sweep, tmp_path, capsys):
     assert len(names) > 2
     victims = planted(sweep, names, tmp_path / "outside")
     assert main(["report", str(sweep)]) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "report.html exists: --force replaces it" in capsys.readouterr().err
     assert main(["report", str(sweep), "--force"]) == 0
     assert {victim.read_text() for victim in victims.values()} == {SECRET}
 
@@ -259,10 +260,8 @@ def test_a_tracker_gets_nothing_of_outside(sweep, tmp_path, monkeypatch):
     with pytest.raises(LinkError):
         session._log_files("run", job)
     assert session.log(job) is False
-    from raiopt.sweep.tracker_process import asked
-
-    assert asked(job) is None
-    assert asked(other)
+    assert tracked(job) is None
+    assert tracked(other).params
 
 
 def test_the_way_to_the_folder_may_have_links(tmp_path, swept):

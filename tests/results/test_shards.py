@@ -103,9 +103,9 @@ def test_shards_are_the_undivided_run(tmp_path, changes):
         assert 0 < expected["robust_accuracy"] < expected["clean_accuracy"] <= 1
         for name in METRICS.keys() - {"attack_seconds"}:
             assert row[name] == expected.get(name), name
-        seconds = [records[f"q{number}s{index}"]["metrics"]["attack_seconds"] for index in range(COUNT)]
+        seconds = [records[f"q{number}s{index}"].metrics.attack_seconds for index in range(COUNT)]
         assert row["attack_seconds"] == pytest.approx(sum(seconds))
-        passes = [records[f"q{number}s{index}"]["metrics"]["forward_passes"] for index in range(COUNT)]
+        passes = [records[f"q{number}s{index}"].metrics.forward_passes for index in range(COUNT)]
         assert row["forward_passes"] == sum(passes)
     assert frame["best"].to_list() == [True, True]
     each = load_sweep(tmp_path / "split", merge_shards=False)
@@ -248,7 +248,7 @@ def test_questions_and_numbers_of_shards_are_kept_apart(tmp_path):
 
 
 def test_samples_of_a_job_that_is_no_shard(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no samples\.parquet: it is not the folder of a finished job"):
+    with pytest.raises(FileNotFoundError, match=r"has no samples\.parquet: its job is not finished"):
         load_samples(make(tmp_path, "running", status="running"))
     with pytest.raises(FileNotFoundError, match="nowhere has no samples"):
         load_samples(tmp_path / "nowhere")

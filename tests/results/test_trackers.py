@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raiopt.checks import printable
 from raiopt.results import trackers
 from raiopt.results.record import SCHEMA
 from raiopt.results.records import VOLATILE
@@ -132,7 +133,7 @@ def test_mlflow_takes_every_name_and_value(tmp_path_factory, name, value):
     (given,) = tracked(folder).params.items()
     assert re.fullmatch(r"[\w.:/ -]{1,250}", given[0])
     assert len(given[1]) <= 500
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = printable(value) if isinstance(value, str) else json.dumps(value)
     assert given[1] == text or given[1] == f"{text[:497]}..."
 
 
