@@ -79,7 +79,7 @@ def test_model_and_data_that_do_not_fit_are_an_error(made, message):
 def test_hash_of_the_data_does_not_depend_on_the_batch_size_but_on_every_pixel(tmp_path):
     def digest(name, **options):
         (tmp_path / name).mkdir()
-        return run(lambda: job(**options), RunFolder(tmp_path / name), {})["hashes"]["data"]
+        return run(lambda: job(**options), RunFolder(tmp_path / name), {}).hashes.data
 
     assert digest("a", batch_size=1) == digest("b", batch_size=2) == digest("c")
     changed = data()
@@ -119,7 +119,7 @@ def test_a_kill_after_the_end_leaves_a_finished_run(tmp_path, monkeypatch):
     monkeypatch.setattr(Chunks, "discard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(lambda: job(net), RunFolder(tmp_path), {})
-    assert run(lambda: job(net), RunFolder(tmp_path), {})["skipped"]
+    assert run(lambda: job(net), RunFolder(tmp_path), {}).skipped
 
 
 def test_a_finished_run_about_other_weights_is_an_error(tmp_path):

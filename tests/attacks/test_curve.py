@@ -135,7 +135,7 @@ def test_robust_accuracy_falls_with_the_radius():
         for e in radii
     ]
     assert all(r <= one.robust_accuracy + 1 / 40 for r, one in zip(robust, alone, strict=True))
-    assert metrics(found.lazy(), radii)["robust_accuracy"] == robust[-1]
+    assert metrics(found.lazy(), radii).robust_accuracy == robust[-1]
 
 
 def test_a_perturbation_that_fits_into_a_smaller_ball_counts_there():

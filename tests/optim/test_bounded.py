@@ -1,6 +1,7 @@
 """What the options of optim build: each in its ball, chains member by member, random ones from their seed."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_a_chain_of_lookahead_and_momentum_is_nesterovs_method():
 @pytest.mark.parametrize(("ball", "p"), [("linf", float("inf")), ("l2", 2), ("l1", 1)])
 def test_square_searches_its_ball(ball, p):
     x = torch.zeros(2, 3, 4, 4, requires_grad=True)
-    make = partial(SquareOptim, epsilon=0.5, steps=10, p_init=0.5)
+    make: Any = partial(SquareOptim, epsilon=0.5, steps=10, p_init=0.5)
     made = with_ball_and_seed(partial(make, ball=ball), [x])
     made.step()
     assert made.traits.ball == p
