@@ -223,6 +223,7 @@ def project_l0_(
     clamp_(x, lower, upper)
     kept = x / unit
     gains = kept.mul_(scaled.mul_(2).sub_(kept))
+    gains.add_(x.ne(0), alpha=torch.finfo(gains.dtype).tiny)  # a gain that underflows is still more than none
     mask = top_mask(gains.sum(-3, keepdim=True) if pixels else gains, _whole(epsilon))
     return x.mul_(mask)
 

@@ -277,3 +277,11 @@ def test_pixels_need_channels() -> None:
 @pytest.mark.parametrize("epsilon", [0, 0.9])
 def test_less_than_one_entry_is_none(epsilon: float) -> None:
     assert not transforms.project_l0_(torch.ones(2, 3), epsilon).any()
+
+
+@pytest.mark.parametrize("place", range(7))
+@pytest.mark.parametrize("pixels", [False, True])
+def test_an_entry_whose_square_underflows_is_kept_before_a_zero(place: int, pixels: bool) -> None:
+    x = torch.zeros(1, 1, 2, 4)
+    x.view(-1)[place], x.view(-1)[7] = 1e-25, 1.0
+    assert torch.equal(transforms.project_l0_(x.clone(), 2, pixels=pixels), x)
