@@ -427,6 +427,11 @@ class Record:
     problems: tuple[str, ...] = ()
 
     @property
+    def final_metrics(self) -> Metrics | None:
+        """The metrics if the job finished; one that failed at its end may have recorded them before."""
+        return self.metrics if self.status == "finished" else None
+
+    @property
     def is_described(self) -> bool:
         """Whether model, data, attack and ball are known: the job came as far as to load them."""
         return bool(self.model.name)

@@ -100,7 +100,8 @@ def merged(folder: Path, group: Sequence[JobRecord]) -> JobRecord:
 def _merged_record(samples: pl.LazyFrame, group: Sequence[JobRecord]) -> Record:
     """Returns the record of the first shard with the results of all."""
     first, records = group[0].record, [job.record for job in group]
-    found = metrics(samples, first.attack.epsilons, targeted=first.attack.targeted)
+    targeted = any(job.metrics and job.metrics.target_reached is not None for job in group)
+    found = metrics(samples, first.attack.epsilons, targeted=targeted)
     seconds = sum(record.metrics.attack_seconds for record in records if record.metrics)
     return replace(
         first,

@@ -137,10 +137,20 @@ class JobList:
     def add(self, tasks: Sequence[Task]) -> list[Task]:
         """Adds tasks to the list, and returns each once, with its number there."""
         jobs: dict[str, Any] = self.content["jobs"]
+        numbers = [job.get("number") for job in jobs.values()]
+        number = 1 + max((known for known in numbers if isinstance(known, int)), default=-1)
         for task in tasks:
-            jobs.setdefault(task.key, {"number": len(jobs), "overrides": task.about["overrides"]})
+            if task.key not in jobs:
+                jobs[task.key] = {"number": number, "overrides": task.about["overrides"]}
+                number += 1
         unique = {task.key: task for task in tasks}.values()
         return [replace(task, about={**task.about, "job_number": jobs[task.key]["number"]}) for task in unique]
+
+    def remove(self, tasks: Sequence[Task]) -> None:
+        """Removes tasks from the list and writes it; the numbers of the others stay."""
+        for task in tasks:
+            self.content["jobs"].pop(task.key, None)
+        write_json(self.path, self.content)
 
     def save(self, swept: Sequence[str], words: Sequence[str]) -> None:
         """Writes the list, with the options that a command swept over and the words of that command."""

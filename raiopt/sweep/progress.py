@@ -62,11 +62,11 @@ class Progress:
     def ended(self, task: Task, record: Record) -> None:
         """Counts a task and prints its result: always if it failed, without a live display also if it finished."""
         self._running.pop(task.key, None)
-        finished = record.status == "finished"
+        finished, metrics = record.status == "finished", record.final_metrics
         self.done += finished
         self.failed += not finished
-        if record.metrics is not None:
-            robust, ball = record.metrics.robust_accuracy, str(record.ball)
+        if metrics is not None:
+            robust, ball = metrics.robust_accuracy, str(record.ball)
             if robust is not None:
                 self.best[ball] = min(self.best.get(ball, (2.0, "")), (robust, self.words(task)))
         line = f"{task.about['job_number']:4} {self.words(task)}: {_result(task, record)}"
@@ -131,7 +131,7 @@ def _clock(seconds: float) -> str:
 
 
 def _result(task: Task, record: Record) -> str:
-    if record.metrics is not None:
+    if record.final_metrics is not None:
         return job_line(record)
     why = first_line(record.error.message if record.error else "no result") or ""
     return f"{record.status}: {why} ({os.path.relpath(Path(task.folder))})"

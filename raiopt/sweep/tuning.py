@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from raiopt import checks
 from raiopt.results.files import read_file, replace_file
-from raiopt.results.folder import replaced_path
+from raiopt.results.folder import RunFolder, replaced_path
 from raiopt.results.lock import locked
 from raiopt.results.record import Record
 from raiopt.results.records import is_volatile
@@ -22,7 +22,7 @@ from raiopt.sweep.compose import Composer
 from raiopt.sweep.grid import RaioptSweeper
 from raiopt.sweep.hashes import check_hashes
 from raiopt.sweep.launcher import Source, SweepLauncher, check_options, run_tasks
-from raiopt.sweep.plan import JobList, plan
+from raiopt.sweep.plan import JobList, Plan, plan
 from raiopt.sweep.progress import Progress
 from raiopt.sweep.session import current_session
 from raiopt.sweep.task import Task
@@ -93,7 +93,7 @@ class OptunaSweeper(RaioptSweeper):
             planned = plan(trials.complete_tasks())
             check_hashes(planned.finished)
             if planned.outdated:  # results of other defaults must not guide the sampler
-                trials.begin_anew()
+                trials.begin_anew(planned)
             self.begin(planned)
             ended = trials.ended_count()
             run_tasks(executor, trials, Progress(self.n_trials - ended, ended, session.swept))
@@ -139,9 +139,25 @@ class Trials(Source):
         self.study.sampler = optuna.samplers.TPESampler(seed=seed)
         self._begun = [trial for trial in begun if trial.state.name == "RUNNING"]
 
-    def begin_anew(self) -> None:
-        """Moves the journal to replaced/, and begins another study of the same question."""
+    def begin_anew(self, planned: Plan) -> None:
+        """Begins another study of the same question, without the jobs that it may not use: they leave the list.
+
+        These jobs and the journal move to replaced/.
+
+        Args:
+            planned: The plan of the finished trials.
+
+        Raises:
+            FileExistsError: If one of the jobs still runs.
+        """
+        finished, outdated = {task.key for task, _ in planned.finished}, {task.key for task in planned.outdated}
+        unfinished = [task for task in self._tasks() if task.key not in finished | outdated]
+        for task in unfinished:
+            RunFolder(task.folder).set_aside()
         os.replace(self.journal, replaced_path(self.journal))
+        for task in planned.outdated:  # last, because they are what asks for another study
+            RunFolder(task.folder).set_aside()
+        self.listed.remove([*unfinished, *planned.outdated])
         self._open()
 
     def _check_question(self) -> None:
@@ -201,7 +217,13 @@ class Trials(Source):
 
     def complete_tasks(self) -> list[Task]:
         """Returns the tasks of the trials that finished before."""
-        return [self.composer.task([*self.fixed, *self._words(trial)]) for trial in self._complete()]
+        return self._tasks("COMPLETE")
+
+    def _tasks(self, *states: str) -> list[Task]:
+        """Returns the tasks of the trials in these states, or of all."""
+        trials = [trial for trial in self.study.get_trials(deepcopy=False) if not states or trial.state.name in states]
+        whole = [trial for trial in trials if set(trial.params) == set(self.space)]
+        return [self.composer.task([*self.fixed, *self._words(trial)]) for trial in whole]
 
     def _complete(self) -> list[FrozenTrial]:
         return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
@@ -226,7 +248,7 @@ class Trials(Source):
     def _end(self, number: int, record: Record | None) -> None:
         from optuna.trial import TrialState
 
-        value = getattr(record and record.metrics, self.sweeper.metric, None)
+        value = getattr(record and record.final_metrics, self.sweeper.metric, None)
         self.study.tell(number, value, state=TrialState.FAIL if value is None else None)
 
 

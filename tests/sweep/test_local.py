@@ -282,7 +282,7 @@ def test_the_display_counts_jobs_and_guesses_the_end(clock, capsys):
     display.ended(a_task(0), robust(0.5))
     display.ended(a_task(1), robust(0.25))
     display.ended(a_task(2), replace(robust(0.3), ball=BallInfo("l2", 1.0, finite=True)))
-    display.ended(a_task(3), Record(status="failed", error=ErrorInfo("", "no\nmore")))
+    display.ended(a_task(3), replace(robust(0.1), status="failed", error=ErrorInfo("", "no\nmore")))
     assert drawn(display) == [
         "4 of 14 jobs 8 running 1 failed 3 finished before",
         "0:01:00 so far, about 0:02:30 left",

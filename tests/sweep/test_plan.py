@@ -73,7 +73,7 @@ def test_jobs_keep_their_numbers(tmp_path):
     assert listed(tmp_path, "cbcda", ["optim.lr", "seed"], ["-m"]) == [("c", 2), ("b", 1), ("d", 3), ("a", 0)]
     assert listed(tmp_path, "", [], ["-m", "seed=1,2"]) == []
     assert JobList(tmp_path).content == {
-        "schema": 1,
+        "schema": SCHEMA,
         "swept": ["seed", "optim.lr"],
         "commands": [["-m"], ["-m", "seed=1,2"]],
         "jobs": {key: {"number": number, "overrides": {"seed": key}} for number, key in enumerate("abcd")},
@@ -105,7 +105,9 @@ def test_a_record_of_another_question_answers_no_task(tmp_path):
     made = plan(tasks, "none")
     assert (made.todo, made.finished, made.left) == (tasks, [], [])
     (tmp_path / "killed" / "chunks").mkdir()
-    (tmp_path / "killed" / "chunks" / "run.json").write_text(json.dumps({"schema": SCHEMA, "job_key": "other"}))
+    (tmp_path / "killed" / "chunks" / "run.json").write_text(
+        json.dumps({"schema": SCHEMA, "status": "running", "job_key": "other"})
+    )
     assert [bool(clear(one)) for one in tasks] == [False, True, False]
     assert {path.name for path in (tmp_path / "replaced").iterdir()} == {"finished-1", "killed-1"}
 

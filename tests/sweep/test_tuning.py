@@ -26,7 +26,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 class Bowl:
-    """An executor whose jobs are over at once: robust accuracy is how far lr is from 0.3, and fails above 0.9."""
+    """An executor whose jobs are over at once: robust accuracy is how far lr is from 0.3; above 0.9 they fail late."""
 
     slots = 2
 
@@ -51,11 +51,11 @@ class Bowl:
             "ball": {"norm": "linf", "epsilon": 0.1, "finite": True},
         }
         record |= {
-            "metrics": {"robust_accuracy": abs(lr - 0.3), "attack_seconds": 0.0},
+            "metrics": {"robust_accuracy": 0.0 if failed else abs(lr - 0.3), "attack_seconds": 0.0},
             "hashes": {"weights": "w", "data": "d"},
         }
         if failed:
-            record |= {"metrics": None, "error": {"type": "ValueError", "message": "too large"}}
+            record |= {"error": {"type": "ValueError", "message": "too large"}}
         folder = Path(task.folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "run.json").write_text(json.dumps(record))
@@ -154,6 +154,25 @@ def test_a_default_that_changed_begins_another_study(tmp_path, bowl, capsys):
     )
     assert len(bowl.asked) == 6
     assert (tmp_path / "outputs/s/replaced/study.journal-1").exists()
+
+
+def test_jobs_that_only_an_earlier_study_used_leave_the_table(tmp_path, bowl):
+    words = [*TUNE, "optim.lr=interval(0,0.9)", "hydra.sweeper.n_trials=4"]
+    assert main(["-m", "name=s", "data.limit=2", "solver.steps=1", "optim.lr=0.8"]) == 0
+    bowl.stop_after = 3
+    assert main(words) == 130  # two of them still ran
+    finished = sorted(tmp_path.glob("outputs/s/*/run.json"), key=lambda path: path.stat().st_mtime_ns)[1]
+    record = json.loads(finished.read_text())
+    finished.write_text(json.dumps({**record, "options": {**record["options"], "optim.grad_scale": 3.0}}))
+    bowl.stop_after = None
+    assert main([*words, "hydra.sweeper.seed=7"]) == 0
+    table = pl.read_parquet(tmp_path / "outputs/s/sweep.parquet")
+    assert table["status"].unique().to_list() == ["finished"]
+    assert 0.8 in table["optim.lr"]
+    assert set(bowl.asked[3:]) <= set(table["optim.lr"])
+    numbers = [job["number"] for job in json.loads((tmp_path / "outputs/s/sweep.json").read_text())["jobs"].values()]
+    assert len(numbers) == len(set(numbers)) == len(table)
+    assert len(list(tmp_path.glob("outputs/s/replaced/*"))) == 4  # the journal, the outdated job and two that still ran
 
 
 @pytest.mark.parametrize(
