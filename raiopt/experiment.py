@@ -3,7 +3,7 @@
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -12,13 +12,11 @@ import polars as pl
 import torch
 from safetensors.torch import save
 
-from raiopt.attacks import Engine, Start
-from raiopt.attacks.verify import Ball
+from raiopt.attacks import Engine
 from raiopt.fast import ModelView
-from raiopt.fast.device import choose_device, device_name
+from raiopt.fast.device import choose_device
 from raiopt.fast.memory import Memory, ReadData
-from raiopt.job import Job, batch_size, hashes, load, named_modules, try_optimizers
-from raiopt.results.checkouts import commits_of
+from raiopt.job import Job, batch_size, described, hashes, load, try_optimizers
 from raiopt.results.chunks import Chunks
 from raiopt.results.exhibits import Exhibits, candidates_of
 from raiopt.results.files import replace_file, write_json
@@ -26,24 +24,12 @@ from raiopt.results.folder import RunFolder
 from raiopt.results.gallery import draw_gallery, exhibits_of
 from raiopt.results.metrics import check_counts, metrics
 from raiopt.results.parquet import scan_parquet
-from raiopt.results.record import (
-    AttackInfo,
-    BallInfo,
-    ContinuedInfo,
-    DataInfo,
-    DeviceInfo,
-    Hashes,
-    InferenceInfo,
-    ModelInfo,
-    PerturbationInfo,
-    Record,
-    StageRecord,
-)
+from raiopt.results.record import ContinuedInfo, InferenceInfo, Record
 from raiopt.results.record_reader import escaped
 from raiopt.results.samples import trace_frame
 from raiopt.results.stage_counts import counted, with_counts
 from raiopt.results.terminal import Advance, coupling, doubts, progress
-from raiopt.zoo import Batch, Classifier, ImageData
+from raiopt.zoo import Batch
 
 log = logging.getLogger("raiopt")
 
@@ -76,7 +62,7 @@ def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any], memor
         plain = ModelView(model, job.inference)
         size = batch_size(job, data)
         engine = Engine(plain, job.attack, stages=job.stages, shape=data.shape, classes=classes, batch_size=size)
-        _describe(folder, job, engine, model, data, memory)
+        folder.record = described(folder.record, job, engine, model, data, memory.weights_hash(model))
         chunks = Chunks(folder.path, job.save)
         before = _continued(chunks, folder)
         log.info("Pixels are in [0, 1]; normalisation is part of the model: %s.", model.preset)
@@ -86,51 +72,6 @@ def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any], memor
         _finish(engine, folder, chunks, parts, exhibits, model.classes or data.classes)
     chunks.discard()  # not before the record says finished
     return folder.record
-
-
-def _describe(folder: RunFolder, job: Job, engine: Engine, model: Classifier, data: ImageData, memory: Memory) -> None:
-    """Adds to the record what is known before the attack; it is written as soon as the model is ready."""
-    device, start, attack = next(model.buffers()).device, engine.example, job.attack
-    radii = engine.attack.epsilons
-    shard = (None, None) if job.shard is None else (job.shard.index, job.shard.count)
-    folder.record = replace(
-        folder.record,
-        device=DeviceInfo(str(device), device_name(device), torch.get_num_threads()),
-        model=ModelInfo(model.name, model.preset, engine.classes),
-        data=DataInfo(data.name, len(data), *shard, files=data.files_hash and data.files_hash()),
-        hashes=Hashes(memory.weights_hash(model)),
-        code=commits_of(named_modules(job)),
-        batch_size=engine.batch_size,
-        attack=AttackInfo(
-            list(job.optimizers),
-            job.perturbation,
-            attack.steps,
-            attack.restarts,
-            attack.max_passes,
-            attack.targeted,
-            None if radii is None else list(radii),
-        ),
-        stages=[
-            StageRecord(stage.name, list(stage.words), stage.attack.steps, each.traits.gradient_free)
-            for stage, each in zip(job.stages, engine.examples if job.stages else [], strict=True)
-        ],
-        ball=_ball_info(start.ball, radii),
-        perturbation=PerturbationInfo(type(start.perturbation).__name__, start.shared, _row_shape(start)),
-        clamped=start.bounds is None,
-        coupled=start.coupled,
-        whole=not start.independent,
-    )
-
-
-def _ball_info(ball: Ball, epsilons: Sequence[float] | None) -> BallInfo:
-    """Returns the ball as the record holds it."""
-    if ball.p is None:
-        return BallInfo()
-    radius = ball.epsilon if ball.is_finite else None
-    if isinstance(radius, torch.Tensor):
-        radius = list(epsilons or radius.unique().tolist())
-    norm: Any = f"l{ball.p:g}"
-    return BallInfo(norm, radius, ball.scope, ball.pixels, ball.param_ndim, ball.is_finite)
 
 
 def _continued(chunks: Chunks, folder: RunFolder) -> Record | None:
@@ -157,12 +98,6 @@ def _other_data(folder: RunFolder) -> FileExistsError:
     return FileExistsError(
         f"{folder.path} contains a part of a run with other data. Nothing was overwritten: give another name=..."
     )
-
-
-def _row_shape(start: Start) -> list[int]:
-    """Returns the shape of one sample's parameter, or of the one that all samples share."""
-    shape = list(start.parameter.shape)
-    return shape if start.shared and len(shape) < 4 else shape[1:]
 
 
 def _attack_all(

@@ -1,15 +1,29 @@
-"""One job: its parts and settings, and its model and data, loaded and checked against each other."""
+"""One job: its parts and settings, its model and data, loaded and checked, and its description in the record."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from raiopt import checks
-from raiopt.attacks import Attack, Stage, default_batch_size, error_context
+from raiopt.attacks import Attack, Engine, Stage, Start, default_batch_size, error_context
+from raiopt.attacks.verify import Ball
 from raiopt.fast import Inference
-from raiopt.fast.device import choose_device
+from raiopt.fast.device import choose_device, device_name
 from raiopt.fast.memory import Memory
+from raiopt.results.checkouts import commits_of
+from raiopt.results.record import (
+    AttackInfo,
+    BallInfo,
+    DataInfo,
+    DeviceInfo,
+    Hashes,
+    ModelInfo,
+    PerturbationInfo,
+    Record,
+    StageRecord,
+)
 from raiopt.zoo import Classifier, ImageData, Shard
 from raiopt.zoo.data import check_labels
 
@@ -114,3 +128,56 @@ def hashes(job: Job, memory: Memory | None = None) -> dict[str, str]:
 def batch_size(job: Job, data: ImageData) -> int:
     """Returns the number of samples that are attacked together."""
     return job.batch_size or default_batch_size(data.shape)
+
+
+def described(
+    record: Record, job: Job, engine: Engine, model: Classifier, data: ImageData, weights_hash: str
+) -> Record:
+    """Returns the record with what is known before the attack."""
+    device, start, attack = next(model.buffers()).device, engine.example, job.attack
+    radii = engine.attack.epsilons
+    shard = (None, None) if job.shard is None else (job.shard.index, job.shard.count)
+    return replace(
+        record,
+        device=DeviceInfo(str(device), device_name(device), torch.get_num_threads()),
+        model=ModelInfo(model.name, model.preset, engine.classes),
+        data=DataInfo(data.name, len(data), *shard, files=data.files_hash and data.files_hash()),
+        hashes=Hashes(weights_hash),
+        code=commits_of(named_modules(job)),
+        batch_size=engine.batch_size,
+        attack=AttackInfo(
+            list(job.optimizers),
+            job.perturbation,
+            attack.steps,
+            attack.restarts,
+            attack.max_passes,
+            attack.targeted,
+            None if radii is None else list(radii),
+        ),
+        stages=[
+            StageRecord(stage.name, list(stage.words), stage.attack.steps, each.traits.gradient_free)
+            for stage, each in zip(job.stages, engine.examples if job.stages else [], strict=True)
+        ],
+        ball=_ball_info(start.ball, radii),
+        perturbation=PerturbationInfo(type(start.perturbation).__name__, start.shared, _row_shape(start)),
+        clamped=start.bounds is None,
+        coupled=start.coupled,
+        whole=not start.independent,
+    )
+
+
+def _ball_info(ball: Ball, epsilons: Sequence[float] | None) -> BallInfo:
+    """Returns the ball as the record holds it."""
+    if ball.p is None:
+        return BallInfo()
+    radius = ball.epsilon if ball.is_finite else None
+    if isinstance(radius, torch.Tensor):
+        radius = list(epsilons or radius.unique().tolist())
+    norm: Any = f"l{ball.p:g}"
+    return BallInfo(norm, radius, ball.scope, ball.pixels, ball.param_ndim, ball.is_finite)
+
+
+def _row_shape(start: Start) -> list[int]:
+    """Returns the shape of one sample's parameter, or of the one that all samples share."""
+    shape = list(start.parameter.shape)
+    return shape if start.shared and len(shape) < 4 else shape[1:]
