@@ -1,5 +1,6 @@
 """Error messages of the command: one line, with the options that were meant."""
 
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from raiopt import checks
 from raiopt.config.options import INFERENCE, OPTIONS
 from raiopt.config.signatures import described
 from raiopt.config.sources import CONFIG_DIR, composed, options
-from raiopt.config.words import dotted
+from raiopt.config.words import dotted, type_rule
 
 VERBS = ("doctor", "export", "list", "report", "rerun", "show", "track")
 """The verbs of the command; each is a module of raiopt/verbs/."""
@@ -64,13 +65,14 @@ def explain(error: BaseException, words: Sequence[str] = ()) -> str:
         return f"{error.filename}: {error.strerror}.{hint}"
     text = _innermost(error)
     if match := re.search(r"Could not find '([^']+)/([^/']+)'", text):
-        return _unknown_option(*match.groups(), words)
+        return _unknown_option(match[1], match[2], words)
     if match := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
         return _unknown_key(match[1], words)
     wrong = next((word for word in words if re.match(r"stages[.=]", word)), None)
-    if wrong and re.search(r"ListConfig|Dict\[str, List", text):
-        return f"{wrong}: stages are a mapping of names to lists of words, as in stages={{first:[solver.steps=10]}}."
     if isinstance(error, HydraException | OmegaConfBaseException):
+        if wrong and re.search(r"ListConfig|Dict\[str, List", text):
+            form = "stages={first:[solver.steps=10]}"
+            return f"{wrong}: stages are a mapping of names to lists of words, as in {form}."
         return _shortened(text)
     if isinstance(error, ValueError | TypeError | OSError):
         return with_groups(text)
@@ -78,19 +80,41 @@ def explain(error: BaseException, words: Sequence[str] = ()) -> str:
 
 
 def with_groups(text: str) -> str:
-    """Returns a message of the library in which its arguments are written as options of the command.
+    """Returns a message of the library in which its arguments and classes are written as options of the command.
 
     >>> with_groups("targeted=True needs target=...: a class.")
     'solver.targeted=true needs solver.target=...: a class.'
     >>> with_groups("stages.a: precision='half' must be one of 'float32'.")
     "stages.a: model.precision='half' must be one of 'float32'."
+    >>> with_groups("optim: members='x' must be a list, as in members=[signed].")
+    "optim: members='x' must be a list, as in optim.members=[signed]."
+    >>> with_groups('criterion: targeted_dlr needs a target: target="likely" or "next".')
+    'criterion: targeted_dlr needs a target: solver.target=likely or next.'
+    >>> with_groups("schedule: AdaptiveStepOptim sets its own step size.")
+    'schedule: apgd sets its own step size.'
     """
+    if part := re.match(r"(?:stages\.[\w-]+: )?(optim|perturbation|init|criterion|schedule): ", text):
+        text = re.sub(r"(?<=as in )(?=\w+=)", f"{part[1]}.", text)
+        for target, name in _names_of_targets().items():
+            text = re.sub(rf"\b{target}\b", name, text)
     groups = dict.fromkeys(OPTIONS["solver"]["gradient_ascent"].settings, "solver")
     groups |= dict.fromkeys(described(INFERENCE).arguments, "model")
+    if re.search(rf"(?<![\w.])({'|'.join(groups)})=\"\w", text):
+        text = re.sub(r'"(\w+)"', r"\1", text)  # a text needs no quotes in the command
     text = re.sub(rf"(?<![\w.])({'|'.join(groups)})=(?=\S)", lambda found: f"{groups[found[1]]}.{found[0]}", text)
     text = re.sub(rf"^(stages\.\S+: )?({'|'.join(groups)})(?= )", lambda f: f"{f[1] or ''}{groups[f[2]]}.{f[2]}", text)
     words = {"True": "true", "False": "false", "None": "null"}
-    return re.sub(r"(?<==)(True|False|None)\b", lambda found: words[found[1]], text)
+    return re.sub(r"(=| or | be |one of )(True|False|None)\b", lambda found: found[1] + words[found[2]], text)
+
+
+@functools.cache
+def _names_of_targets() -> dict[str, str]:
+    """Returns the option of each class and function that only one option of the attack's parts is made of."""
+    names: dict[str, list[str]] = {}
+    for group in ("optim", "criterion", "init"):
+        for option in OPTIONS[group].values():
+            names.setdefault(option.target.rpartition(".")[2], []).append(option.name)
+    return {target: known[0] for target, known in names.items() if len(known) == 1}
 
 
 def _innermost(error: BaseException) -> str:
@@ -146,7 +170,18 @@ def _shortened(text: str) -> str:
     text = text.partition(" raised while resolving interpolation: ")[2] or text
     lines = [line.strip() for line in text.splitlines()]
     key = next((line.partition(":")[2].strip() for line in lines if line.startswith("full_key:")), "")
+    if (rule := type_rule(text)) and key:
+        hint = " Did you mean null?" if "Value 'None'" in text else ""
+        return f"{_given(text, key)} {rule}.{hint}"
     kept = [line for line in lines if line and not line.startswith(("full_key:", "object_type=", "reference_type="))]
     kept = [line for line in kept if not line.startswith("Error merging override")]
-    kept = [re.sub(r"field '.*' is not Optional", "it must have a value, not null", line) for line in kept]
     return f"{key}: {' '.join(kept)}" if key and not key.startswith("hydra.") else " ".join(kept)
+
+
+def _given(text: str, key: str) -> str:
+    """Returns the word that a config error is about, as it was typed; only the key where the error does not say."""
+    word = re.search(r"^Error merging override (.*)", text, re.MULTILINE)
+    if word and word[1].startswith(f"{key}="):
+        return word[1]
+    value = re.search(r"Value '(.*)' (?:of|is)", text)
+    return f"{key}={value[1]}" if value else key

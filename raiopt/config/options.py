@@ -19,7 +19,7 @@ store = ZenStore(name="raiopt", overwrite_ok=True)
 PLUGINS = "hydra_plugins.raiopt"
 """The package that Hydra finds our launchers and sweepers in."""
 PASSED: dict[str, set[str]] = {
-    "optim": {"params", "InnerOpt", "defaults", "generator", "div_by_zero_eps", "p", "transform"},
+    "optim": {"params", "InnerOpt", "generator", "div_by_zero_eps", "p", "transform"},
     "optim/InnerOpt": {"params", "lr", "maximize", "foreach", "capturable", "differentiable", "fused"},
     "model": set(),
     "data": {"geometry", "categories", "num_classes"},
@@ -152,6 +152,8 @@ def _option(
     kept = {key: arguments[key] for key in only or arguments if key not in PASSED[group]}
     for key, value in {**values, **fixed}.items():
         argument = arguments.get(key) or SHARED[key]
+        if key == "ball" and not target:  # only `bounded` works without a ball
+            argument = argument._replace(type=str)
         text = argument.doc if argument.doc and not argument.doc.startswith("See `") else ""
         kept[key] = argument._replace(default=value, doc=text or getattr(SHARED.get(key), "doc", ""))
     built = Option(group, name, target or path, doc or found[0].doc, kept, fixed, optim, inner, of_ball)
@@ -317,7 +319,11 @@ _FORMATS = {
     "file": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
     "terminal": {"format": "%(message)s"},
 }
-_FILE = {"class": "raiopt.results.files.LogFile", "formatter": "file", "filename": "${hydra.runtime.output_dir}/run.log"}
+_FILE = {
+    "class": "raiopt.results.files.LogFile",
+    "formatter": "file",
+    "filename": "${hydra.runtime.output_dir}/run.log",
+}
 _TERMINAL = {"class": "logging.StreamHandler", "formatter": "terminal", "stream": "ext://sys.stderr"}
 
 

@@ -12,7 +12,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from raiopt.config.jobs import build
 from raiopt.config.options import CHOSEN, OPTIONS, JobOptions, option_of
-from raiopt.config.words import staged
+from raiopt.config.words import staged, type_rule
 from raiopt.results.files import LinkError, read_file
 
 if TYPE_CHECKING:
@@ -137,7 +137,8 @@ class _Saved:
             OmegaConf.to_container(merged, resolve=True)
         except OmegaConfBaseException as error:
             unknown = isinstance(error, (ConfigAttributeError, ConfigKeyError))
-            why = "no option of raiopt has this name" if unknown else str(error).partition("\n")[0]
+            text = "no option of raiopt has this name" if unknown else str(error).partition("\n")[0]
+            why = f"it {rule}" if (rule := type_rule(text)) else text
             raise self._refused(str(getattr(error, "full_key", None) or ""), why) from None
         for key in sorted(OmegaConf.missing_keys(merged)):
             raise self._refused(key, "its value is missing")

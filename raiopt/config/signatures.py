@@ -8,11 +8,11 @@ from importlib.util import find_spec
 from inspect import Parameter, Signature, cleandoc
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional, get_origin
 
 REQUIRED = Parameter.empty
 SIMPLE = {"bool": bool, "int": int, "float": float, "str": str}
-NUMBERS: dict[str, Any] = {"inf": inf, "math.inf": inf}
+NUMBERS: dict[str, Any] = {"inf": inf, "math.inf": inf, "float('inf')": inf}
 
 
 class Argument(NamedTuple):
@@ -121,6 +121,7 @@ def _described(file: Path, name: str) -> Described:
         for key, argument in _described(file, node.bases[0].id).arguments.items():
             if key not in arguments and (function is None or argument.is_keyword):
                 arguments[key] = argument._replace(doc=texts.get(key, argument.doc))
+    arguments.pop("defaults", None)  # Hydra reads its own list under this key; `full_signature` leaves it out, too
     return Described(docstring.partition("\n")[0], arguments)
 
 
@@ -164,7 +165,11 @@ def _type(node: ast.expr | None) -> Any:
     members = [text for text in _members(node) if text not in ("None", "Tensor")]
     optional = "None" in _members(node)
     kind: Any = _plain_type(members[0]) if len(members) == 1 else Any
-    return kind | None if optional and kind is not Any else kind
+    if not optional or kind is Any:
+        return kind
+    if get_origin(kind) is dict:  # OmegaConf fails to merge a mapping into None
+        return Any
+    return Optional[kind]  # noqa: UP045  # hydra-zen does not know `kind | None`
 
 
 def _members(node: ast.expr | None) -> list[str]:

@@ -19,6 +19,17 @@ JOB_SETTINGS = (
 """The settings that belong to the job, and are the same in all of its stages."""
 BALL_SETTINGS = ("epsilon", "param_ndim", "ball", "pixels")
 """The settings of the job's optimizer that say what its ball is: the optimizer of a stage takes them over."""
+TYPE_RULES = {
+    "could not be converted to Integer": "must be an integer",
+    "could not be converted to Float": "must be a number",
+    "is not a valid bool": "must be true or false",
+    "to string": "must be a text",
+    "is not a ListConfig": "must be a list, as in [1,2]",
+    "Dict[": "must be a mapping, as in {name:value}",
+    "does not support deletion": "cannot be removed",
+    "is not Optional": "is not allowed; it must have a value",
+}
+"""The rule that a value breaks, by what OmegaConf's message about it contains."""
 INNER_WORD = re.compile(r"""(?<=[\[,])\s*([\w./]+=(?:\[[^\[\]]*\]|[^\[\]{},'"])*)(?=[\],])""")
 """A word without quotes in a list; its value may be a list."""
 
@@ -142,7 +153,8 @@ class _Stage:
             hint = f" Did you mean {near[0]}?" if near else f" {parent} has {', '.join(others)}." if others else ""
             raise self._refused(f"{key}={value}", f"{key} is not an option", hint) from None
         except OmegaConfBaseException as error:
-            raise self._refused(f"{key}={value}", str(error).partition("\n")[0].rstrip(".")) from None
+            text = str(error).partition("\n")[0].rstrip(".")
+            raise self._refused(f"{key}={value}", f"it {rule}" if (rule := type_rule(text)) else text) from None
 
     def _refused(self, word: str, rule: str, hint: str = "") -> ValueError:
         return ValueError(f"stages.{self.name}: {word}: {rule}.{hint}")
@@ -160,6 +172,15 @@ def quoted(word: str) -> str:
         return word
     key, _, value = word.partition("=")
     return f"{key}={INNER_WORD.sub(_in_quotes, value)}"
+
+
+def type_rule(text: str) -> str | None:
+    """Returns the rule that a value breaks, from OmegaConf's message about its type; None for any other message.
+
+    >>> type_rule("Value 'x' of type 'str' could not be converted to Integer")
+    'must be an integer'
+    """
+    return next((rule for part, rule in TYPE_RULES.items() if part in text), None)
 
 
 def _in_quotes(found: re.Match[str]) -> str:

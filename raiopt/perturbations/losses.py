@@ -104,7 +104,7 @@ def kl_divergence(
     tensor([49.3069,  0.0000])
     """
     if labels is not None and target is not labels:
-        raise ValueError("kl_divergence has no target to move towards: leave target out, or take cross_entropy.")
+        raise ValueError("kl_divergence has no target to move towards: leave out target=..., or take cross_entropy.")
     return F.kl_div(logits.log_softmax(1), clean.detach().log_softmax(1), reduction="none", log_target=True).sum(1)
 
 

@@ -125,7 +125,7 @@ REFUSED = [
     ("perturbation=patch", "a stage can only change optim, criterion, init, schedule, solver."),
     ("seed=3", "a stage can only change optim, criterion, init, schedule, solver."),
     ("solver=gradient_ascent", "a stage can only change optim, criterion, init, schedule, solver."),
-    ("solver.steps=many", "Value 'many' of type 'str' could not be converted to Integer."),
+    ("solver.steps=many", "solver.steps=many: it must be an integer."),
     ("solver.steps=1,2", "it must be one key=value, without +, ~, @ or several values."),
     ("+solver.steps=1", "it must be one key=value, without +, ~, @ or several values."),
     ("~solver.steps", "it must be one key=value, without +, ~, @ or several values."),
