@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from raiopt.config.jobs import build, carry_out, logged, plain
-from raiopt.config.options import JobOptions
+from raiopt.config.options import OPTIONS, JobOptions
 from raiopt.config.saved import choices, saved_config
 from raiopt.reports.differences import Comparison, compare
 from raiopt.reports.runs import load_run
@@ -76,7 +76,7 @@ def rerun(folder: Path, allow: list[str], outputs: str, *, anyway: bool, words: 
     config.outputs = outputs
     if not anyway:
         _check_files(config, before, folder)
-    job, memory = as_decided(build(config, choices(config)), before), Memory()
+    job, memory = as_decided(build(config, _chosen(config, before)), before), Memory()
     now, then = experiment.hashes(job, memory), asdict(before.hashes)
     changed = [
         f"{name} (hash {str(then[name])[:10]}, now {now[name][:10]})"
@@ -142,11 +142,19 @@ def as_decided(job: "experiment.Job", before: Record) -> "experiment.Job":
 
 
 def _about(config: DictConfig, before: Record, folder: Path, words: list[str]) -> dict[str, Any]:
-    asked, values, chosen = container_of(config, resolve=False), container_of(config, resolve=True), choices(config)
+    asked, values = container_of(config, resolve=False), container_of(config, resolve=True)
+    chosen = _chosen(config, before)
     given = [key for key in before.overrides if not is_volatile(key)]  # with the values of the config
     given = [key for key in given if key in chosen or value_at(values, key) is not None]
     about = describe_job(asked, values, chosen, given, ["rerun", *words])
     return {**about, "name": None, "rerun_of": str(folder.absolute())}
+
+
+def _chosen(config: DictConfig, before: Record) -> dict[str, str]:
+    """Returns the option of each group; one that is not raiopt's own has the name under which it was recorded."""
+    recorded = {group: str(name) for group, name in before.choices.items() if name not in OPTIONS.get(group, ())}
+    found = choices(config)
+    return {group: name if name in OPTIONS[group] else recorded.get(group, name) for group, name in found.items()}
 
 
 def print_comparison(found: Comparison) -> None:
