@@ -156,9 +156,14 @@ def test_of_every_kind_of_perturbation_the_images_that_broke_can_be_made_again(t
 
 def test_what_samples_share_is_told(tmp_path, capsys):
     assert main(["perturbation=universal", "optim.epsilon=0.5", "optim.lr=0.2", "save=all", *SMALL]) == 0
-    assert "One perturbation for each batch of 256, and no sample leaves it: with another" in capsys.readouterr().out
+    assert (
+        "One perturbation for each batch of 256, and no sample leaves it early: another batch_size"
+        in capsys.readouterr().out
+    )
     assert main(["optim=l2_projected", "optim.param_ndim=null", *SMALL]) == 0
-    assert "One ball for each batch of 256, and no sample leaves it: with another" in capsys.readouterr().out
+    assert (
+        "One ball for each batch of 256, and no sample leaves it early: another batch_size" in capsys.readouterr().out
+    )
 
 
 WRONG = 178
@@ -289,7 +294,7 @@ def test_quantized_images_lie_on_the_grid_and_stay_broken_as_files(tmp_path, cap
     assert (levels - levels.round()).abs().max() < 1e-4
     count = samples["verified"].sum()
     assert found["metrics"]["verified_8bit"] == count > 0
-    assert f"broken as 8-bit images {count} of {count}" in " ".join(capsys.readouterr().out.split())
+    assert f"successful as 8-bit images {count} of {count}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_breaks_is_rounded_to_8_bits_where_that_is_asked(tmp_path):

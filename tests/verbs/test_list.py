@@ -11,7 +11,7 @@ import pytest
 from raiopt.cli import main
 from raiopt.results.folder import RunFolder
 from raiopt.results.record import DataInfo
-from raiopt.results.record_reader import read_record
+from raiopt.results.record_reader import load_record
 from tests.results.sweeps import list_jobs, make
 
 STYLES = re.compile("\x1b\\[[0-9;]*m")
@@ -44,7 +44,7 @@ def made(root, name, robust=None, *, day=1, model="digits_robust", attack=("linf
     folder = RunFolder(
         make(root, name, robust, model={"name": model}, attack={"optimizers": list(attack), "steps": 40}, **more)
     )
-    folder.record = read_record(folder.path)
+    folder.record = load_record(folder.path)
     folder.save(data=DataInfo("digits"), started=f"2026-11-{day:02}T03:04:05+00:00")
 
 
