@@ -28,7 +28,7 @@ class SteepestProjectedOptim(ParamTransformingOptimizer):
         p: 1, 2 or infinity.
         epsilon: See `ProjectedParameterOptimizer`.
         lr: The step size as a multiple of epsilon.
-        weight: Of the new step; 1 - weight is that of the last displacement. 1: no momentum.
+        weight: Weight of the new step; 1 - weight is that of the last displacement. 1: no momentum.
         q: For p=1, the share of the gradient's entries that a step does not move; see `TopQGradientOptimizer`.
 
     >>> x = torch.zeros(1, 2, requires_grad=True)

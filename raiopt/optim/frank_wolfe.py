@@ -137,7 +137,8 @@ class LinfFrankWolfe(_InBall):
     Args:
         epsilon: See `ProjectedParameterOptimizer`.
         lr: See `FrankWolfe`.
-        use_default_lr_schedule: See `FrankWolfe`.
+        use_default_lr_schedule: Step t, from 0, moves each datum by the fraction lr / (lr + t) of the way to the
+            vertex; False: by the fraction lr.
 
     >>> x = torch.zeros(1, 2, requires_grad=True)
     >>> optimizer = LinfFrankWolfe([x], epsilon=0.5)

@@ -129,6 +129,9 @@ class L1ProjectedOptim(L1qNormedGradientOptim):
     2021, https://arxiv.org/abs/2103.01208), `epsilon` and the box are those of `ProjectedParameterOptimizer`. With a
     fixed q all kept entries move by the same amount; with `dq` the larger ones move more.
 
+    Args:
+        q: The fraction of the gradient's entries that are set to zero, in [0, 1]; 0.9 keeps the largest tenth.
+
     >>> import torch
     >>> x = torch.zeros(1, 4, requires_grad=True)
     >>> optimizer = L1ProjectedOptim([x], epsilon=0.5, q=0.5, lr=2.0)
@@ -158,7 +161,7 @@ class L0ProjectedOptim(L2NormedGradientOptim):
 
     Args:
         epsilon: The number of nonzero entries of each datum, at least 1; one number, or one for each sample.
-        pixels: See `ProjectedParameterOptimizer`.
+        pixels: Count pixels, with all their channels, instead of entries.
 
     >>> import torch
     >>> x = torch.zeros(1, 3, requires_grad=True)

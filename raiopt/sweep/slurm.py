@@ -33,7 +33,7 @@ RESERVED = ("array", "output", "error", "open-mode", "job-name", "requeue", "no-
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmOptions:
-    """The options of hydra/launcher=slurm: what each job asks of Slurm. null leaves an option to the cluster.
+    """Jobs of a Slurm cluster; null leaves an option to the cluster.
 
     Args:
         partition: The partition to run in.

@@ -16,10 +16,11 @@ def mlflow(outputs: str, uri: str | None = None, experiment: str = "raiopt", art
     """Runs are also logged in MLflow: pip install 'raiopt[mlflow]'.
 
     Args:
-        outputs: Holds mlflow.db if no other place is named.
-        uri: None: that of MLFLOW_TRACKING_URI, else sqlite:///OUTPUTS/mlflow.db.
-        experiment: As of `raiopt.results.trackers.Mlflow`.
-        artifacts: Likewise.
+        outputs: The folder of mlflow.db, if no other place is given.
+        uri: sqlite:///FILE, http://HOST:PORT of a server, or another database; None: that of MLFLOW_TRACKING_URI, else
+            sqlite:///OUTPUTS/mlflow.db.
+        experiment: The name of the experiment; created if it does not exist.
+        artifacts: The files that are logged: small (the picture, the log, the config, the record), all or none.
 
     Raises:
         ValueError: If one of them is wrong, or MLflow is not installed.

@@ -37,8 +37,9 @@ def image_folder(
 
     Args:
         root: The folder.
-        labels: "folder": the name of the subfolder is the class, see `class_indices`; "predicted": the model's
-            prediction of the clean image is the label, and subfolders do not matter.
+        labels: "folder": the name of the subfolder is the class, a category of the model; if not all names are, the
+            sorted names are the classes in order. "predicted": the model's prediction of the clean image is the label,
+            and subfolders do not matter.
         size: Resize and crop images to `size` by `size` pixels; None: as the model's weights expect, or unchanged.
         limit: Use at most this number of samples, after `indices`; None: all.
         indices: Positions in the data, `[3,1,7]`, or a slice, `"10:20"` or `::-1`; None: all.
