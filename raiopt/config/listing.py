@@ -1,4 +1,4 @@
-"""What can be asked for: the help page, and the options of each group."""
+"""The help page, and the lists of the options of each group."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,24 +11,24 @@ from raiopt.config.options import CHOSEN, OPTIONS
 from raiopt.config.sources import composed, options, read_from_yaml
 from raiopt.config.words import dotted
 
-USAGE = """raiopt finds the smallest changes of an input that break an image classifier. An attack is an optimizer.
+USAGE = """raiopt measures the robust accuracy of an image classifier. An attack is an optimizer.
 
 usage: raiopt [key=value ...]                     one job
        raiopt -m [key=value1,value2 ...]          a job for each combination
-       raiopt report FOLDER ...                   a page about runs and sweeps, and figures for papers
+       raiopt report FOLDER ...                   one page about runs and sweeps, and figures for papers
        raiopt list runs [FOLDER], raiopt show RUN, raiopt export RUN --png DIR
-       raiopt rerun RUN                           repeats a run and compares
-       raiopt doctor                              what this machine has, and how long a run would take
-       raiopt list [GROUP]                        what a group offers, and its defaults
+       raiopt rerun RUN                           repeats a run and compares the results
+       raiopt doctor                              checks this machine, and estimates how long a run takes
+       raiopt list [GROUP]                        the options of a group, and their defaults
 
   raiopt                                          built-in digits, adversarially trained network, Linf PGD
   raiopt optim=l2_projected optim.epsilon=1.5 solver.steps=40
-  raiopt optim/InnerOpt=adam optim.lr=0.01        a group's option with =, a group inside a group with /
-  raiopt -m name=mine optim.param_ndim=-1,1,null optim.lr=0.1,0.5        again, it runs what is missing
+  raiopt optim/InnerOpt=adam optim.lr=0.01        an option with GROUP=OPTION, a nested group with /
+  raiopt -m name=mine optim.param_ndim=-1,1,null optim.lr=0.1,0.5        given again, it runs only missing jobs
   raiopt -m hydra/launcher=slurm hydra.launcher.partition=gpu optim.lr=0.1,0.5
   raiopt model=torchvision model.name=resnet50 model.weights=DEFAULT data=image_folder data.root=DIR
-  raiopt experiment=step_size_grid                a named run or sweep; one's own with --config-dir DIR
-  raiopt report outputs/mine --check              exit status 1 if a result cannot be believed
+  raiopt experiment=step_size_grid                a named run or sweep; your own with --config-dir DIR
+  raiopt report outputs/mine --check              exit status 1 if a result is not trustworthy
 
 flags: --cfg job (show the config), -sc install=bash (tab completion), --version, --hydra-help (all others)
 """
