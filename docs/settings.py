@@ -45,9 +45,9 @@ def _group(group: str) -> Iterator[str]:
     for name, own in of.items():
         shown = " ".join(f"`{key}={_shown(value)}`" for key, value in own.items() if key not in alike)
         yield f"| `{group}={name}` | {_cell(_what(group, name))} | {_cell(shown)} |"
-    if told := meanings(group):
+    if texts := meanings(group):
         yield from ["", "| setting | default | what it means |", "|---|---|---|"]
-    for key, text in told.items():
+    for key, text in texts.items():
         default = f"`{_shown(first[key])}`" if key in alike else ""
         yield f"| `{group.replace('/', '.')}.{key}` | {_cell(default)} | {_cell(text)} |"
 

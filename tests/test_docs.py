@@ -67,15 +67,15 @@ def test_every_class_is_used_in_an_example(name):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_the_table_lists_the_arguments(name):
-    told = re.findall(r"`(\w+)`", TABLE[name][3])
-    assert len(told) == len(set(told))
-    assert set(told) == own_arguments(name)
+    listed = re.findall(r"`(\w+)`", TABLE[name][3])
+    assert len(listed) == len(set(listed))
+    assert set(listed) == own_arguments(name)
 
 
 def test_the_table_lists_the_options():
-    told = {row[4].strip("`"): name for name, row in TABLE.items() if row[4] not in ("", "`ball=`")}
-    assert told.keys() == OPTIONS["optim"].keys() | TRANSFORMS.keys()
-    for option, name in told.items():
+    listed = {row[4].strip("`"): name for name, row in TABLE.items() if row[4] not in ("", "`ball=`")}
+    assert listed.keys() == OPTIONS["optim"].keys() | TRANSFORMS.keys()
+    for option, name in listed.items():
         if option in TRANSFORMS:
             assert TRANSFORMS[option].__name__ == name
         elif option != "chain":
@@ -173,8 +173,8 @@ def test_the_reference_holds_every_option_and_setting(monkeypatch):
 def test_the_library_page_documents_every_public_name():
     page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
     parts = re.findall(r"^\.\. currentmodule:: raiopt\n((?:\.\. auto.*\n(?: {3}.*\n)*)*)", page, re.MULTILINE)
-    told = re.findall(r"^\.\. auto\w+:: (\w+)$", "".join(parts), re.MULTILINE)
-    assert sorted(told) == sorted(raiopt.__all__)
+    listed = re.findall(r"^\.\. auto\w+:: (\w+)$", "".join(parts), re.MULTILINE)
+    assert sorted(listed) == sorted(raiopt.__all__)
 
 
 def test_every_page_is_in_the_table_of_contents():
@@ -229,18 +229,18 @@ def test_every_source_has_a_link():
     assert links == used
 
 
-def test_the_page_on_attacks_tells_every_column_and_setting():
+def test_the_page_on_attacks_lists_every_column_and_setting():
     page = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
-    told = set(re.findall(r"`([\w.]+)", page))
+    listed = set(re.findall(r"`([\w.]+)", page))
     model, data = raiopt.load_model("digits_standard"), raiopt.load_data("digits")
     records = raiopt.attack(model, (data[0][:2], data[1][:2]), partial(raiopt.LinfProjectedOptim, epsilon=0.1, lr=0.1))
-    assert {*records.columns, "name"} == set(re.findall(r"`(\w+)`", columns_told(page)))
-    assert {f"model.{field.name}" for field in fields(Inference)} <= told
+    assert {*records.columns, "name"} == set(re.findall(r"`(\w+)`", columns_listed(page)))
+    assert {f"model.{field.name}" for field in fields(Inference)} <= listed
     for name in OPTIONS["solver"]["gradient_ascent"].settings:
         assert re.search(rf"\b{name}\b", page), name
 
 
-def columns_told(page: str) -> str:
+def columns_listed(page: str) -> str:
     """The first cells of the last table of a page."""
     return "\n".join(re.findall(r"^\| (`[^|]*) \|", page.rpartition("| column |")[2], re.MULTILINE))
 
