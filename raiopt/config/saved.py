@@ -14,6 +14,7 @@ from raiopt.config.jobs import build
 from raiopt.config.options import CHOSEN, OPTIONS, JobOptions, option_of
 from raiopt.config.words import staged, type_rule
 from raiopt.results.files import LinkError, read_file
+from raiopt.results.options import flat
 
 if TYPE_CHECKING:
     from raiopt import experiment
@@ -216,7 +217,7 @@ class _Saved:
 
     def _check_references(self, config: Any) -> None:
         """Refuses references that do not lead to one value in a few steps: they might never end."""
-        values = dict(_flat(config))
+        values = flat(config, lists=True)
         for key, value in values.items():
             name: Any = None
             for _ in range(MAX_LEVELS):
@@ -272,18 +273,6 @@ def _nodes(root: Any) -> Iterator[_Node]:
         for name, key, first, value in entries:
             yield _Node(key, parent, name, value.value, first.start_mark.line + 1)
             todo.append((key, value))
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields every single value of nested mappings and lists under its name."""
-    if isinstance(value, dict):
-        for name, entry in value.items():
-            yield from _flat(entry, f"{key}.{name}".lstrip("."))
-    elif isinstance(value, list):
-        for number, entry in enumerate(value):
-            yield from _flat(entry, f"{key}[{number}]")
-    else:
-        yield key, value
 
 
 def _reference(value: Any) -> str | None:

@@ -11,6 +11,7 @@ import polars as pl
 import yaml
 
 from raiopt.results.files import read_file
+from raiopt.results.options import flat
 from raiopt.results.records import is_volatile, read_jobs
 from raiopt.results.shards import merged_shards
 from raiopt.results.tables import METRICS, given_options, jobs_frame, options_of
@@ -132,18 +133,7 @@ def _conflict(one: dict[str, Any], other: dict[str, Any], axes: list[str], folde
 def _apart(one: Path, other: Path) -> list[str]:
     """Returns the options in which the configs of two jobs differ; none if the configs cannot be read."""
     try:
-        first, second = (_flat(yaml.safe_load(read_file(job / ".hydra" / "config.yaml"))) for job in (one, other))
+        first, second = (flat(yaml.safe_load(read_file(job / ".hydra" / "config.yaml"))) for job in (one, other))
     except (OSError, yaml.YAMLError):
         return []
     return [name for name in {**first, **second} if first.get(name, ...) != second.get(name, ...)]
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns the values of a nested config by their names with dots."""
-    if not isinstance(config, dict):
-        return {prefix: config}
-    return {
-        name: value
-        for key, entry in config.items()
-        for name, value in _flat(entry, f"{prefix}.{key}".lstrip(".")).items()
-    }

@@ -13,7 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from raiopt.config.options import SUBDIR
 from raiopt.config.words import staged
-from raiopt.sweep.job_key import container_of, describe_job, flat
+from raiopt.results.options import flat
+from raiopt.sweep.job_key import container_of, describe_job
 from raiopt.sweep.task import Task
 
 

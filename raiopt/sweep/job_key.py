@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from raiopt.config.jobs import plain
 from raiopt.config.options import store
+from raiopt.results.options import flat
 from raiopt.results.record import SCHEMA, Record
 from raiopt.results.record_reader import escaped
 from raiopt.results.records import VOLATILE, is_volatile
@@ -35,7 +36,7 @@ def store_defaults(group: str, name: str) -> dict[str, Any] | None:
     values = container_of(OmegaConf.structured(entry["node"]), resolve=False)
     values.pop("defaults", None)
     is_global = not group or entry["package"] == "_global_"
-    return _asked(values) if is_global else flat(values, f"{group.replace('/', '.')}.")
+    return _asked(values) if is_global else flat(values, group.replace("/", "."))
 
 
 def job_key(config: DictConfig, choices: Mapping[str, str]) -> str:
@@ -97,22 +98,6 @@ def _is_usual(value: Any, default: Any, values: Mapping[str, Any]) -> bool:
 def _asked(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the values that are part of the question, without stages: their order counts."""
     return flat({key: value for key, value in config.items() if key not in VOLATILE and key != "stages"})
-
-
-def flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the values of nested dictionaries by their dotted names.
-
-    >>> flat({"seed": 0, "optim": {"lr": 0.1, "kwargs": {}}, "x": {"a.b": 1}})
-    {'seed': 0, 'optim.lr': 0.1, 'optim.kwargs': {}, 'x."a.b"': 1}
-    """
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        name = f'{prefix}"{key}"' if "." in str(key) else f"{prefix}{key}"
-        if value and isinstance(value, dict):
-            found |= flat(value, f"{name}.")
-        else:
-            found[name] = value
-    return found
 
 
 def options_of(config: Mapping[str, Any]) -> dict[str, Any]:

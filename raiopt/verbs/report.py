@@ -10,6 +10,7 @@ from raiopt.processes import python_command
 from raiopt.reports.report import Report, check_free, make_report
 from raiopt.reports.runs import Run, load_runs
 from raiopt.reports.trust_checks import Level
+from raiopt.results.options import flat
 from raiopt.results.words import plural
 from raiopt.verbs import Parser
 
@@ -83,15 +84,7 @@ def default_settings() -> dict[str, Any]:
         config = compose("raiopt", return_hydra_config=True)
     with open_dict(config):
         choices = config.pop("hydra").runtime.choices
-    return {**dict(_flat(OmegaConf.to_container(config, resolve=True))), **choices}
-
-
-def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return {**flat(OmegaConf.to_container(config, resolve=True)), **choices}
 
 
 def _print(report: Report, runs: Sequence[Run], *, every: bool) -> None:
