@@ -136,8 +136,9 @@ class _Stage:
             for name, value in _ball(before).items():
                 if name in list(node):
                     self.config.optim[name] = value
-            ours, theirs = (_ball(part)["ball"] for part in (self.config.optim, before))
-            if ours != theirs:
+            balls = [ball["ball"] for part in (self.config.optim, before) if "ball" in (ball := _ball(part))]
+            if len(set(balls)) > 1:
+                ours, theirs = balls
                 rule = f"its ball is {ours}, and the job's is {theirs or 'unbounded'}"
                 hint = " Take an optim that has optim.ball, or another one for the job."
                 raise self._refused(f"optim={option}", rule, hint)
@@ -188,9 +189,10 @@ def _in_quotes(found: re.Match[str]) -> str:
 
 
 def _ball(optim: DictConfig) -> dict[str, Any]:
-    """Returns the settings of an optimizer that describe its ball."""
+    """Returns the settings of an optimizer that describe its ball; nobody knows the ball of a user's own option."""
     option = option_of("optim", optim)
-    return {"ball": option and option.ball, **{name: optim[name] for name in BALL_SETTINGS if name in list(optim)}}
+    known = {} if option is None else {"ball": option.ball}
+    return {**known, **{name: optim[name] for name in BALL_SETTINGS if name in list(optim)}}
 
 
 def _is_hydras(value: Any) -> bool:

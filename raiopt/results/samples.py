@@ -72,6 +72,7 @@ def samples_frame(outcome: Outcome) -> pl.DataFrame:
         },
     )
     columns = {} if trial is None else _attacked_columns(trial, outcome.labels[outcome.attacked], outcome.stages)
+    assert not columns or columns.keys() == {"stopped", *_ATTACKED}, "each column of the attack has a type and a value"
     stopped = pl.Series("_stopped", _spread(columns.pop("stopped", None), attacked.tolist()), pl.String)
     rows = [pl.Series(n, _spread(columns.get(n), attacked.tolist()), kind) for n, kind in _ATTACKED.items()]
     return (
