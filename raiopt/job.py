@@ -42,7 +42,7 @@ class Job:
         attack: Used where there are no stages.
         stages: Attacks that run one after another, each on the samples that are still robust.
         device: auto, cpu, cuda, cuda:N or mps.
-        threads: Of torch on the CPU; None does not change them.
+        threads: The number of CPU threads of torch; None does not change it.
         batch_size: None: as many images as have the pixels of 64 at 224 by 224, between 16 and 256.
         save: Which perturbations are stored: fooled, all or none.
         inference: How the search runs the model.

@@ -159,7 +159,7 @@ def uniform_rows(rows: Tensor, shape: Sequence[int], generators: Sequence[Genera
 
     Args:
         rows: The batch, of shape (N, ...).
-        shape: Of the numbers of a row.
+        shape: The shape of a row.
         generators: One for each sample: all draw the same amount. Where a sample has several rows, they share one;
             where a row spans several samples, it takes that of the first. None: the global generator.
 

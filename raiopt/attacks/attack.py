@@ -77,7 +77,7 @@ class Attack:
         attack_misclassified: Attack misclassified samples, too.
         quantize: Keep the perturbed images on the 8-bit grid, the multiples of 1/255, during the search.
         verify_8bit: Record of each broken sample whether it remains so after rounding to 8 bits.
-        seed: With the sample's id and the number of the restart, the key of its random start.
+        seed: The seed of random starts; the sample's id and the number of the restart are part of the key, too.
 
     Raises:
         TypeError, ValueError: If one of the settings is invalid, or has no effect.

@@ -49,7 +49,7 @@ class Engine:
         view: The original model, and the one for the search.
         attack: Used where there are no stages.
         stages: Attacks that run one after another, each on the samples that are still robust.
-        shape: Of an image, (C, H, W).
+        shape: The shape of an image, (C, H, W).
         classes: The number of classes of the model.
         batch_size: The largest number of rows that pass the model together. It is halved when memory runs out, unless
             samples depend on each other, so that another batch would be another attack.

@@ -72,7 +72,7 @@ def check_losses(losses: Any, labels: Tensor) -> None:
     """Raises unless there is one loss for each label."""
     if not isinstance(losses, Tensor) or losses.shape != labels.shape:
         raise ValueError(
-            f"it must return one loss a sample, of shape ({len(labels)},), got {_described(losses)}. Use "
+            f"it must return one loss per sample, of shape ({len(labels)},), got {_described(losses)}. Use "
             'reduction="none" in torch\'s losses.'
         )
 

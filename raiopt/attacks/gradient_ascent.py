@@ -50,7 +50,7 @@ def gradient_ascent(
         perturbation_model: A class or partial, called with `data`; or a ready-made model.
         targeted: False raises the loss (gradient ascent), True lowers it.
         use_best: Return, for each sample, the iterate with the best loss instead of the last one.
-        criterion: Takes the model's output and `target`, returns one loss a sample. None: cross entropy.
+        criterion: Takes the model's output and `target`, returns one loss per sample. None: cross entropy.
         reduction_fn: Makes the losses a scalar. Use `torch.mean` for a universal perturbation.
 
     Raises:
@@ -177,7 +177,8 @@ def check_per_sample(losses: Tensor, data: Tensor) -> None:
     """Raises unless there is a loss for each sample."""
     if losses.shape != data.shape[: losses.ndim] or losses.ndim == 0 < data.ndim:
         raise ValueError(
-            f"The best of several needs a criterion that returns one loss a sample, of shape {tuple(data.shape[:1])}; "
+            "The best of several needs a criterion that returns one loss per sample, of shape "
+            f"{tuple(data.shape[:1])}; "
             f'it returned shape {tuple(losses.shape)}. Use reduction="none" in torch\'s losses.'
         )
 

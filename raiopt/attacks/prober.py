@@ -29,7 +29,7 @@ class Past:
         tried: Whether it attacked the sample, at any radius.
         broke: Whether it succeeded, at any radius.
         forward_passes, backward_passes: At all radii together.
-        steps, gains, fooled_at: Of its last search, like those of `SearchResult`.
+        steps, gains, fooled_at: The fields of `SearchResult` for its last search.
     """
 
     tried: Tensor
@@ -55,8 +55,8 @@ class ProbeResult:
 
     Args:
         delta: The difference of the perturbed and the clean images, of their shape.
-        parameter: Of the perturbation, where it is not `delta`: n rows, or one that all samples share.
-        places: Of patches, (n, 2).
+        parameter: The parameter of the perturbation if that is not `delta`: n rows, or one that all samples share.
+        places: The places of patches, (n, 2).
         epsilon: The radius of each sample, where there are several.
         ball: Contains the parameter.
         shared: All samples share the parameter.
@@ -64,7 +64,7 @@ class ProbeResult:
         whole: No sample could leave the batch.
         stride: `search` records the losses of every `stride`-th step.
         broken_at: (n, radii): the radii at which a search succeeded, where there are several.
-        stage: Of several, the number of the one that succeeded, else of the last one with gradients, if any.
+        stage: The number of the stage that succeeded, else of the last one with gradients, if any; None without stages.
         past: What each of several stages did; None if it attacked no sample.
     """
 

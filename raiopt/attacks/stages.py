@@ -20,7 +20,7 @@ class Stage:
     """One of several attacks.
 
     Args:
-        name: In tables and records.
+        name: The name of the stage in tables and records.
         words: The options that were given for it, for the record.
     """
 
@@ -33,7 +33,7 @@ def check_together(stages: Sequence[Stage], starts: Sequence[Start]) -> None:
     """Raises unless samples are independent and all stages have one ball and the same common settings.
 
     Args:
-        starts: Of each stage, as `try_parts` returns it.
+        starts: The start of each stage, from `try_parts`.
     """
     first, ball = stages[0], starts[0].ball
     for stage, start in zip(stages, starts, strict=True):

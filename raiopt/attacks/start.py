@@ -39,7 +39,7 @@ class Start:
 
     Attributes:
         ball: Contains the parameter; of the rows at the start.
-        whole: The perturbation with all rows, whichever leave.
+        whole: A copy that keeps all rows, even after some have left the batch.
     """
 
     perturbation: PerturbationModel

@@ -116,12 +116,12 @@ class Claim:
     """The perturbation that, as an attack claims, fools the model on n samples.
 
     Args:
-        parameter: Of the perturbation, at the iterate that was kept: n rows, or one that all samples share.
+        parameter: The parameter of the perturbation at the best iterate: n rows, or one that all samples share.
         ball: Contains the parameter.
         bounds: The limits of the parameter, shaped like it. None: perturbed images are clamped to [0, 1], as in the
             attack.
         perturb: The perturbation at that parameter, called with the images; None: it is added to them.
-        places: Of patches, (n, 2): row and column of the upper left corner.
+        places: The places of patches, (n, 2): row and column of the upper left corner.
     """
 
     parameter: Tensor

@@ -19,7 +19,7 @@ class Argument(NamedTuple):
     """An argument of a class or function.
 
     Attributes:
-        type: As a config can check it: bool, int, float, str, lists and dictionaries of these, or Any.
+        type: What a config can check: bool, int, float, str, lists and dictionaries of these, or Any.
         default: `REQUIRED` if there is none.
         doc: Its text in the section "Args" of the docstring.
     """

@@ -157,7 +157,7 @@ class FMNOptim(_RadiusOptim):
             falls to 0.02 of gamma.
         epsilon: The largest norm of a success; infinity for any.
         gamma: The relative change of the radius, above 0 and at most 0.5; for p=0 the change is at least 1.
-        lr: With SGD, multiplies alpha_k.
+        lr: A factor of alpha_k, with SGD.
         update: "dual_averaging" or "published".
 
     The smallest perturbation that makes the loss 2 - x1 - 2 x2 negative is just above (0, 1) in L1:

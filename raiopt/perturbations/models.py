@@ -33,8 +33,8 @@ class AdditivePerturbation(nn.Module):
     Args:
         data_or_shape: The data (N, ...) to be perturbed, or its shape. The parameter takes the data's dtype and device.
         init_fn: Called as `init_fn(parameter, **init_fn_kwargs)`, fills the parameter in place. None: zeros.
-        device: Of the parameter, in place of the data's.
-        dtype: Of the parameter, in place of the data's; a floating type.
+        device: The device of the parameter. None: that of the data.
+        dtype: The floating type of the parameter. None: that of the data.
         delta_ndim: The number of trailing dimensions of the data that `delta` has: None for all of them, a negative
             number counts from the data's; -1 gives one universal perturbation, which is broadcast over the samples.
         mask: Broadcasts to the data; `delta` is added only where it is not zero. None: everywhere.

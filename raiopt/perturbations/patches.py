@@ -86,7 +86,7 @@ def random_places(shape: Sequence[int], size: int | Sequence[int], generators: S
     """Returns a place (row, column) for each image, of shape (N, 2): uniform among those where the patch fits.
 
     Args:
-        shape: Of the images, (N, C, H, W).
+        shape: The shape of the images, (N, C, H, W).
         size: See `PatchPerturbation`.
         generators: One for each image, so that its place depends on no other; see `raiopt.sampling.keyed_generator`.
 

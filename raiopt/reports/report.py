@@ -44,7 +44,7 @@ class Report:
 
     Args:
         findings: Those of most runs first; empty if no run is finished.
-        verdicts: Of each run, in the order of the runs.
+        verdicts: The verdict of each run, in the order of the runs.
         problems: Why files of finished runs could not be read, by the run's folder.
         html: The page.
     """

@@ -28,7 +28,7 @@ class Run:
     """The folder of a job, or the folders of the shards that its data were split into.
 
     Args:
-        folder: Of the job, or of its first shard.
+        folder: The folder of the job, or of its first shard.
         job: What its run.json and its sweep.json hold.
         parts: The folders with its samples.
         sweep: The folder of its sweep; None of a run that was loaded by itself.

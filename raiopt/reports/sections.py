@@ -50,9 +50,9 @@ def closer(
     """Returns classes, confusions and pictures of each run; pictures only of the first runs, as far as there is room.
 
     Args:
-        names: Of the runs.
+        names: The names of the runs.
         problems: Is given what cannot be read, by the run's folder.
-        room: In characters.
+        room: The width in characters.
     """
     entries = []
     for run, name in zip(runs, names, strict=True):

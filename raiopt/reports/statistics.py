@@ -62,11 +62,12 @@ class Comparison:
         shared: How many samples both have.
         only_in_a: How many samples of a are not in b.
         only_in_b: How many samples of b are not in a.
-        both_broken: Of the shared.
-        only_a_broke: Of the shared: not robust in a and robust in b.
+        both_broken: The number of shared samples that neither run left robust.
+        only_a_broke: The number of shared samples that are robust in b only.
         only_b_broke: The other way round.
-        neither: Of the shared: robust in both.
-        p_value: Of McNemar's exact two-sided test of equal robust accuracies (1947, doi.org/10.1007/BF02295996).
+        neither: The number of shared samples that are robust in both.
+        p_value: The result of McNemar's exact two-sided test of equal robust accuracies (1947,
+            doi.org/10.1007/BF02295996).
         difference: Robust accuracy of a minus that of b, on the shared samples.
         interval: 95 % interval of it, for pairs: Newcombe 1998, method 10 (Statistics in Medicine 17, 2635-2650).
         doubts: Sentences about what should be equal and is not.
@@ -214,7 +215,7 @@ def curve_band(matrix: Many, draws: int = 1000, seed: int = 0) -> tuple[Numbers,
     Args:
         matrix: (samples, points): whether each sample is robust (or broken) at each point.
         draws: The number of resamplings.
-        seed: Of the draws.
+        seed: The seed of the draws.
 
     Raises:
         ValueError: If the matrix has no two dimensions, or no sample.

@@ -18,7 +18,7 @@ def exhibits(kept: dict[str, np.ndarray], names: Sequence[str] | None) -> list[d
 
     Args:
         kept: `Run.exhibits()`.
-        names: Of the classes; None shows their numbers.
+        names: The names of the classes; None shows their numbers.
     """
     return list(_exhibits(kept, names)) if kept else []
 

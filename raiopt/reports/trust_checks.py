@@ -46,7 +46,7 @@ RED_UNVERIFIED = 0.01
 RED_NOT_KEPT = 0.01
 """Of attacked samples: they have an adversarial example, and count as robust."""
 RED_NO_GRADIENT = 0.05
-"""Of attacked samples: these were not attacked at all, and others most likely little."""
+"""Of attacked samples: these were not attacked at all, and the attack was probably weak on the others."""
 AMBER_ZERO_STEPS, RED_ZERO_STEPS = 0.1, 0.5
 """Of all steps: a tenth is more than an occasionally saturating loss; at half, the attack hardly moved."""
 RED_NOT_FINITE = 0.05
@@ -76,7 +76,7 @@ class Rule:
         red: The smallest share that is RED; None: never.
         needs_survivors: It means nothing if no sample survived, as one that counts survivors.
         needs_independent: It means nothing if the samples of a batch share a perturbation.
-        missing: Why a run may lack the fact, if the remedy provides it.
+        missing: Shown when the run lacks this value and the remedy would produce it.
     """
 
     name: str

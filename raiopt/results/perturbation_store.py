@@ -1,6 +1,6 @@
 """The stored perturbations of a run: how they are written, merged and read.
 
-They are in `perturbations.safetensors`; large runs have a file a chunk in the folder `perturbations`. Each row is a
+They are in `perturbations.safetensors`; large runs have one file per chunk in the folder `perturbations`. Each row is a
 sample: `ids`; `delta`, what was added to the image; `parameter`, if the perturbation is not simply added; `places` of
 patches. Of a parameter that a batch shares, `batch` is the row of each sample in `parameter`. Reading needs no torch.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from raiopt.attacks import Outcome, ProbeResult
 
 MAX_MERGED_BYTES = 64 * 2**20
-"""Perturbations of up to this size end in one file, larger ones stay in a file a chunk."""
+"""Perturbations of up to this size end in one file, larger ones stay in one file per chunk."""
 
 
 class PerturbationStore:

@@ -18,7 +18,7 @@ class ModelInfo:
     """The model that was attacked.
 
     Args:
-        name: As the command or the library named it.
+        name: The name that the command or the library gave it.
         preset: How the model normalises pixels in [0, 1].
         classes: The number of its outputs.
     """
@@ -56,7 +56,7 @@ class BallInfo:
         epsilon: The radius in units of pixels in [0, 1], of l0 a number of entries or pixels; several radii as a list;
             null: no limit.
         scope: What one ball bounds if it is not the perturbation of one image, as in "per 2-d row".
-        pixels: Of l0: the radius counts positions, each with all its channels.
+        pixels: For l0: the radius counts positions, each with all its channels.
         param_ndim: The number of trailing dimensions that have a ball of their own, as in the optimizer.
         finite: The ball excludes something.
     """
@@ -132,8 +132,8 @@ class StageRecord:
         gradient_free: Its optimizer uses no gradient.
         attacked: The number of samples that it tried.
         broken: The number of samples that it attacked successfully and no earlier stage did.
-        forward_passes: In total.
-        backward_passes: In total.
+        forward_passes: The total.
+        backward_passes: The total.
         robust_accuracy: The share of all samples that remain robust after it.
     """
 
@@ -204,8 +204,8 @@ class Metrics:
         zero_gradients_at_start: The number of attacked samples whose first gradient was zero.
         never_a_gradient: The number of attacked samples whose gradient was zero in every step.
         target_reached: The share of attacked samples that reached the target; null unless the attack is targeted.
-        forward_passes: In total, of the attack alone.
-        backward_passes: In total, of the attack alone.
+        forward_passes: The total, without those of loading, checking and verifying.
+        backward_passes: The total, as above.
         median_l0: Null if there is no successful perturbation; so are the next seven.
         median_l1: Likewise.
         median_l2: Likewise.
@@ -250,7 +250,7 @@ class Metrics:
 
 @dataclass(frozen=True)
 class CheckCounts:
-    """What the checks of a result count in samples.parquet; see "Can the number be trusted". Null: does not apply.
+    """What the checks of a result count in samples.parquet; see "Can this number be trusted?". Null: does not apply.
 
     Args:
         survivors: The number of attacked samples that remain robust.
@@ -284,7 +284,7 @@ class DeviceInfo:
     Args:
         type: cpu, cuda:N or mps.
         name: The GPU, or the kernels that torch takes on this CPU.
-        threads: Of torch on the CPU.
+        threads: The number of CPU threads of torch.
     """
 
     type: str = ""
@@ -297,8 +297,8 @@ class Hashes:
     """SHA-256 of what was attacked.
 
     Args:
-        weights: Of the model's tensors.
-        data: Of all images and labels, in the order of the data; of merged shards a list, one for each.
+        weights: The hash of the model's tensors.
+        data: The hash of all images and labels, in the order of the data; for merged shards a list, one for each.
     """
 
     weights: str | None = None
@@ -365,16 +365,16 @@ class Record:
         started: The time in UTC, ISO 8601.
         seconds: The time that the job took in all.
         error: Null unless it failed or was killed.
-        versions: Of Python and of the packages that results depend on.
+        versions: The versions of Python and of the packages that results depend on.
         git: The checkout of raiopt; null if it is installed.
         code: The commit of each module that was given by name and is in a checkout.
         device: Where it ran.
-        hashes: Of weights and data.
+        hashes: The hashes of weights and data.
         batch_size: The number of images that passed the model together.
         model: What was attacked.
-        data: On which images.
-        attack: How.
-        ball: Within which perturbations.
+        data: The images that were attacked.
+        attack: How it was attacked.
+        ball: The ball that bounds the perturbation.
         stages: Empty unless the attack has stages.
         perturbation: What the optimizer moved.
         clamped: Perturbed images are clamped to [0, 1], because the parameter has no bounds of its own.

@@ -25,9 +25,9 @@ class TrackedJob:
 
     Args:
         name: The name of the run.
-        status: As MLflow calls it.
-        began: In milliseconds since 1970.
-        ended: Likewise.
+        status: The word that MLflow has for it.
+        began: The start in milliseconds since 1970.
+        ended: The end, likewise.
         params: The options.
         metrics: The results.
         curves: Name, value and step of each result of a step.

@@ -55,7 +55,7 @@ def digits(
         split: `test` (500 images), `train` (1,297) or `all`.
         limit: Use at most this number of samples, after `indices`; None: all.
         indices: Positions in the data, `[3,1,7]`, or a slice, `"10:20"` or `::-1`; None: all.
-        num_classes: Of the model; must be 10 or None.
+        num_classes: The number of classes of the model; must be 10 or None.
 
     Examples:
         >>> data = digits(limit=2)

@@ -148,7 +148,7 @@ def python_data(
         size: Resize and crop PIL images to `size` by `size` pixels; None: as the model's weights expect, or unchanged.
         limit: Use at most this number of samples, after `indices`; None: all.
         indices: Positions in the data, `[3,1,7]`, or a slice, `"10:20"` or `::-1`; None: all.
-        geometry, num_classes: Of the model; see `Classifier`.
+        geometry, num_classes: Properties of the model; see `Classifier`.
     """
     made = _made("data", factory, kwargs)
     if isinstance(made, (tuple, list)) and len(made) == 2 and hasattr(made[0], "shape"):

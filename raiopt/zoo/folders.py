@@ -43,7 +43,7 @@ def image_folder(
         size: Resize and crop images to `size` by `size` pixels; None: as the model's weights expect, or unchanged.
         limit: Use at most this number of samples, after `indices`; None: all.
         indices: Positions in the data, `[3,1,7]`, or a slice, `"10:20"` or `::-1`; None: all.
-        geometry, categories, num_classes: Of the model; see `Classifier`.
+        geometry, categories, num_classes: Properties of the model; see `Classifier`.
     """
     checks.choice("data.labels", labels, LABELS)
     folder, files, ids = _chosen(root, limit, indices)

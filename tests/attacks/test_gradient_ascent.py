@@ -370,7 +370,7 @@ def test_restarts_are_counted_in_whole_numbers(repeats, error, message):
 
 
 def test_restarts_need_one_loss_a_sample():
-    with pytest.raises(ValueError, match=r"one loss a sample, of shape \(3,\); it returned shape \(\)"):
+    with pytest.raises(ValueError, match=r"one loss per sample, of shape \(3,\); it returned shape \(\)"):
         random_restart(lambda: (torch.zeros(3, 2), torch.tensor(1.0)), 2)()
 
 

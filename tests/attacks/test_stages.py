@@ -183,7 +183,7 @@ SHARED = partial(LinfProjectedOptim, epsilon=1 / 32, lr=1 / 64, param_ndim=None)
         (Stage("b", question(optimizer=SHARED)), "stages.b needs samples that are independent"),
         (stage("b", max_passes=9), "stages.b has another max_passes than stages.a"),
         (stage("b", quantize=True), "stages.b has another quantize than stages.a"),
-        (stage("b", criterion=lambda *_, **__: 0), "stages.b: criterion: it must return one loss a sample"),
+        (stage("b", criterion=lambda *_, **__: 0), "stages.b: criterion: it must return one loss per sample"),
     ],
 )
 def test_stages_that_do_not_go_together_are_an_error(second, message):

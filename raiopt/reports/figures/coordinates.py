@@ -29,7 +29,7 @@ TICKS = 12
 
 
 def parallel(frame: pl.DataFrame, width: float | None = None) -> Figure:
-    """Draws a line a job over all options that vary, to its robust accuracy at the right; the smallest is on top.
+    """Draws one line per job over all options that vary, to its robust accuracy at the right; the smallest is on top.
 
     Args:
         frame: `load_sweep`.
@@ -77,7 +77,7 @@ def _positions(values: list[Any], order: np.ndarray) -> tuple[np.ndarray, dict[f
     """Returns where values lie on an axis from 0 to 1, and what to write where: few evenly, many numbers to scale.
 
     Args:
-        order: Of the jobs, from -0.5 to 0.5; those of one value lie side by side in this order.
+        order: The position of each job, from -0.5 to 0.5; jobs of one value lie side by side in this order.
     """
     known = in_order(list(dict.fromkeys(values)))
     if len(known) > TICKS and all(isinstance(value, int | float) for value in known):

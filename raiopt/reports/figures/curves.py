@@ -62,7 +62,7 @@ def loss_against(frame: pl.DataFrame, by: By = "steps", width: float | None = No
 
     Args:
         frame: `series.step_curves`.
-        by: Of the horizontal axis: steps, or passes, forward and backward, of a sample.
+        by: The horizontal axis: steps, or passes, forward and backward, per sample.
 
     Raises:
         ValueError: If there is nothing to draw, as if no run recorded its passes.

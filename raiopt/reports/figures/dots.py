@@ -1,4 +1,4 @@
-"""Dots with intervals: a row a job, or a row a class."""
+"""Dots with intervals: one row per job, or per class."""
 
 import numpy as np
 import polars as pl

@@ -70,7 +70,7 @@ def save_figures(runs: Sequence[Run], folder: Path | str, problems: series.Probl
     results by class are of the best run of that group.
 
     Args:
-        runs: As from `load_runs`.
+        runs: What `load_runs` returns.
         folder: Files are written into its folder `figures`, which is created; those of the same names are replaced.
         problems: Is given the reason why runs were left out, by their folder.
 

@@ -87,7 +87,7 @@ def confusion_matrix(
 
     Args:
         frame: `series.confusion`; samples without a prediction count in their class alone.
-        names: Of all classes; None: their numbers.
+        names: The names of all classes; None: their numbers.
 
     Raises:
         ValueError: If the table is empty.
