@@ -191,7 +191,7 @@ def job(config: DictConfig) -> Record | None:
 
 
 def _set_aside(folder: RunFolder) -> None:
-    """Moves what the folder holds to `replaced/`, and begins a log in the new one."""
+    """Moves the content of the folder to `replaced/`, and begins a log in the new one."""
     folder.set_aside()
     folder.path.mkdir()
     for handler in logging.getLogger().handlers:

@@ -380,6 +380,7 @@ def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
         (["outputs="], "outputs='' must name a folder"),
         (["outputs=null"], "outputs"),
         (["lr=0.1"], "lr is not an option. Did you mean optim.lr?"),
+        (["optim.InnerOpt.lr=0.1"], "optim.InnerOpt.lr is not an option. Did you mean optim.lr?"),
         (["data.indices=3"], "data.indices=3 must be a list like [3,1,7]"),
         (
             ["optim/InnerOpt=adam", "optim.InnerOpt.betas=[0.9]"],

@@ -147,14 +147,14 @@ def _unknown_key(key: str, words: Sequence[str]) -> str:
     known = [name for name in names if name.startswith("hydra.") == key.startswith("hydra.")]
     if (parent := key.rpartition(".")[0]) in known and parent.count(".") > 1:  # hydra.launcher.runtime_env.x
         return f"{key} is not there yet; what is new in {parent} is added with a plus: +{key}=..."
-    if same := [name for name in known if name.rpartition(".")[2] == key]:
-        return f"{key} is not an option. Did you mean {' or '.join(same)}?"
     parent, _, setting = key.rpartition(".")
     group = parent.replace(".", "/")
     anywhere = {name for option in OPTIONS.get(group, {}).values() for name in option.settings}
     if setting in anywhere and (option := config.hydra.runtime.choices.get(group)):
         own = [name for name in known if name.rpartition(".")[0] == parent]
         return f"{key} is not a setting of {group}={option}, which has {', '.join(own) or 'none'}."
+    if same := [name for name in known if name.rpartition(".")[2] == setting]:
+        return f"{key} is not an option. Did you mean {' or '.join(same)}?"
     others = [] if key.partition(".")[0] in groups else list(groups)
     return _with_near(f"{key} is not an option", key, known + others, show_all=False)
 

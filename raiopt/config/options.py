@@ -314,7 +314,7 @@ class JobOptions:
 
 
 SUBDIR = "${raiopt.job_key:}"
-"""The folder of a job in that of its sweep, as Hydra is told it: two questions never share one."""
+"""The folder of a job in that of its sweep, as Hydra gets it: two different jobs never share one."""
 _FORMATS = {
     "file": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
     "terminal": {"format": "%(message)s"},
