@@ -151,7 +151,7 @@ class _Saved:
         try:
             content = read_file(self.path, MAX_FILE_BYTES + 1)
         except LinkError as error:
-            raise UnsafeConfig(f"{error}  A run's folder holds its config itself.") from None
+            raise UnsafeConfig(f"{error}  A run's folder must contain the config itself.") from None
         except (FileNotFoundError, NotADirectoryError):
             missing = f"{self.path} does not exist: give the folder of one job, as in outputs/NAME/JOB."
             raise FileNotFoundError(missing) from None
