@@ -111,6 +111,7 @@ def is_robust(row, epsilon):
 def test_a_run_of_several_radii_is_a_curve_with_a_band_from_its_samples(tmp_path_factory, drawn):
     root, rows = tmp_path_factory.mktemp("runs"), samples_from(drawn)
     told = metrics(_all_columns(table(rows)).lazy(), RADII)
+    assert told.robust_accuracies is not None
     run = with_samples(root, rows, epsilon=RADII[::-1], metrics=figures(epsilons=RADII[::-1]))
     frame = series.epsilon_curves([run])
     matrix = np.array([[row[0] == row[1], *(is_robust(row, e) for e in RADII)] for row in rows])

@@ -27,7 +27,7 @@ def test_the_end_of_a_command_waits_for_the_tracker_but_not_long_after_ctrl_c(er
             Tracker.waited = seconds
 
     session = CommandSession()
-    session._tracker = Tracker()
+    session._tracker = Tracker()  # pyright: ignore[reportAttributeAccessIssue]
     if error is None:
         with session:
             pass

@@ -329,4 +329,4 @@ def test_a_deleted_experiment_is_reported(capfd):
     assert main(words) == 0
     logged("c.delete_experiment(c.get_experiment_by_name('raiopt').experiment_id); print(1)")
     assert main(words) == 0
-    assert "the experiment 'raiopt' was deleted there: give another tracker.experiment=..." in capfd.readouterr().err
+    assert "the experiment 'raiopt' was deleted: give another tracker.experiment=..." in capfd.readouterr().err
