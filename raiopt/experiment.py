@@ -89,7 +89,7 @@ def _continued(chunks: Chunks, folder: RunFolder) -> Record | None:
     if begun is None or key(begun) != key(folder.record):
         chunks.start_anew()
         return None
-    if begun.data != folder.record.data:
+    if asdict(begun.data) != escaped(asdict(folder.record.data)):
         raise _other_data(folder)
     return begun
 

@@ -45,10 +45,10 @@ class Net(nn.Module):
         return self.conv(x).flatten(1)
 
 
-def data(images=IMAGES):
+def data(images=IMAGES, name="random"):
     def of_model(_):
         ids, names = list(range(len(images))), [f"image {i}" for i in range(len(images))]
-        return ImageData("random", ids, names, None, lambda i: images[i])
+        return ImageData(name, ids, names, None, lambda i: images[i])
 
     return of_model
 
@@ -263,6 +263,14 @@ def test_another_question_is_started_anew(tmp_path, options, place):
     assert run(tmp_path / "run", **options)["continued"] is None
     run(tmp_path / "other", **options)
     assert_same(tmp_path / "run", tmp_path / "other")
+
+
+def test_data_whose_name_has_control_characters_are_still_the_same(tmp_path):
+    def make():
+        return replace(job(), data=data(name="ran\x1bdom"))
+
+    interrupted(tmp_path / "run", [(Engine, "run")], 3, make)
+    assert run(tmp_path / "run", make)["continued"]["batches"] == 2
 
 
 def test_the_model_runs_as_it_did_before(tmp_path, monkeypatch):
