@@ -1,7 +1,7 @@
 """Errors about arguments, all of one form: the name, the value, the rule, and the remedy if it is known."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -116,6 +116,29 @@ def shard(index: Any, count: Any) -> bool:
 def near(word: str, words: Iterable[str]) -> list[str]:
     """Returns the words that are similar to `word`, the most similar first."""
     return get_close_matches(word, list(words))
+
+
+def ball_words(
+    norm: str | None, epsilon: float | Sequence[float] | None, *, pixels: bool = False, scope: str = ""
+) -> str:
+    """Returns a ball of perturbations for people; of several radii the largest.
+
+    Args:
+        norm: As in "linf"; None: nothing is bounded.
+        epsilon: The radius, or several; None: no limit.
+        pixels: The radius counts pixels.
+        scope: What the ball contains if it is not the perturbation of one image.
+
+    >>> ball_words("linf", 0.1), ball_words("l0", [5.0, 9.0], pixels=True), ball_words("l2", None), ball_words(None, 1)
+    ('Linf 0.1', 'L0 up to 9 pixels', 'L2 of any size', 'unbounded')
+    """
+    if norm is None:
+        return "unbounded"
+    name = norm.replace("l", "L", 1)
+    if epsilon is None:
+        return f"{name} of any size"
+    radius = f"up to {max(epsilon, default=0):g}" if isinstance(epsilon, Sequence) else f"{epsilon:g}"
+    return " ".join(filter(None, [name, radius, "pixels" * pixels, scope]))
 
 
 def printable(text: str) -> str:

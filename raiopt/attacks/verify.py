@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from raiopt import checks
 from raiopt.batching import as_batch, merged_dims
 from raiopt.optim import traits_of
 
@@ -102,13 +103,9 @@ class Ball:
         return replace(self, epsilon=self.epsilon[index]) if isinstance(self.epsilon, Tensor) else self
 
     def __str__(self) -> str:
-        if self.p is None:
-            return "unbounded"
-        norm = "inf" if math.isinf(self.p) else f"{self.p:g}"
-        if not self.is_finite:
-            return f"L{norm} of any size"
-        radius = f"up to {self.epsilon.max():g}" if isinstance(self.epsilon, Tensor) else f"{self.epsilon:g}"
-        return " ".join([f"L{norm} {radius}", *["pixels"] * self.pixels, *[self.scope] * bool(self.scope)])
+        norm = None if self.p is None else f"l{self.p:g}"
+        epsilon = self.epsilon.tolist() if isinstance(self.epsilon, Tensor) else self.epsilon
+        return checks.ball_words(norm, epsilon if self.is_finite else None, pixels=self.pixels, scope=self.scope)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ Every field has a default, which a damaged or foreign record gets for what does 
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from raiopt import checks
+
 SCHEMA = 2
 """The number of the layout of a run folder; rises when an older reader would misread a newer folder."""
 Status = Literal["running", "finished", "failed", "killed"]
@@ -89,13 +91,8 @@ class BallInfo:
         >>> str(BallInfo("linf", 0.1, finite=True)), str(BallInfo("l0", [5.0, 9.0], pixels=True, finite=True))
         ('Linf 0.1', 'L0 up to 9 pixels')
         """
-        if self.norm is None:
-            return "unbounded"
-        norm = self.norm.upper() if self.norm != "linf" else "Linf"
-        if not self.finite or self.epsilon is None:
-            return f"{norm} of any size"
-        radius = f"up to {max(self.epsilon, default=0):g}" if isinstance(self.epsilon, list) else f"{self.epsilon:g}"
-        return " ".join(filter(None, [norm, radius, "pixels" * self.pixels, self.scope]))
+        epsilon = self.epsilon if self.finite else None
+        return checks.ball_words(self.norm, epsilon, pixels=self.pixels, scope=self.scope)
 
 
 @dataclass(frozen=True)
