@@ -27,7 +27,7 @@ def by_norm(attack: Attack, count: int, device: torch.device, probe: Probe) -> P
     """
     every, radii = torch.arange(count, device=device), _radii(attack, device)
     result = probe(every, radii[-1].float().expand(count), torch.zeros_like(every))
-    broken, last = result.verdict.broken, len(radii) - 1
+    broken, last = result.verification.broken, len(radii) - 1
     least = torch.where(broken, _smallest_that_holds(result, radii).clamp(max=last), last)
     broken_at = broken[:, None] & (torch.arange(len(radii), device=device) >= least[:, None])
     return replace(result, epsilon=radii[least], broken_at=broken_at)
@@ -47,7 +47,7 @@ def smallest_radius(attack: Attack, count: int, device: torch.device, probe: Pro
     while len(chosen := ((low < high) & probe.can_go_on(passes.sum(0))).nonzero().flatten()):
         at = (low[chosen] + high[chosen]) // 2
         result = probe(chosen, radii[at].float(), passes.sum(0)[chosen])
-        broken = result.verdict.broken
+        broken = result.verification.broken
         broken_at[chosen, at] = broken
         passes[:, chosen] += torch.stack([result.search.forward_passes, result.search.backward_passes])
         least = torch.where(broken, torch.minimum(at, _smallest_that_holds(result, radii)), at)

@@ -69,7 +69,7 @@ class ProbeResult:
     """
 
     search: SearchResult
-    verdict: Verification
+    verification: Verification
     delta: Tensor
     parameter: Tensor | None
     places: Tensor | None
@@ -119,7 +119,7 @@ class Prober:
         its target, 4: it was.
         """
         rank = torch.full_like(result.search.goal, 1 if self.passes_per_step == 1 else 2)  # 1 pass: without gradients
-        broken, reached = result.verdict.broken, result.verdict.prediction == result.search.goal
+        broken, reached = result.verification.broken, result.verification.prediction == result.search.goal
         final = broken & (reached | (not self.attack.targeted))
         return rank.masked_fill(broken, 3).masked_fill(final, FINAL_RANK)
 
@@ -154,9 +154,9 @@ class Prober:
 
     def _attacked(self, chosen: Tensor, epsilon: Tensor | None, spent: Tensor) -> ProbeResult:
         result = self._search(self.fast, chosen, epsilon, self.attack.steps_after(spent, self.passes_per_step))
-        found, verdict = result.search, result.verdict
+        found, verification = result.search, result.verification
         spent = spent + found.forward_passes + found.backward_passes
-        missed = found.claimed & ~verdict.broken & self.attack.can_go_on(spent, self.passes_per_step)
+        missed = found.claimed & ~verification.broken & self.attack.can_go_on(spent, self.passes_per_step)
         missed = missed.nonzero().flatten()
         if self.fast is self.plain or result.coupled or not len(missed):
             return result
@@ -173,12 +173,14 @@ class Prober:
         best = best_rows(found, rows)
         images, labels = self.samples.images[chosen], self.samples.labels[chosen]
         claim = start.claim(parameter, best)
-        verdict = verify(self.plain, images, labels, claim)
+        verification = verify(self.plain, images, labels, claim)
         if self.attack.verify_8bit and claim.parameter_is_delta:
-            verdict = replace(verdict, broken_8bit=self._broken_8bit(claim, images, labels, verdict.broken))
+            verification = replace(
+                verification, broken_8bit=self._broken_8bit(claim, images, labels, verification.broken)
+            )
         return ProbeResult(
             search=of_samples(found, rows, best),
-            verdict=verdict,
+            verification=verification,
             delta=claim.delta(images),
             parameter=None if claim.parameter_is_delta else claim.parameter,
             places=claim.places,

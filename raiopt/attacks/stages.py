@@ -97,7 +97,7 @@ class Stages:
         self.past[number] = replace(
             past,
             tried=past.tried.index_fill(0, index, True),
-            broke=past.broke.index_copy(0, index, past.broke[index] | result.verdict.broken),
+            broke=past.broke.index_copy(0, index, past.broke[index] | result.verification.broken),
             **{name: getattr(past, name).index_copy(0, index, value) for name, value in latest.items()},
             **{name: getattr(past, name).index_add(0, index, value) for name, value in sums.items()},
         )

@@ -53,7 +53,7 @@ def candidates_of(outcome: Outcome, *, by_norm: bool) -> dict[str, Tensor]:
     trial = outcome.result
     if trial is None:
         return {}
-    broken, firmness = trial.verdict.broken, trial.verdict.label_confidence
+    broken, firmness = trial.verification.broken, trial.verification.label_confidence
     score = torch.where(broken, _difficulty(trial, by_norm), -firmness)
     decided = broken | (trial.search.not_finite < 0)
     index = decided.nonzero().flatten()
@@ -67,15 +67,15 @@ def candidates_of(outcome: Outcome, *, by_norm: bool) -> dict[str, Tensor]:
         "delta": trial.delta[chosen],
         "label": outcome.labels[of_batch],
         "clean_prediction": outcome.clean_prediction[of_batch],
-        "prediction": trial.verdict.prediction[chosen],
+        "prediction": trial.verification.prediction[chosen],
         "clean_confidence": outcome.clean_confidence[of_batch],
-        "adversarial_confidence": trial.verdict.confidence[chosen],
+        "adversarial_confidence": trial.verification.confidence[chosen],
     }
     return {name: tensor.cpu().contiguous() for name, tensor in rows.items()}
 
 
 def _difficulty(trial: ProbeResult, by_norm: bool) -> Tensor:
-    firmness = trial.verdict.label_confidence
+    firmness = trial.verification.label_confidence
     if by_norm:
         return trial.ball.norms(trial.bounded).to(firmness).expand_as(firmness)
     if trial.epsilon is not None:

@@ -131,7 +131,7 @@ def _rows_of(outcome: Outcome, save: str) -> dict[str, Tensor]:
 
     trial = outcome.result
     assert trial is not None
-    keep = trial.verdict.broken if save == "fooled" else torch.ones_like(trial.verdict.broken)
+    keep = trial.verification.broken if save == "fooled" else torch.ones_like(trial.verification.broken)
     if save == "none" or not keep.any():
         return {}
     ids = torch.tensor(outcome.ids, dtype=torch.int64)[outcome.attacked.cpu()]

@@ -83,24 +83,24 @@ def samples_frame(outcome: Outcome) -> pl.DataFrame:
 
 
 def _attacked_columns(trial: ProbeResult, labels: Tensor, stages: Sequence[str]) -> dict[str, list[Any] | None]:
-    found, verdict, n = trial.search, trial.verdict, len(labels)
-    undecided = (found.not_finite >= 0) & ~verdict.broken
+    found, verification, n = trial.search, trial.verification, len(labels)
+    undecided = (found.not_finite >= 0) & ~verification.broken
     rise, late_rise = rises(found.gains.cpu(), found.steps.cpu(), trial.stride.cpu())
     reasons = [STOPPED[number] for number in _list(found.stopped)]
     return {
         "stage": None if trial.stage is None else [stages[number] for number in _list(trial.stage)],
         "stopped": ["not_finite" if lost else reason for lost, reason in zip(_list(undecided), reasons, strict=True)],
         "target": _where(found.goal != labels, found.goal),
-        "adversarial_prediction": _list(verdict.prediction),
+        "adversarial_prediction": _list(verification.prediction),
         "adversarial_loss": _list(found.loss),
-        "adversarial_confidence": _finite(verdict.confidence),
-        "label_confidence": _finite(verdict.label_confidence),
+        "adversarial_confidence": _finite(verification.confidence),
+        "label_confidence": _finite(verification.label_confidence),
         "rise": _finite(rise),
         "late_rise": _finite(late_rise),
         "restart_spread": _finite(found.spread),
         "claimed": _list(found.claimed),
-        "verified": _list(verdict.broken),
-        "verified_8bit": None if verdict.broken_8bit is None else _list(verdict.broken_8bit),
+        "verified": _list(verification.broken),
+        "verified_8bit": None if verification.broken_8bit is None else _list(verification.broken_8bit),
         "undecided": _list(undecided),
         "epsilon": None if trial.epsilon is None else _list(trial.epsilon),
         "broken_at": None if trial.broken_at is None else _list(trial.broken_at),

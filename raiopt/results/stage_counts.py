@@ -26,7 +26,7 @@ def _of_outcome(outcome: "Outcome") -> Iterator[dict[str, int]]:
     robust = outcome.finite & (outcome.clean_prediction == outcome.labels)
     broken = attacked < 0  # none so far
     if trial is not None:
-        undecided = (trial.search.not_finite >= 0) & ~trial.verdict.broken
+        undecided = (trial.search.not_finite >= 0) & ~trial.verification.broken
         robust = robust.index_fill(0, attacked[undecided], False)
     for number, _ in enumerate(outcome.stages):
         counts: dict[str, int] = dict.fromkeys(COUNTS, 0)

@@ -174,7 +174,7 @@ def test_targets(rule):
     found, goals = outcome.result.search, goals[outcome.attacked]
     assert found.goal.equal(goals)
     assert found.fooled.any()
-    assert outcome.result.verdict.prediction[found.fooled].equal(goals[found.fooled])
+    assert outcome.result.verification.prediction[found.fooled].equal(goals[found.fooled])
     assert (found.loss <= -found.gains[:, 0]).all()
     stopped = table(x, labels, attack, Classes())["stopped"].to_list()
     assert [reason == "is_target" for reason in stopped] == (~outcome.attacked).tolist()

@@ -103,13 +103,13 @@ def test_broken_samples_are_judged_once_more_on_the_grid():
     )
     attack = question(**{**vars(attack), "verify_8bit": True})
     (outcome,) = run(x, labels, attack)
-    verdict = outcome.result.verdict
-    rounded = verdict.broken_8bit
-    assert 0 < rounded.sum() < verdict.broken.sum()
-    assert verdict.broken[rounded].all()
-    assert tried(x, labels, question(**{**vars(attack), "verify_8bit": False})).verdict.broken_8bit is None
+    verification = outcome.result.verification
+    rounded = verification.broken_8bit
+    assert 0 < rounded.sum() < verification.broken.sum()
+    assert verification.broken[rounded].all()
+    assert tried(x, labels, question(**{**vars(attack), "verify_8bit": False})).verification.broken_8bit is None
     universal = question(perturbation=attacks.universal, verify_8bit=True)
-    assert tried(x, labels, universal).verdict.broken_8bit is None
+    assert tried(x, labels, universal).verification.broken_8bit is None
 
 
 @pytest.mark.parametrize("init", [attacks.zero, random_start])
@@ -129,13 +129,13 @@ def test_a_quantized_search_keeps_images_on_the_grid(optimizer, init):
         trial = tried(x, labels, question(**{**vars(attack), "use_best": use_best}))
         kept = (x + trial.delta).double() * 255
         assert_close(kept, kept.round(), rtol=0, atol=1e-4)
-        assert torch.equal(trial.verdict.broken, trial.verdict.broken_8bit)
-        assert torch.equal(trial.verdict.broken, trial.search.claimed)
+        assert torch.equal(trial.verification.broken, trial.verification.broken_8bit)
+        assert torch.equal(trial.verification.broken, trial.search.claimed)
         radius = optimizer.keywords["epsilon"]
         order = float("inf") if radius < 0.1 else 2.0
         norms = torch.linalg.vector_norm(trial.delta.double().flatten(1), order, dim=1)
         assert (norms <= radius * (1 + TOLERANCE)).all()
-        assert trial.verdict.broken.any() or radius == 1e-3
+        assert trial.verification.broken.any() or radius == 1e-3
 
 
 PATCHES = {
@@ -159,9 +159,9 @@ def test_the_best_of_several_rows_is_what_is_verified(change):
     trial = tried(x, labels, attack, model)
     assert len(trial.search.restart.unique()) > 1
     logits = model(x + trial.delta)
-    assert torch.equal(logits.argmax(1), trial.verdict.prediction)
+    assert torch.equal(logits.argmax(1), trial.verification.prediction)
     assert_close(attack.criterion(logits, labels, labels=labels, clean=logits), trial.search.loss)
-    assert torch.equal(trial.verdict.broken, trial.search.claimed)
+    assert torch.equal(trial.verification.broken, trial.search.claimed)
     for row, restart in enumerate(trial.search.restart.tolist() if trial.places is not None else []):
         drawn = random_places((1, *x.shape[1:]), 3, [keyed_generator(0, row, restart)])
         assert torch.equal(trial.places[row], drawn[0])

@@ -130,7 +130,7 @@ def test_a_stage_sees_what_the_one_before_left_and_the_passes_are_those_of_the_m
         assert torch.equal(past.tried, left)
         assert not past.broke[~left].any()
         left = left & ~past.broke
-    assert torch.equal(trial.verdict.broken, ~left)
+    assert torch.equal(trial.verification.broken, ~left)
     assert 0 < int(left.sum()) < N
     assert sum(bool(past.broke.any()) for past in trial.past) > 1
     for name, passed in zip(PASSES, model.total, strict=True):

@@ -88,8 +88,8 @@ def test_a_target_alone_moves_towards_it_but_every_wrong_class_counts():
     assert Classes()(x).argmin(1).ne(labels).all()
     usual = {"steps": 20, "target": "least_likely", "criterion": attacks.cross_entropy}
     towards, reached = (tried(x, labels, question(targeted=t, **usual), Classes()) for t in (False, True))
-    assert (towards.verdict.prediction != labels)[towards.verdict.broken].all()
+    assert (towards.verification.prediction != labels)[towards.verification.broken].all()
     goal = Classes()(x).argmin(1)
-    assert (reached.verdict.prediction == goal)[reached.search.fooled].all()
+    assert (reached.verification.prediction == goal)[reached.search.fooled].all()
     assert (towards.search.steps <= reached.search.steps).all()
     assert (towards.search.gains[:, 1] > towards.search.gains[:, 0]).all()  # the loss falls

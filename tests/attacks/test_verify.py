@@ -43,10 +43,10 @@ def shared(delta, ball):
 
 
 def test_what_is_right_is_verified():
-    verdict = verify(model, X, LABELS, added(torch.full_like(X, 0.1), Ball(INF, 0.1)))
-    assert verdict.broken.all()
-    assert verdict.broken_8bit is None
-    assert verdict.prediction.tolist() == [1, 1, 1]
+    verification = verify(model, X, LABELS, added(torch.full_like(X, 0.1), Ball(INF, 0.1)))
+    assert verification.broken.all()
+    assert verification.broken_8bit is None
+    assert verification.prediction.tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_one_bad_entry_costs_its_sample_and_no_other(pixel, value, ball):
 
 def test_a_claim_that_the_plain_model_denies_is_not_verified():
     delta = torch.tensor([0.1, 0.04, 0.1]).view(3, 1, 1, 1).expand_as(X)
-    verdict = verify(model, X, LABELS, added(delta, Ball(INF, 0.1)))
-    assert verdict.broken.tolist() == [True, False, True]
-    assert verdict.prediction.tolist() == [1, 0, 1]
+    verification = verify(model, X, LABELS, added(delta, Ball(INF, 0.1)))
+    assert verification.broken.tolist() == [True, False, True]
+    assert verification.prediction.tolist() == [1, 0, 1]
 
 
 def test_the_model_sees_batches_of_another_size():
@@ -128,8 +128,8 @@ def test_equal_balls_have_one_name_and_others_another(kind, ndim, param_ndim, te
 
 def test_no_gradient_is_recorded():
     weight = torch.ones(1, requires_grad=True)
-    verdict = verify(lambda x: model(x * weight), X, LABELS, added(torch.zeros_like(X), Ball(None, None)))
-    assert_close(verdict.prediction, LABELS)
+    verification = verify(lambda x: model(x * weight), X, LABELS, added(torch.zeros_like(X), Ball(None, None)))
+    assert_close(verification.prediction, LABELS)
 
 
 @pytest.mark.parametrize(("p", "norm"), [(0, 3), (1, 0.6), (2, 0.14**0.5), (INF, 0.3)])
@@ -189,9 +189,9 @@ def test_the_name_of_a_ball_tells_what_it_holds(kind, shape, shared, what, text)
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_output_that_is_not_finite_breaks_nothing(value):
-    verdict = verify(lambda x: model(x) * torch.tensor([1.0, value]), X, LABELS, added(X / 2, Ball(INF, 1)))
-    assert verdict.prediction.tolist() == [1, 1, 1]
-    assert not verdict.broken.any()
+    verification = verify(lambda x: model(x) * torch.tensor([1.0, value]), X, LABELS, added(X / 2, Ball(INF, 1)))
+    assert verification.prediction.tolist() == [1, 1, 1]
+    assert not verification.broken.any()
 
 
 def test_each_row_has_its_own_radius():

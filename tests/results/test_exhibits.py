@@ -11,7 +11,7 @@ from raiopt.attacks import Ball
 from raiopt.results.exhibits import SAMPLES_PER_KIND as EACH
 from raiopt.results.exhibits import Exhibits, candidates_of
 from raiopt.results.pictures import KINDS
-from tests.results.test_samples import nothing, outcome, search, trial, verdict
+from tests.results.test_samples import nothing, outcome, search, trial, verification
 
 COLUMNS = ("label", "clean_prediction", "prediction", "clean_confidence", "adversarial_confidence")
 
@@ -77,8 +77,8 @@ def test_candidates_are_the_decided_samples_of_a_batch():
 
 
 def test_a_small_norm_or_radius_is_easy_where_the_attack_is_after_it():
-    both = verdict(broken=(True, False, False, True))
-    of = trial(verdict=both, ball=Ball(2, 1.0), search=search(first_fooled=torch.tensor([1, -1, -1, 0])))
+    both = verification(broken=(True, False, False, True))
+    of = trial(verification=both, ball=Ball(2, 1.0), search=search(first_fooled=torch.tensor([1, -1, -1, 0])))
     assert candidates_of(outcome(of), by_norm=False)["ids"].tolist() == [13, 10, 11]
     smallest = replace(of, delta=of.delta * torch.tensor([1.0, 1, 1, 9]).view(4, 1, 1, 1))
     assert candidates_of(outcome(smallest), by_norm=True)["ids"].tolist() == [10, 13, 11]

@@ -48,7 +48,7 @@ def search(**changes):
     return SearchResult(**{**usual, **changes})
 
 
-def verdict(broken=(True, False, False, False), broken_8bit=None):
+def verification(broken=(True, False, False, False), broken_8bit=None):
     eight = None if broken_8bit is None else torch.tensor(broken_8bit)
     sure = torch.tensor([0.5, 0.75, NAN, 1.0])
     return Verification(torch.tensor(broken), torch.tensor([1, 0, 0, 0]), sure, sure / 2, eight)
@@ -57,7 +57,7 @@ def verdict(broken=(True, False, False, False), broken_8bit=None):
 def trial(**changes):
     usual = {
         "search": search(),
-        "verdict": verdict(),
+        "verification": verification(),
         "delta": torch.tensor([0.3, 0.0, 0.1, -0.2]).view(4, 1, 1, 1).repeat(1, 1, 2, 2),
         "parameter": None,
         "places": None,
@@ -200,7 +200,7 @@ SWEPT = {"epsilon": torch.tensor([0.2, 0.3, 0.3, 0.3], dtype=torch.float64), "br
     [
         nothing(),
         outcome(trial(**SWEPT)),
-        outcome(trial(verdict=verdict(broken_8bit=[True, False, False, False]))),
+        outcome(trial(verification=verification(broken_8bit=[True, False, False, False]))),
         outcome(trial(search=search(goal=torch.tensor([1, 1, 1, 1])))),
         outcome(trial(parameter=torch.ones(1, 2, 2), shared=True)),
         nothing(finite=torch.zeros(6).bool()),
@@ -243,7 +243,7 @@ def test_metrics_of_a_targeted_attack_tell_the_share_that_reached_its_target():
 
 @pytest.mark.parametrize("broken_8bit", [[True, False, False, False], [False] * 4])
 def test_what_stays_broken_as_8_bit_images_is_counted_where_it_was_asked(broken_8bit):
-    frame = samples_frame(outcome(trial(verdict=verdict(broken_8bit=broken_8bit))))
+    frame = samples_frame(outcome(trial(verification=verification(broken_8bit=broken_8bit))))
     assert frame["verified_8bit"].to_list()[:4] == broken_8bit
     assert metrics(frame.lazy()).verified_8bit == sum(broken_8bit)
 
@@ -254,7 +254,7 @@ def test_robust_accuracies_agree_with_a_count_by_hand():
     for _ in range(20):
         epsilon = torch.tensor(RADII, dtype=torch.float64)[torch.randint(3, (4,), generator=generator)]
         broken = (torch.rand(4, generator=generator) < 0.5).tolist()
-        of = trial(epsilon=epsilon, verdict=verdict(broken), broken_at=BROKEN_AT)
+        of = trial(epsilon=epsilon, verification=verification(broken), broken_at=BROKEN_AT)
         frames.append(samples_frame(outcome(of)))
     frame = pl.concat(frames)
     expected = []
