@@ -14,7 +14,7 @@ from raiopt import checks
 from raiopt.config.options import INFERENCE, OPTIONS
 from raiopt.config.signatures import described
 from raiopt.config.sources import CONFIG_DIR, composed, options
-from raiopt.config.words import dotted, type_rule
+from raiopt.config.words import dotted, refused_value, type_rule
 
 VERBS = ("doctor", "export", "list", "report", "rerun", "show", "track")
 """The verbs of the command; each is a module of raiopt/verbs/."""
@@ -183,5 +183,5 @@ def _given(text: str, key: str) -> str:
     word = re.search(r"^Error merging override (.*)", text, re.MULTILINE)
     if word and word[1].startswith(f"{key}="):
         return word[1]
-    value = re.search(r"Value '(.*)' (?:of|is)", text)
-    return f"{key}={value[1]}" if value else key
+    value = refused_value(text)
+    return key if value is None else f"{key}={value}"

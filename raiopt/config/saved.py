@@ -12,7 +12,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from raiopt.config.jobs import build
 from raiopt.config.options import CHOSEN, OPTIONS, JobOptions, option_of
-from raiopt.config.words import staged, type_rule
+from raiopt.config.words import refused_value, staged, type_rule
 from raiopt.results.files import LinkError, read_file
 from raiopt.results.options import flat
 
@@ -139,7 +139,8 @@ class _Saved:
         except OmegaConfBaseException as error:
             unknown = isinstance(error, (ConfigAttributeError, ConfigKeyError))
             text = "no option of raiopt has this name" if unknown else str(error).partition("\n")[0]
-            why = f"it {rule}" if (rule := type_rule(text)) else text
+            value, rule = refused_value(text), type_rule(text)
+            why = f"{'it' if value is None else _shown(value)} {rule}" if rule else text
             raise self._refused(str(getattr(error, "full_key", None) or ""), why) from None
         for key in sorted(OmegaConf.missing_keys(merged)):
             raise self._refused(key, "its value is missing")

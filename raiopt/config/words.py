@@ -25,9 +25,11 @@ TYPE_RULES = {
     "is not a valid bool": "must be true or false",
     "to string": "must be a text",
     "is not a ListConfig": "must be a list, as in [1,2]",
+    "hint 'typing.List[": "must be a list, as in [1,2]",
     "Dict[": "must be a mapping, as in {name:value}",
     "does not support deletion": "cannot be removed",
     "is not Optional": "is not allowed; it must have a value",
+    "Incompatible value 'None'": "cannot be null",
 }
 """The rule that a value breaks, by what OmegaConf's message about it contains."""
 INNER_WORD = re.compile(r"""(?<=[\[,])\s*([\w./]+=(?:\[[^\[\]]*\]|[^\[\]{},'"])*)(?=[\],])""")
@@ -182,6 +184,16 @@ def type_rule(text: str) -> str | None:
     'must be an integer'
     """
     return next((rule for part, rule in TYPE_RULES.items() if part in text), None)
+
+
+def refused_value(text: str) -> str | None:
+    """Returns the value that OmegaConf's message about its type names; None if it names none.
+
+    >>> refused_value("Value 'x' of type 'str' could not be converted to Integer")
+    'x'
+    """
+    found = re.search(r"Value '(.*)' (?:of|is)", text, re.DOTALL)
+    return found and found[1]
 
 
 def _in_quotes(found: re.Match[str]) -> str:
