@@ -16,7 +16,7 @@ from raiopt.attacks import Engine
 from raiopt.fast import ModelView
 from raiopt.fast.device import choose_device
 from raiopt.fast.memory import Memory, ReadData
-from raiopt.job import Job, batch_size, described, hashes, load, try_optimizers
+from raiopt.job import Job, batch_size, describe, hashes, load, try_optimizers
 from raiopt.results.chunks import Chunks
 from raiopt.results.exhibits import Exhibits, candidates_of
 from raiopt.results.files import replace_file, write_json
@@ -62,7 +62,7 @@ def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any], memor
         plain = ModelView(model, job.inference)
         size = batch_size(job, data)
         engine = Engine(plain, job.attack, stages=job.stages, shape=data.shape, classes=classes, batch_size=size)
-        folder.record = described(folder.record, job, engine, model, data, memory.weights_hash(model))
+        folder.record = describe(folder.record, job, engine, model, data, memory.weights_hash(model))
         chunks = Chunks(folder.path, job.save)
         before = _continued(chunks, folder)
         log.info("Pixels are in [0, 1]; normalisation is part of the model: %s.", model.preset)
@@ -199,7 +199,7 @@ def _finish(
         write_json(folder / "classes.json", names)
     replace_file(folder / "exhibits.safetensors", lambda path: path.write_bytes(save(exhibits.stored())))
     draw_gallery(exhibits_of(exhibits.rows, names), folder / "gallery.png", record.title)
-    if record.coupled or record.whole:
+    if record.coupled or record.fixed_batches:
         log.info(coupling(record))
     for doubt in doubts(figures):
         log.warning(doubt)

@@ -130,9 +130,7 @@ def batch_size(job: Job, data: ImageData) -> int:
     return job.batch_size or default_batch_size(data.shape)
 
 
-def described(
-    record: Record, job: Job, engine: Engine, model: Classifier, data: ImageData, weights_hash: str
-) -> Record:
+def describe(record: Record, job: Job, engine: Engine, model: Classifier, data: ImageData, weights_hash: str) -> Record:
     """Returns the record with what is known before the attack."""
     device, start, attack = next(model.buffers()).device, engine.example, job.attack
     radii = engine.attack.epsilons
@@ -162,7 +160,7 @@ def described(
         perturbation=PerturbationInfo(type(start.perturbation).__name__, start.shared, _row_shape(start)),
         clamped=start.bounds is None,
         coupled=start.coupled,
-        whole=not start.independent,
+        fixed_batches=not start.independent,
     )
 
 

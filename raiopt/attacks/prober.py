@@ -61,7 +61,7 @@ class ProbeResult:
         ball: Contains the parameter.
         shared: All samples share the parameter.
         coupled: Samples depend on each other, so that one iterate was kept for all.
-        whole: No sample could leave the batch.
+        fixed_batch: No sample could leave the batch.
         stride: `search` records the losses of every `stride`-th step.
         broken_at: (n, radii): the radii at which a search succeeded, where there are several.
         stage: The number of the stage that succeeded, else of the last one with gradients, if any; None without stages.
@@ -77,7 +77,7 @@ class ProbeResult:
     ball: Ball
     shared: bool
     coupled: bool
-    whole: bool
+    fixed_batch: bool
     stride: Tensor
     broken_at: Tensor | None = None
     stage: Tensor | None = None
@@ -188,7 +188,7 @@ class Prober:
             ball=start.ball if epsilon is None else replace(start.ball, epsilon=None),
             shared=start.shared,
             coupled=start.coupled,
-            whole=not start.independent,
+            fixed_batch=not start.independent,
             stride=torch.full_like(chosen, self.attack.stride),
         )
 

@@ -70,7 +70,7 @@ def _rowwise(held: T, other: T, change: Callable[[Tensor, Tensor], Tensor]) -> T
     return replace(held, **changes)  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
-def is_elementwise(optimizer: Optimizer) -> bool:
+def inner_is_elementwise(optimizer: Optimizer) -> bool:
     """Says whether the optimizer, or its inner one, is known to treat every entry of its parameter separately."""
     inner = getattr(optimizer, "inner_opt", optimizer)
     return getattr(inner, "elementwise", type(inner) in ELEMENTWISE)

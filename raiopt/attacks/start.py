@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from raiopt.attacks.attack import Attack, error_context
 from raiopt.attacks.fit import check_bounds, check_losses, check_perturbed, fitted, only_parameter
 from raiopt.attacks.grid import to_8bit
-from raiopt.attacks.rows import Rows, is_elementwise, select_rows
+from raiopt.attacks.rows import Rows, inner_is_elementwise, select_rows
 from raiopt.attacks.verify import Ball, Claim
 from raiopt.batching import as_batch
 from raiopt.optim import ParamTransformingOptimizer
@@ -39,7 +39,7 @@ class Start:
 
     Attributes:
         ball: Contains the parameter; of the rows at the start.
-        whole: A copy that keeps all rows, even after some have left the batch.
+        full_perturbation: A copy that keeps all rows, even after some have left the batch.
     """
 
     perturbation: PerturbationModel
@@ -51,14 +51,14 @@ class Start:
     schedule: LRScheduler | None = None
     quantize: bool = False
     ball: Ball = field(init=False)
-    whole: PerturbationModel = field(init=False)
+    full_perturbation: PerturbationModel = field(init=False)
 
     def __post_init__(self) -> None:
         names = dict(getattr(self.perturbation, "named_parameters", dict)())
         what = "" if self.is_sum else next(iter(names), "parameter")
         self.ball = Ball.of(self.optimizer, shared=self.shared, what=what)
         needs_copy = self.independent and not self.is_sum
-        self.whole = copy.deepcopy(self.perturbation) if needs_copy else self.perturbation
+        self.full_perturbation = copy.deepcopy(self.perturbation) if needs_copy else self.perturbation
 
     @property
     def is_sum(self) -> bool:
@@ -75,7 +75,7 @@ class Start:
     @cached_property
     def independent(self) -> bool:
         """Whether rows may leave the batch: optimizer and perturbation treat each of them separately."""
-        known = is_elementwise(self.optimizer) and hasattr(self.perturbation, "select")
+        known = inner_is_elementwise(self.optimizer) and hasattr(self.perturbation, "select")
         return known and not self.coupled
 
     @property
@@ -118,7 +118,7 @@ class Start:
             claim = claim.take(index)
         if self.is_sum:
             return claim
-        perturb: Any = copy.deepcopy(self.whole)
+        perturb: Any = copy.deepcopy(self.full_perturbation)
         if index is not None and hasattr(perturb, "select"):
             perturb.select(index)
         only_parameter(perturb).data = claim.parameter.clone()

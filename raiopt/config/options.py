@@ -18,7 +18,7 @@ from raiopt.config.signatures import REQUIRED, Argument, constant, described, st
 store = ZenStore(name="raiopt", overwrite_ok=True)
 PLUGINS = "hydra_plugins.raiopt"
 """The package that Hydra finds our launchers and sweepers in."""
-PASSED: dict[str, set[str]] = {
+NOT_SETTINGS: dict[str, set[str]] = {
     "optim": {"params", "InnerOpt", "generator", "div_by_zero_eps", "p", "transform"},
     "optim/InnerOpt": {"params", "lr", "maximize", "foreach", "capturable", "differentiable", "fused"},
     "model": set(),
@@ -143,13 +143,13 @@ def _option(
     Args:
         path: The class or function whose arguments are the settings.
         also: Further ones, whose arguments are settings as well.
-        only: The settings that are offered; empty: all but those of `PASSED`.
+        only: The settings that are offered; empty: all but those of `NOT_SETTINGS`.
         target: What is built, where it is not `path`.
         values: Defaults of this option. What `path` does not take is an argument of `bounded`.
     """
     found = [described(each) for each in (path, *also)]
     arguments = {key: argument for each in reversed(found) for key, argument in each.arguments.items()}
-    kept = {key: arguments[key] for key in only or arguments if key not in PASSED[group]}
+    kept = {key: arguments[key] for key in only or arguments if key not in NOT_SETTINGS[group]}
     for key, value in {**values, **fixed}.items():
         argument = arguments.get(key) or SHARED[key]
         if key == "ball" and not target:  # only `bounded` works without a ball

@@ -11,11 +11,11 @@ from torch.optim import SGD, Adam
 from raiopt import transforms
 from raiopt.optim.inner import InnerOptimizer, Params
 from raiopt.optim.signatures import with_defaults
-from raiopt.optim.smallest import ROUNDING, SmallestOptim
+from raiopt.optim.smallest import ROUNDING, MinimumNormOptim
 from raiopt.optim.state import State
 
 
-class CWOptim(SmallestOptim):
+class CWOptim(MinimumNormOptim):
     """Carlini and Wagner: adds the gradient of the squared L2 norm to c times that of the loss, and searches for c.
 
     Carlini and Wagner 2017, https://arxiv.org/abs/1608.04644. The loss counts only until the datum is adversarial. The
@@ -39,7 +39,7 @@ class CWOptim(SmallestOptim):
     tensor([[0.1000, 0.1000]], requires_grad=True)
     """
 
-    traits = replace(SmallestOptim.traits, ball=2)
+    traits = replace(MinimumNormOptim.traits, ball=2)
 
     _limits: ClassVar = {
         "steps": {"low": 1, "integer": True},
@@ -78,7 +78,7 @@ class CWOptim(SmallestOptim):
         s.k += 1
 
 
-class ALMAOptim(SmallestOptim):
+class ALMAOptim(MinimumNormOptim):
     """Augmented Lagrangian: adds the gradient of the L2 norm to that of a penalty whose weight each datum adapts.
 
     Rony et al. 2021, https://arxiv.org/abs/2011.11857. With y the loss divided by the first loss, at most 0 where the
@@ -107,7 +107,7 @@ class ALMAOptim(SmallestOptim):
     tensor([[0.1200, 0.1600]], requires_grad=True)
     """
 
-    traits = replace(SmallestOptim.traits, ball=2, needs_boundary_loss=True)
+    traits = replace(MinimumNormOptim.traits, ball=2, needs_boundary_loss=True)
 
     _limits: ClassVar = {"mu": {"low": 0, "high": 1}}
 

@@ -31,7 +31,7 @@ _SUPPORTS = {
 _DUAL = {0: math.inf, 1: math.inf, 2: 2, math.inf: 1}
 
 
-class SmallestOptim(ParamTransformingOptimizer):
+class MinimumNormOptim(ParamTransformingOptimizer):
     """Base of the minimum-norm attacks, which minimise the norm of adversarial examples within the box.
 
     `epsilon` is the largest norm of a success; the iterates may leave that ball. `raiopt.attack` continues after the
@@ -50,10 +50,10 @@ def _finite(epsilon: Any) -> Any:
     return LARGEST_RADIUS if epsilon == math.inf else epsilon
 
 
-class _RadiusOptim(SmallestOptim):
+class _RadiusOptim(MinimumNormOptim):
     """Projects each datum onto a ball with a radius of its own, which subclasses change in each step."""
 
-    traits = replace(SmallestOptim.traits, sets_own_steps=True)
+    traits = replace(MinimumNormOptim.traits, sets_own_steps=True)
 
     _limits: ClassVar = {"steps": {"low": 1, "integer": True}, "gamma": {"above": 0, "high": 0.5}}
 
@@ -137,7 +137,7 @@ class DDNOptim(_RadiusOptim):
 
 
 class FMNOptim(_RadiusOptim):
-    """Dual averaging with the radius of the fast minimum norm attack; `update="published"` takes that attack's step.
+    """Dual averaging with the radius of the fast minimum norm attack; `update="paper"` takes that attack's step.
 
     The radius epsilon_k is that of Pintor et al. 2021 (https://arxiv.org/abs/2102.12827): until the first success it
     grows to where the loss, if it were linear, would be 0; then it shrinks by the share gamma_k while the datum is
@@ -158,7 +158,7 @@ class FMNOptim(_RadiusOptim):
         epsilon: The largest norm of a success; infinity for any.
         gamma: The relative change of the radius, above 0 and at most 0.5; for p=0 the change is at least 1.
         lr: A factor of alpha_k, with SGD.
-        update: "dual_averaging" or "published".
+        update: "dual_averaging" or "paper".
 
     The smallest perturbation that makes the loss 2 - x1 - 2 x2 negative is just above (0, 1) in L1:
 
@@ -180,7 +180,7 @@ class FMNOptim(_RadiusOptim):
         self, params: Params, InnerOpt: InnerOptimizer = SGD, *, p: float, update: str = "dual_averaging", **shared: Any
     ) -> None:
         self.p = checks.choice("p", p, (0, 1, 2, math.inf))
-        self.update = checks.choice("update", update, ("dual_averaging", "published"))
+        self.update = checks.choice("update", update, ("dual_averaging", "paper"))
         self.traits = replace(self.traits, ball=p)
         super().__init__(params, InnerOpt, **shared)
 
@@ -195,7 +195,7 @@ class FMNOptim(_RadiusOptim):
         share = s.k / optim_group["steps"]
         self._adapt_epsilon(s, param, optim_group, gamma=optim_group["gamma"] * _cosine(share, FINAL_GAMMA))
         g, alpha = transforms.normalize_(param.grad, 2), _cosine(share, FINAL_ALPHA)
-        if self.update == "published":
+        if self.update == "paper":
             g.mul_(alpha)
         else:
             alpha = FINAL_ALPHA ** min(1.0, share) if self.p in (0, 1) else alpha

@@ -376,7 +376,7 @@ class Record:
         perturbation: What the optimizer moved.
         clamped: Perturbed images are clamped to [0, 1], because the parameter has no bounds of its own.
         coupled: The samples of a batch share a ball or a perturbation: the batch size changes the result.
-        whole: No sample leaves its batch before the batch is done.
+        fixed_batches: No sample leaves its batch before the batch is done.
         inference: How the search ran the model.
         metrics: Null unless the job finished.
         checks: What the checks of the result count; null unless the job finished.
@@ -414,7 +414,7 @@ class Record:
     perturbation: PerturbationInfo = field(default_factory=PerturbationInfo)
     clamped: bool = False
     coupled: bool = False
-    whole: bool = False
+    fixed_batches: bool = False
     inference: InferenceInfo | None = None
     metrics: Metrics | None = None
     checks: CheckCounts | None = None

@@ -62,7 +62,7 @@ def print_summary(record: Record, folder: Path) -> None:
     assert record.metrics is not None
     say(record.title, "bold")
     Console().print(grid_of([*summary_rows(record.metrics, record.ball.norm), *stage_rows(record.stages)]))
-    if record.coupled or record.whole:
+    if record.coupled or record.fixed_batches:
         say(coupling(record), "yellow")
     say(f"normalisation of the model: {record.model.preset}")
     if record.skipped:

@@ -88,11 +88,11 @@ def test_an_optimizer_that_leaves_its_ball_or_the_box_breaks_nothing(optimizer, 
     assert (~found["verified"]).all() if leaves else found["verified"].all()
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_trial_says_whether_samples_could_leave(whole):
-    inner = type("Own", (SGD,), {}) if whole else SGD
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_trial_says_whether_samples_could_leave(fixed):
+    inner = type("Own", (SGD,), {}) if fixed else SGD
     trial = tried(images(), attack=question(optimizer=partial(LinfProjectedOptim, InnerOpt=inner, epsilon=0.1, lr=0.1)))
-    assert (trial.whole, trial.coupled, trial.shared) == (whole, False, False)
+    assert (trial.fixed_batch, trial.coupled, trial.shared) == (fixed, False, False)
 
 
 def test_broken_samples_are_judged_once_more_on_the_grid():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import LBFGS, SGD, Adam, Adamax, RMSprop
 
-from raiopt.attacks.rows import Rows, any_of_sample, is_elementwise, select_rows, take_rows, with_rows
+from raiopt.attacks.rows import Rows, any_of_sample, inner_is_elementwise, select_rows, take_rows, with_rows
 from raiopt.attacks.verify import Ball
 from raiopt.optim import (
     ChainedParamTransformingOptimizer,
@@ -90,7 +90,7 @@ def test_what_has_no_rows_is_left_alone():
     ],
 )
 def test_which_optimizers_are_known_to_treat_every_entry_alone(make, expected):
-    assert is_elementwise(make([torch.zeros(2, 2, requires_grad=True)])) is expected
+    assert inner_is_elementwise(make([torch.zeros(2, 2, requires_grad=True)])) is expected
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=20))

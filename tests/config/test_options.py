@@ -14,7 +14,7 @@ from omegaconf import OmegaConf, ValidationError
 from raiopt.attacks import Attack
 from raiopt.config.jobs import build
 from raiopt.config.listing import meanings
-from raiopt.config.options import CHOSEN, OPTIONS, PASSED, option_of, store
+from raiopt.config.options import CHOSEN, NOT_SETTINGS, OPTIONS, option_of, store
 from raiopt.config.signatures import REQUIRED
 from raiopt.fast import Inference
 from raiopt.sweep.plugins import register_plugins
@@ -94,7 +94,7 @@ def test_every_optimizer_has_epsilon_and_all_with_an_inner_one_have_a_step_size(
 def test_settings_of_the_solver_are_those_of_the_attack_with_its_defaults():
     (solver,) = OPTIONS["solver"].values()
     signature = inspect.signature(Attack).parameters
-    assert set(solver.settings) == set(signature) - PASSED["solver"]
+    assert set(solver.settings) == set(signature) - NOT_SETTINGS["solver"]
     for key, argument in solver.settings.items():
         assert argument.default == (40 if key == "steps" else signature[key].default)
 
@@ -104,7 +104,7 @@ def test_arguments_that_are_no_settings_are_arguments_of_some_target(group):
     register_plugins()
     targets = [imported(option.target) for option in OPTIONS[group].values()]
     taken = {name for target in targets for name in inspect.signature(target).parameters}
-    assert PASSED[group] - {"div_by_zero_eps", "mask", "data_or_shape"} <= taken | {"x"}
+    assert NOT_SETTINGS[group] - {"div_by_zero_eps", "mask", "data_or_shape"} <= taken | {"x"}
 
 
 def test_the_store_and_the_default_job_know_the_same_options():

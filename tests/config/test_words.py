@@ -277,3 +277,12 @@ def test_a_wrong_word_is_told_before_any_work(capsys, many):
         capsys.readouterr().err
     )
     assert not Path("outputs").exists() or not many
+
+
+@pytest.mark.parametrize("option", ["square", "apgd", "linf_projected"])
+def test_a_stage_may_leave_a_users_own_optim_whose_ball_is_not_known_here(option):
+    own = with_stages({"one": [f"optim={option}"]})
+    own.optim = {"_target_": "mine.Optim", "_partial_": True, "epsilon": 0.25, "lr": 0.5}
+    changed = staged(own)["one"].optim
+    assert changed._target_ == OPTIONS["optim"][option].target
+    assert changed.epsilon == 0.25

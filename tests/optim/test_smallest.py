@@ -281,3 +281,41 @@ def test_the_radius_of_what_never_fools_stays_in_the_box() -> None:
 def test_wrong_settings_are_told(make: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make([torch.zeros(1, 2, requires_grad=True)], **settings)
+
+
+def fmn_of_the_paper(weights: Array, p: float, steps: int, gamma: float = 0.05) -> Array:
+    """The points after each step of Algorithm 1 of Pintor et al. 2021 without a box, for the losses of `walked`."""
+
+    def falling(k: int, last: float) -> float:
+        return last + (1 - last) * (1 + math.cos(math.pi * k / steps)) / 2
+
+    delta, epsilon, least = np.zeros_like(weights), np.zeros(len(weights)), np.full(len(weights), np.inf)
+    path = []
+    for k in range(steps):
+        inner = (weights * delta).sum(1)
+        loss, slope = 1 - inner - 0.3 * np.sin(3 * inner), -1 - 0.9 * np.cos(3 * inner)
+        gradient = slope[:, None] * weights
+        size, change = np.linalg.norm(delta, p, axis=1), gamma * falling(k, 0.02)
+        to_boundary = size + loss / np.linalg.norm(gradient, 2 if p == 2 else 1, axis=1)
+        least = np.where(loss < 0, np.minimum(least, size), least)
+        # Before the first success the radius grows in each step, also where the paper's estimate is less.
+        grown = np.where(np.isinf(least), np.maximum(to_boundary, epsilon * (1 + change)), epsilon * (1 + change))
+        epsilon = np.where(loss < 0, np.minimum(epsilon * (1 - change), least), grown)
+        delta = delta - falling(k, 0.01) * gradient / np.linalg.norm(gradient, axis=1, keepdims=True)
+        if p == 2:
+            delta = delta * np.minimum(1, epsilon / np.linalg.norm(delta, axis=1))[:, None]
+        else:
+            delta = np.clip(delta, -epsilon[:, None], epsilon[:, None])
+        path.append(delta)
+    return np.stack(path)
+
+
+@pytest.mark.parametrize("p", [2, math.inf])
+def test_the_step_of_the_paper(p: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.randn(6, 12, generator=generator, dtype=torch.float64)
+    x = torch.zeros_like(weights, requires_grad=True)
+    path = walked(FMNOptim([x], p=p, steps=25, update="paper"), x, weights, 25)
+    found = np.stack([array(point) for point, _ in path])
+    np.testing.assert_allclose(found, fmn_of_the_paper(array(weights), p, 25), rtol=1e-5, atol=1e-7)
+    assert torch.stack([fooled for _, fooled in path]).any(0).all()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from raiopt import load_data, load_model
-from raiopt.attacks.rows import is_elementwise, select_rows
+from raiopt.attacks.rows import inner_is_elementwise, select_rows
 from raiopt.attacks.search import published
 from raiopt.optim import ChainedParamTransformingOptimizer, SignedGradientOptim, SquareOptim
 from raiopt.perturbations.losses import margin
@@ -114,7 +114,7 @@ def test_rows_that_stay_move_as_if_all_had_stayed(p: float) -> None:
     select_rows(optimizer, optimizer.param_groups[0]["params"][0], torch.tensor(index))
     rest = search(optimizer, mean_distance(weights[index]), 20, [sources[i] for i in index])
     torch.testing.assert_close(rest[-1], whole[-1][index], rtol=2e-6, atol=1e-7)
-    assert is_elementwise(optimizer)
+    assert inner_is_elementwise(optimizer)
 
 
 def test_a_search_goes_on_from_a_checkpoint() -> None:

@@ -65,7 +65,7 @@ def trial(**changes):
         "ball": Ball(math.inf, 0.3),
         "shared": False,
         "coupled": False,
-        "whole": False,
+        "fixed_batch": False,
         "stride": torch.ones(4, dtype=torch.int64),
     }
     return ProbeResult(**{**usual, **changes})

@@ -30,7 +30,7 @@ RECORD = {
     "perturbation": {"shared": False},
     "clamped": False,
     "coupled": False,
-    "whole": False,
+    "fixed_batches": False,
     "metrics": METRICS,
 }
 
@@ -113,13 +113,13 @@ QUESTION = "and no sample leaves it early: another batch_size gives another resu
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"coupled": True, "whole": True}, f"One ball for each batch of 16, {QUESTION}"),
+        ({"coupled": True, "fixed_batches": True}, f"One ball for each batch of 16, {QUESTION}"),
         (
-            {"coupled": True, "whole": True, "clamped": True, "perturbation": {"shared": True}},
+            {"coupled": True, "fixed_batches": True, "clamped": True, "perturbation": {"shared": True}},
             f"One perturbation for each batch of 16, {QUESTION} Perturbed images are clamped to [0, 1].",
         ),
         (
-            {"whole": True},
+            {"fixed_batches": True},
             "Samples stay in their batch until it is done: the optimizer or the perturbation may couple them.",
         ),
     ],
