@@ -145,6 +145,10 @@ def _option(
         also: Further ones, whose arguments are settings as well.
         only: The settings that are offered; empty: all but those of `NOT_SETTINGS`.
         target: What is built, where it is not `path`.
+        fixed: Arguments that make this option, and no settings of it.
+        optim: Settings of the optimizer that this option changes.
+        inner: The default option of optim/InnerOpt; None: it has no inner optimizer.
+        of_ball: The ball, where no setting `ball` names it: linf, l2, l1 or l0.
         values: Defaults of this option. What `path` does not take is an argument of `bounded`.
     """
     found = [described(each) for each in (path, *also)]

@@ -1,4 +1,4 @@
-"""All public optimizers, one row each: every law is parametrized over them. A new optimizer is one new row."""
+"""The public optimizers that need nothing but gradients, one row each: every law is parametrized over them."""
 
 import math
 from collections.abc import Callable
