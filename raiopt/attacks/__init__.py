@@ -1,4 +1,4 @@
-"""The attack on a data set: the search, and the check of what it claims."""
+"""Attacks on a data set: the search for adversarial examples, and their verification."""
 
 from raiopt.attacks.attack import Attack, error_context
 from raiopt.attacks.engine import Engine, Outcome, default_batch_size

@@ -17,12 +17,12 @@ from raiopt.attacks.targets import RULES, candidates, ordered
 from raiopt.perturbations.models import PerturbationModel
 
 OFFERED = {"perturbation": ("generators",), "init": ("generator", "epsilon"), "criterion": ("labels", "clean")}
-"""The keyword arguments with which parts of an attack are called if they take them."""
+"""Optional keyword arguments: passed to a part of an attack only if its signature has them."""
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """A function that ignores the keyword arguments that it does not take."""
+    """A wrapped function that drops keyword arguments missing from its signature."""
 
     function: Callable[..., Any]
     taken: frozenset[str]
@@ -32,52 +32,53 @@ class Adapted:
 
 
 def adapted(function: Any, offered: Iterable[str]) -> Any:
-    """Returns a function that can be called with all offered keyword arguments; None stays None."""
+    """Returns a wrapper that can be called with all offered keyword arguments; None is returned unchanged."""
     if function is None or isinstance(function, Adapted):
         return function
     try:
         named = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some of torch's own have no signature
+    except (TypeError, ValueError):  # some built-in functions of torch have no signature
         named = {}
     return Adapted(function, frozenset(offered) & frozenset(named))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """The settings of an attack, whatever the model and the data.
+    """The settings of an attack, independent of the model and the data.
 
     Args:
-        optimizer: Called with the perturbation's parameters, which it moves.
-        perturbation: Called with images (n, C, H, W), and with `generators=`, one a sample, if it takes them; see
-            `PerturbationModel`.
-        init: Called with rows of shape (1, ...), a sample's share of the parameter or the shared one, into which it
-            writes the start; with `generator=`, and with `epsilon=` where `epsilons` are given, if it takes them.
-            None: zeros.
-        criterion: Called with the logits and the classes (n,) that the losses refer to: the targets, or the very
-            tensor `labels` if there are none; with `labels=` and `clean=`, the logits of the clean images, if it takes
-            them. Returns the loss of each sample, which the attack raises, or lowers if there is a target.
+        optimizer: Called with the perturbation's parameters, which it updates.
+        perturbation: Called with images (n, C, H, W), and with `generators=`, one per sample, if its signature has
+            that argument; see `PerturbationModel`.
+        init: Called with a tensor of shape (1, ...), one sample's row of the parameter or the shared parameter, which
+            it fills with the starting point. Also passed, if its signature has them: `generator=`, and `epsilon=`
+            where `epsilons` are given. None: start at zero.
+        criterion: Called with the logits and the classes (n,) that the losses refer to: the targets, or, without
+            targets, the same tensor object as `labels`. Also passed, if its signature has them: `labels=`, and
+            `clean=`, the logits of the clean images. Returns one loss per sample, which the attack maximizes, or
+            minimizes if there is a target.
         schedule: Called with the optimizer and the number of steps; returns a learning rate scheduler of torch, which
             is stepped after each step. If it is None or returns None, the learning rate is constant.
-        steps: At least 0; each image passes the model once more than that.
+        steps: The number of steps, at least 0; the model evaluates each image steps + 1 times.
         stop: "fooled" ends the search for a sample at the first success, unless the optimizer minimizes the norm;
             "never" takes all steps, for the strongest loss.
-        restarts: Random starts of each sample, which run side by side until one of them succeeds.
-        max_passes: Forward and backward passes of one sample, at most, in all searches together. None: no limit.
+        restarts: The number of random starts per sample, which run in parallel until one of them succeeds.
+        max_passes: The largest number of forward and backward passes per sample, over all searches. None: no limit.
         use_best: Keep each sample's best iterate (successful before unsuccessful, then by `best_by`), else the last.
-        best_by: "loss", or "norm": of the successful iterates the one with the smallest norm (that of the ball, else
-            L2). None: the norm if the optimizer minimizes it, else the loss.
+        best_by: "loss", or "norm": keep the successful iterate with the smallest norm (the norm of the ball, or L2
+            without a ball). None: the norm if the optimizer minimizes it, else the loss.
         targeted: Only the class that `target` names counts as success, instead of any other than the label.
         target: Move towards a class instead of away from the label: a number, "next" (those after the label),
             "least_likely" (smallest clean logits), "likely" (largest) or "malt" (nearest boundaries, see
-            `raiopt.attacks.targets`), or a list of them, which are tried side by side.
-        num_targets: The number of classes, in the order that `target` gives, that are tried side by side; all but the
-            label, if the model has no more.
-        epsilons: Increasing radii, in place of the optimizer's: the record of each sample is that of the smallest one
-            at which it was broken, found by bisection.
+            `raiopt.attacks.targets`), or a list of them, which are tried in parallel.
+        num_targets: The number of target classes, in the order given by `target`, that are tried in parallel; at most
+            all classes except the label.
+        epsilons: Increasing radii that replace the optimizer's: each sample is recorded at the smallest radius at
+            which its attack succeeded, found by bisection.
         attack_misclassified: Attack misclassified samples, too.
         quantize: Keep the perturbed images on the 8-bit grid, the multiples of 1/255, during the search.
-        verify_8bit: Record of each broken sample whether it remains so after rounding to 8 bits.
-        seed: The seed of random starts; the sample's id and the number of the restart are part of the key, too.
+        verify_8bit: Also record for each broken sample whether it is still broken after rounding to 8 bits.
+        seed: The seed of random starts, combined with the sample's id and the number of the restart.
 
     Raises:
         TypeError, ValueError: If one of the settings is invalid, or has no effect.
@@ -153,7 +154,7 @@ class Attack:
             raise ValueError(f"epsilons={list(epsilons)} must increase: {sorted(set(epsilons))}.")
 
     def check_passes(self, passes_per_step: int = 2, before: int = 0) -> None:
-        """Raises unless `max_passes` allow a step of each row, after `before` passes that find the targets."""
+        """Raises unless `max_passes` allows one step per row, after `before` passes for finding the targets."""
         least = before + (1 + passes_per_step + (before > 0) if self.steps else 1) * self.rows
         if self.max_passes is not None and self.max_passes < least:
             step = f"a step takes {passes_per_step} forward and backward passes, and its evaluation a forward pass"
@@ -170,12 +171,12 @@ class Attack:
         return list(self.target) if not isinstance(self.target, int | str) else [self.target]
 
     def passes_to_aim(self, classes: int) -> int:
-        """Returns the number of passes that find the targets of a sample before its search."""
+        """Returns the number of passes that are needed to find a sample's targets before its search."""
         return 1 + candidates(classes) if "malt" in self.rules else 0
 
     @property
     def towards(self) -> bool:
-        """Whether the loss refers to targets, and is lowered."""
+        """Whether the loss refers to target classes and is minimized."""
         return self.target is not None
 
     @property
@@ -190,26 +191,26 @@ class Attack:
 
     @property
     def stride(self) -> int:
-        """Losses are recorded at every `stride`-th step, which limits the trace of an attack of many steps."""
+        """The interval of steps at which losses are recorded, which limits the length of traces of long attacks."""
         return 1 + self.steps // 1000
 
     def most_steps(self, passes_per_step: int = 2, before: int = 0) -> int:
-        """Returns the largest number of steps of a sample, after `before` passes that find its targets."""
+        """Returns the largest number of steps per sample, after `before` passes for finding its targets."""
         return int(self.steps_after(torch.tensor([before]), passes_per_step))
 
     def for_classes(self, classes: int) -> "Attack":
-        """Returns the attack on a model with this number of classes, which may be fewer than the targets."""
+        """Returns the attack with `num_targets` limited to what a model with this number of classes allows."""
         return replace(self, num_targets=max(1, min(self.num_targets, classes - 1)))
 
     def by_norm(self, *, smallest: bool) -> bool:
-        """Says whether the successful iterate of smallest norm is kept; `smallest`: the optimizer minimizes it."""
+        """Returns whether the successful iterate of smallest norm is kept; `smallest`: the optimizer minimizes it."""
         return (self.best_by or ("norm" if smallest else "loss")) == "norm"
 
     def steps_after(self, spent: Tensor, passes_per_step: int = 2) -> Tensor:
-        """Returns the number of steps that samples may take after `spent` passes; -1: not even an evaluation.
+        """Returns the number of steps that samples may still take after `spent` passes; -1: not even an evaluation.
 
-        A row of s steps takes `passes_per_step` s + 1 passes, and one backward pass more if others in its batch may
-        take more steps, which is possible wherever passes were spent before.
+        A row of s steps takes `passes_per_step` s + 1 passes, plus one backward pass if other rows of its batch may
+        take more steps, which is possible whenever passes were spent before.
         """
         steps = torch.full_like(spent, self.steps)
         if self.max_passes is None:
@@ -218,13 +219,13 @@ class Attack:
         return torch.minimum(steps, ((self.max_passes - spent) // self.rows - 1 - waits) // passes_per_step)
 
     def can_go_on(self, spent: Tensor, passes_per_step: int = 2) -> Tensor:
-        """Says which samples may, after `spent` passes, take a step, or the evaluation if there are no steps."""
+        """Returns a mask of the samples that may take another step (or, if steps=0, the evaluation) after `spent`."""
         return self.steps_after(spent, passes_per_step) >= min(1, self.steps)
 
     def goals(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Returns the classes (N, targets) that a sample's losses refer to: its targets, or only its label.
+        """Returns the classes (N, targets) that each sample's losses refer to: its targets, or only its label.
 
-        Those of "malt" are the likely ones at first: see `raiopt.attacks.targets.nearest`.
+        For "malt" these are preliminary, the most likely classes: see `raiopt.attacks.targets.nearest`.
         """
         if not self.towards:
             return labels[:, None]
@@ -233,7 +234,7 @@ class Attack:
 
 @contextmanager
 def error_context(part: str) -> Iterator[None]:
-    """Puts the name of a part of the attack in front of messages about its settings."""
+    """Prefixes error messages about the settings of a part of the attack with the part's name."""
     try:
         yield
     except (TypeError, ValueError) as error:

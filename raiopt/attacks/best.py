@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Best:
-    """Keeps, sample by sample, the values that came with the highest scores.
+    """Keeps, for each sample, the values passed together with its highest scores.
 
     >>> best = Best()
     >>> best.update([torch.tensor([1.0, 5.0])], step=torch.tensor([0, 0]))
@@ -22,11 +22,11 @@ class Best:
 
     @torch.no_grad()
     def update(self, scores: Sequence[Tensor], among: Tensor | None = None, **values: Tensor) -> None:
-        """Takes the values of each sample whose scores are higher; a later score decides where the earlier are equal.
+        """Replaces the values of each sample whose scores are higher; scores are compared in order, later on ties.
 
         Args:
             scores: Tensors of one shape, such as (N,); NaN counts as lowest.
-            among: Which samples may change; not at the first update, which takes all values. None: all.
+            among: Mask of the samples that may change; the first update ignores it and takes all values. None: all.
             values: Tensors whose leading dimensions are those of the scores.
         """
         scores = [_without_nan(score) if score.is_floating_point() else score for score in scores]

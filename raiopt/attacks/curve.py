@@ -1,4 +1,4 @@
-"""Several radii in one attack: for each sample the smallest at which it succeeds, found by bisection."""
+"""Attacks at several radii: bisection finds the smallest radius at which the attack on each sample succeeds."""
 
 from dataclasses import replace
 
@@ -21,9 +21,9 @@ def one_radius(attack: Attack, count: int, device: torch.device, probe: Probe) -
 
 
 def by_norm(attack: Attack, count: int, device: torch.device, probe: Probe) -> ProbeResult:
-    """Attacks all samples once, in the largest ball; the smallest of the radii that is at least the norm counts.
+    """Attacks all samples once, in the largest ball; a sample counts as broken at every radius of at least its norm.
 
-    For optimizers that look for the smallest perturbation: one run is the whole curve.
+    For optimizers that minimize the norm: a single run gives the whole curve.
     """
     every, radii = torch.arange(count, device=device), _radii(attack, device)
     result = probe(every, radii[-1].float().expand(count), torch.zeros_like(every))
@@ -34,14 +34,14 @@ def by_norm(attack: Attack, count: int, device: torch.device, probe: Probe) -> P
 
 
 def smallest_radius(attack: Attack, count: int, device: torch.device, probe: Probe) -> ProbeResult:
-    """Bisects `attack.epsilons`; the record of each sample is that of the smallest radius at which it was broken.
+    """Bisects `attack.epsilons`; the result of each sample is that of the smallest radius at which it was broken.
 
-    An adversarial example for one radius is one for every larger one and, where its norm is smaller than a smaller
-    radius, for that as well. A sample that was never broken keeps the record of the largest radius that was tried.
+    An adversarial example for one radius also counts for every larger radius, and for each smaller radius that is at
+    least its norm. A sample that was never broken keeps the result of the largest radius that was tried.
     """
     radii = _radii(attack, device)
-    low = torch.zeros(count, dtype=torch.int64, device=device)  # at all radii before this one, the sample was robust
-    high = torch.full_like(low, len(radii))  # at this one, it was broken
+    low = torch.zeros(count, dtype=torch.int64, device=device)  # the sample was robust at all radii before this index
+    high = torch.full_like(low, len(radii))  # the sample was broken at this index
     broken_at = torch.zeros(count, len(radii), dtype=torch.bool, device=device)
     passes, record = torch.zeros(2, count, dtype=torch.int64, device=device), None
     while len(chosen := ((low < high) & probe.can_go_on(passes.sum(0))).nonzero().flatten()):
@@ -56,7 +56,7 @@ def smallest_radius(attack: Attack, count: int, device: torch.device, probe: Pro
         record = result if record is None else with_rows(record, chosen[taken], take_rows(result, taken))
         high[chosen] = torch.where(broken, least, high[chosen])
         low[chosen] = torch.where(broken, low[chosen], at + 1)
-    assert record is not None  # the first turn attacks all samples
+    assert record is not None  # the first iteration attacks all samples
     search = replace(record.search, forward_passes=passes[0], backward_passes=passes[1])
     return replace(record, search=search, broken_at=broken_at)
 

@@ -1,4 +1,4 @@
-"""The attack on a data set, batch after batch: clean predictions, then a search for each sample worth one."""
+"""Attacks a data set batch by batch: clean predictions, then a search for each sample that is to be attacked."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -21,13 +21,13 @@ log = logging.getLogger("raiopt")
 
 
 def default_batch_size(shape: Sequence[int]) -> int:
-    """Returns how many images (C, H, W) have the pixels of 64 at 224 by 224, between 16 and 256."""
+    """Returns the batch size with as many pixels as 64 images of 224 by 224, limited to the range 16 to 256."""
     return max(16, min(256, 64 * 224 * 224 // (shape[-1] * shape[-2])))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is known of a batch (N,) after its attack; `result` concerns the samples that `attacked` marks."""
+    """The outcome of an attack on a batch (N,); `result` covers only the samples for which `attacked` is true."""
 
     ids: Sequence[int]
     names: Sequence[str]
@@ -36,7 +36,7 @@ class Outcome:
     clean_prediction: Tensor
     clean_loss: Tensor
     clean_confidence: Tensor  # the probability of the prediction
-    finite: Tensor  # whether the clean output was
+    finite: Tensor  # whether the clean output was finite
     attacked: Tensor
     result: ProbeResult | None
     stages: Sequence[str] = ()  # the names that the numbers of `ProbeResult.stage` stand for
@@ -47,12 +47,12 @@ class Engine:
 
     Args:
         view: The original model, and the one for the search.
-        attack: Used where there are no stages.
+        attack: Used only if there are no stages.
         stages: Attacks that run one after another, each on the samples that are still robust.
         shape: The shape of an image, (C, H, W).
         classes: The number of classes of the model.
-        batch_size: The largest number of rows that pass the model together. It is halved when memory runs out, unless
-            samples depend on each other, so that another batch would be another attack.
+        batch_size: The largest number of rows in one forward pass. It is halved when memory runs out, unless samples
+            depend on each other, because then the batch size changes the attack.
         on_step: Called after each evaluation of a batch.
 
     Raises:
@@ -83,44 +83,44 @@ class Engine:
 
     @property
     def by_norm(self) -> bool:
-        """Whether the successful iterate with the smallest norm is kept of each sample."""
+        """Whether the successful iterate with the smallest norm is kept for each sample."""
         pairs = zip(self.attacks, self.examples, strict=True)
         return all(attack.by_norm(smallest=start.traits.smallest_norm) for attack, start in pairs)
 
     @property
     def rows(self) -> int:
-        """The largest number of rows of a batch that one sample takes."""
+        """The largest number of rows that one sample occupies in a batch."""
         return max(attack.rows for attack in self.attacks)
 
     @property
     def evaluations(self) -> int:
-        """The largest number of forward passes of a batch, without those that optimizers add."""
+        """The largest number of forward passes per batch, not counting those added by optimizers."""
         return sum(attack.steps + 1 for attack in self.attacks)
 
     @property
     def samples_at_once(self) -> int:
-        """The number of samples that pass the model together: each takes a row for every restart and target."""
+        """The number of samples in one forward pass: each occupies a row for every restart and target."""
         return max(1, self.batch_size // self.rows)
 
     def run(self, ids: Sequence[int], names: Sequence[str], images: Tensor, labels: Tensor | None) -> Iterator[Outcome]:
-        """Attacks samples (N, C, H, W) in [0, 1]; yields what is known of them, in parts that fit into memory.
+        """Attacks samples (N, C, H, W) in [0, 1]; yields their outcomes in parts that fit into memory.
 
         Args:
-            ids: The key of each sample, the same in every order and batch.
-            labels: Classes (N,); None takes the model's own predictions.
+            ids: The key of each sample, independent of order and batching.
+            labels: Classes (N,); None uses the model's predictions.
         """
         done = 0
         while done < len(ids):
             part = slice(done, done + self.samples_at_once)
             outcome = self._run(ids[part], names[part], images[part], None if labels is None else labels[part])
-            if outcome is None:  # not in the handler of the error, which still holds the memory
+            if outcome is None:  # outside the except block, which would still hold the memory
                 self._halve(len(ids[part]))
                 continue
             yield outcome
             done = part.stop
 
     def _run(self, ids: Sequence[int], names: Sequence[str], images: Tensor, labels: Tensor | None) -> Outcome | None:
-        """Returns what is known of one part, or None if memory ran out and a smaller part may help."""
+        """Returns the outcome of one part, or None if memory ran out and a smaller part may fit."""
         try:
             return self._attacked(ids, names, images, labels)
         except torch.OutOfMemoryError:
@@ -153,7 +153,7 @@ class Engine:
         return Outcome(ids, names, images, labels, prediction, clean_loss, certainty, finite, attacked, result, stages)
 
     def _probers(self, ids: Sequence[int], images: Tensor, labels: Tensor, logits: Tensor) -> list[Prober]:
-        """Returns a prober of the samples for each attack."""
+        """Returns one prober per attack for these samples."""
         keys = torch.tensor(ids, dtype=torch.int64, device=images.device)
         made = []
         for attack, start in zip(self.attacks, self.examples, strict=True):

@@ -1,4 +1,4 @@
-"""Whether the parts of an attack are what it can work with."""
+"""Checks that the parts of an attack have the right types and shapes and fit together."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ def fitted(perturbation: Any, optimizer: Any, **optim_kwargs: Any) -> Optimizer:
     """Returns the optimizer of a perturbation's parameters: ready-made, or made by a class or a partial.
 
     Raises:
-        TypeError: If one of them is not what an attack can work with.
+        TypeError: If the perturbation or the optimizer has the wrong type.
         ValueError: If the optimizer does not have the parameters.
     """
     if not isinstance(perturbation, PerturbationModel):
@@ -39,10 +39,10 @@ def only_parameter(perturbation: PerturbationModel) -> Tensor:
 
 
 def check_bounds(bounds: Any, parameter: Tensor, rows: int | None) -> tuple[Tensor, Tensor] | None:
-    """Returns the limits of a parameter, after it was checked that they have its shape.
+    """Returns the limits of a parameter after checking that they have its shape.
 
     Args:
-        rows: The rows that the parameter must have, one a sample. None: samples share it.
+        rows: The number of rows that the parameter must have, one per sample. None: samples share it.
     """
     shape = tuple(parameter.shape)
     if rows is not None and len(parameter) != rows:
@@ -59,7 +59,7 @@ def check_bounds(bounds: Any, parameter: Tensor, rows: int | None) -> tuple[Tens
 
 
 def check_perturbed(perturbed: Any, images: Tensor) -> None:
-    """Raises unless an attack can work with the images that the perturbation returned for new ones."""
+    """Raises unless the images returned by the perturbation have the right shape and depend on its parameter."""
     if not isinstance(perturbed, Tensor) or perturbed.shape != images.shape:
         raise ValueError(f"it must return images of the shape {tuple(images.shape)}, got {_described(perturbed)}.")
     if images._version:

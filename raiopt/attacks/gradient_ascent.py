@@ -1,4 +1,4 @@
-"""`gradient_ascent` and `random_restart`: searches for one batch of any data, as functions."""
+"""`gradient_ascent` and `random_restart`: functional interfaces for attacking one batch of any data."""
 
 import functools
 import inspect
@@ -42,22 +42,23 @@ def gradient_ascent(
 
     Args:
         model: Differentiable; its output goes to `criterion`.
-        data: Tensor, or what `torch.as_tensor` takes, of shape (N, ...).
-        target: What `criterion` takes as second argument, of shape (N, ...).
+        data: A tensor, or anything `torch.as_tensor` accepts, of shape (N, ...).
+        target: The second argument of `criterion`, of shape (N, ...).
         optimizer: A class or partial, called with the parameters of the perturbation and `optim_kwargs`; or a
             ready-made optimizer over the parameters of a ready-made `perturbation_model`.
-        steps: Number of steps, at least 0; the model runs once more than that.
+        steps: Number of steps, at least 0; the model runs steps + 1 times.
         perturbation_model: A class or partial, called with `data`; or a ready-made model.
         targeted: False raises the loss (gradient ascent), True lowers it.
         use_best: Return, for each sample, the iterate with the best loss instead of the last one.
         criterion: Takes the model's output and `target`, returns one loss per sample. None: cross entropy.
-        reduction_fn: Makes the losses a scalar. Use `torch.mean` for a universal perturbation.
+        reduction_fn: Reduces the losses to a scalar. Use `torch.mean` for a universal perturbation.
 
     Raises:
         TypeError: If a ready-made optimizer comes without a ready-made perturbation, or with `optim_kwargs`.
-        ValueError: If `use_best` is set and `criterion` gives no loss a sample; inside `torch.inference_mode()`.
+        ValueError: If `use_best` is set and `criterion` does not return one loss per sample, or if called inside
+            `torch.inference_mode()`.
 
-    Two points, -1 and 2, move five steps of 0.1 away from 0:
+    The two points -1 and 2 take five steps of 0.1 away from 0:
 
     >>> data, losses = gradient_ascent(
     ...     data=[-1.0, 2.0],
@@ -85,7 +86,7 @@ def gradient_ascent(
 
 @dataclass
 class _Ascent(Problem):
-    """A search over a batch of data as a whole, with the best, or the last, of its iterates."""
+    """A search over a whole batch of data that keeps the best or the last iterate."""
 
     model: Callable[[Tensor], Tensor]
     data: Tensor
@@ -116,7 +117,7 @@ class _Ascent(Problem):
         self.best.update([-self.losses], data=kept, losses=losses)
 
     def published(self) -> dict[str, Any]:
-        """Returns the losses, and which samples are fooled where the output are logits of classes."""
+        """Returns the losses and, if the outputs are class logits, a mask of the samples that are fooled."""
         target, output, values = self.target, self.output, {"losses": self.losses}
         is_class = target.ndim == 1 and not target.is_floating_point()
         if is_class and isinstance(output, Tensor) and output.ndim == 2 and len(output) == len(target):
@@ -128,16 +129,16 @@ def random_restart(solver: Solver, repeats: int) -> Solver:
     """Returns a solver that runs `solver` several times, and keeps the best result of each sample.
 
     Args:
-        solver: `gradient_ascent`, or what takes its arguments and returns perturbed data (N, ...) and losses (N,). Of
-            its arguments, `targeted` decides what is best, the lowest loss if it is true, wherever it is set: in the
-            call, by a partial, or as a default.
-        repeats: How often, at least 1.
+        solver: `gradient_ascent`, or a function with the same arguments that returns perturbed data (N, ...) and losses
+            (N,). The best result is the one with the lowest loss if the argument `targeted` is true (set in the call,
+            by a partial, or by default), else the one with the highest.
+        repeats: The number of runs, at least 1.
 
     Raises:
-        ValueError: If `repeats` is less than 1, or `solver` returns no loss a sample.
+        ValueError: If `repeats` is less than 1, or `solver` does not return one loss per sample.
 
-    The starts differ only if `perturbation_model` is a class or a partial with a random `init_fn`; a ready-made one
-    goes on where it ended.
+    The starting points differ only if `perturbation_model` is a class or a partial with a random `init_fn`; a
+    ready-made one continues from where the previous run ended.
 
     >>> from functools import partial
     >>> from raiopt.perturbations import uniform_like_linf_n_ball_
@@ -155,7 +156,7 @@ def random_restart(solver: Solver, repeats: int) -> Solver:
     tensor(True)
     """
     checks.number("repeats", repeats, low=1, integer=True)
-    base = functools.partial(solver)  # of a partial, takes over what it binds
+    base = functools.partial(solver)  # if solver is a partial, this flattens it
     signature = inspect.signature(base.func)
 
     @functools.wraps(solver)
@@ -174,7 +175,7 @@ def random_restart(solver: Solver, repeats: int) -> Solver:
 
 
 def check_per_sample(losses: Tensor, data: Tensor) -> None:
-    """Raises unless there is a loss for each sample."""
+    """Raises unless there is one loss per sample."""
     if losses.shape != data.shape[: losses.ndim] or losses.ndim == 0 < data.ndim:
         raise ValueError(
             "The best of several needs a criterion that returns one loss per sample, of shape "
@@ -186,7 +187,7 @@ def check_per_sample(losses: Tensor, data: Tensor) -> None:
 def _resolve(
     given: Any, optimizer: Any, data: Tensor, optim_kwargs: dict[str, Any]
 ) -> tuple[PerturbationModel, Optimizer]:
-    """Returns the perturbation and its optimizer, ready-made or made now."""
+    """Returns the perturbation and its optimizer, constructing them unless they are ready-made."""
     is_made = not isinstance(given, type) and isinstance(given, PerturbationModel)
     if isinstance(optimizer, Optimizer):
         if not is_made:

@@ -1,4 +1,4 @@
-"""Perturbed images on the grid of a file with 8 bits a channel: multiples of 1/255."""
+"""Rounding of perturbed images to 8 bits per channel, the multiples of 1/255."""
 
 import math
 
@@ -8,17 +8,17 @@ from torch import Tensor
 from raiopt.attacks.verify import TOLERANCE, Ball, exact
 
 GRID_TOLERANCE = 4e-6
-"""In steps of the grid: the error of a grid point that rounding to float32 explains."""
+"""Tolerance, in steps of the grid, for the float32 rounding error of a grid point."""
 
 
 @torch.no_grad()
 def to_8bit(images: Tensor, delta: Tensor, ball: Ball) -> Tensor:
     """Returns perturbations (n, C, H, W) near `delta` that put the images (n, C, H, W) onto the grid, inside the ball.
 
-    Each pixel is rounded to the nearest multiple of 1/255. If the sample leaves the ball by this, its pixels (in an
-    Linf ball only those that leave it) are rounded towards the clean image instead, not beyond the multiple nearest to
-    it. So a sample stays in the ball if its clean image lies on the grid; else it may lie outside of an L0, L1 or L2
-    ball.
+    Each pixel is rounded to the nearest multiple of 1/255. If this moves the sample out of the ball, its pixels (for an
+    Linf ball, only those outside) are rounded towards the clean image instead, but not past the multiple nearest to
+    the clean value. So a sample stays in the ball if its clean image lies on the grid; otherwise it may end up outside
+    an L0, L1 or L2 ball.
 
     >>> images, delta = torch.full((1, 1, 1, 2), 10 / 255), torch.tensor([[[[3.4, -3.6]]]]) / 255
     >>> to_8bit(images, delta, Ball(float("inf"), 3.6 / 255)) * 255
@@ -39,7 +39,7 @@ def to_8bit(images: Tensor, delta: Tensor, ball: Ball) -> Tensor:
 
 
 def _outside(delta: Tensor, ball: Ball) -> Tensor:
-    """Says which entries put their sample outside of the ball; broadcasts to the shape of `delta`."""
+    """Returns a mask of the entries that put their sample outside the ball; broadcasts to the shape of `delta`."""
     if ball.p is None or ball.epsilon is None:
         return torch.zeros_like(delta, dtype=torch.bool)
     rows = (-1, *[1] * (delta.ndim - 1))

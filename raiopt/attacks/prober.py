@@ -1,4 +1,4 @@
-"""One attack on some samples: a search for each of them, and the verification of what it found."""
+"""Runs one attack on some samples: the search, then the verification of its results."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -23,12 +23,12 @@ FINAL_RANK = 4
 
 @dataclass(frozen=True)
 class Past:
-    """What one of several stages did to n samples: tensors of n rows.
+    """The history of one stage on n samples: tensors of n rows.
 
     Args:
-        tried: Whether it attacked the sample, at any radius.
-        broke: Whether it succeeded, at any radius.
-        forward_passes, backward_passes: At all radii together.
+        tried: Whether the stage attacked the sample, at any radius.
+        broke: Whether the stage succeeded, at any radius.
+        forward_passes, backward_passes: Summed over all radii.
         steps, gains, fooled_at: The fields of `SearchResult` for its last search.
     """
 
@@ -42,7 +42,7 @@ class Past:
 
     @classmethod
     def empty(cls, count: int, like: Tensor) -> "Past":
-        """Returns that of a stage that has attacked none of `count` samples; its traces are as long as `like`."""
+        """Returns the history before the stage attacked any of `count` samples, with traces as long as `like`."""
         numbers = torch.zeros(count, dtype=torch.int64, device=like.device)
         gains = like.new_full((count, like.shape[1]), float("nan"))
         flags = numbers.bool()
@@ -51,21 +51,21 @@ class Past:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """The result of an attack on n samples: tensors of n rows, one for each sample, where nothing else is said.
+    """The result of an attack on n samples: tensors with one row per sample unless stated otherwise.
 
     Args:
-        delta: The difference of the perturbed and the clean images, of their shape.
-        parameter: The parameter of the perturbation if that is not `delta`: n rows, or one that all samples share.
-        places: The places of patches, (n, 2).
-        epsilon: The radius of each sample, where there are several.
-        ball: Contains the parameter.
-        shared: All samples share the parameter.
-        coupled: Samples depend on each other, so that one iterate was kept for all.
-        fixed_batch: No sample could leave the batch.
+        delta: The perturbed minus the clean images, in the shape of the images.
+        parameter: The perturbation's parameter if it differs from `delta`: n rows, or one shared by all samples.
+        places: The positions of patches, (n, 2).
+        epsilon: The radius of each sample if the attack has several radii.
+        ball: The ball that must contain the parameter.
+        shared: Whether all samples share the parameter.
+        coupled: Whether samples depend on each other, so that one iterate was kept for all.
+        fixed_batch: Whether all samples had to stay in the batch until the end.
         stride: `search` records the losses of every `stride`-th step.
-        broken_at: (n, radii): the radii at which a search succeeded, where there are several.
-        stage: The number of the stage that succeeded, else of the last one with gradients, if any; None without stages.
-        past: What each of several stages did; None if it attacked no sample.
+        broken_at: (n, radii): the radii at which a search succeeded, if there are several.
+        stage: The number of the stage that succeeded, else of the last gradient-based one, if any; None without stages.
+        past: The history of each stage; None for a stage that attacked no sample.
     """
 
     search: SearchResult
@@ -85,17 +85,17 @@ class ProbeResult:
 
     @property
     def bounded(self) -> Tensor:
-        """The tensor that lies in the ball: the perturbation's parameter."""
+        """The tensor that the ball constrains: the perturbation's parameter."""
         return self.delta if self.parameter is None else self.parameter
 
 
 @dataclass(frozen=True)
 class Prober:
-    """Attacks samples with the fast model, and again with the plain one where only the fast one was fooled.
+    """Attacks samples with the fast model, then repeats with the plain model where only the fast one was fooled.
 
     Args:
         p: The order of the ball's norm.
-        passes_per_step: Forward and backward passes of a row in one step.
+        passes_per_step: Forward and backward passes per row and step.
     """
 
     fast: Model
@@ -108,15 +108,15 @@ class Prober:
 
     @property
     def has_goal(self) -> Tensor:
-        """Which of the n samples have a target other than their label; all if there are no targets."""
+        """Mask (n,) of the samples that have a target other than their label; all true if there are no targets."""
         goals, labels = self.samples.goals, self.samples.labels
         return (goals != labels[:, None]).any(1) if self.attack.towards else torch.ones_like(labels, dtype=torch.bool)
 
     def rank(self, result: ProbeResult) -> Tensor:
-        """Returns how informative the result is for each of its samples (n,).
+        """Returns a rank (n,) of how informative the result is for each sample.
 
-        1: a search without gradients failed, 2: one with gradients failed, 3: the sample was broken, but not brought to
-        its target, 4: it was.
+        1: a gradient-free search failed, 2: a gradient-based search failed, 3: the sample was broken but missed its
+        target, 4: the attack reached its goal.
         """
         rank = torch.full_like(result.search.goal, 1 if self.passes_per_step == 1 else 2)  # 1 pass: without gradients
         broken, reached = result.verification.broken, result.verification.prediction == result.search.goal
@@ -124,15 +124,15 @@ class Prober:
         return rank.masked_fill(broken, 3).masked_fill(final, FINAL_RANK)
 
     def take(self, index: Tensor) -> "Prober":
-        """Returns a prober of these samples."""
+        """Returns a prober for only these samples."""
         return replace(self, samples=take_rows(self.samples, index))
 
     def can_go_on(self, spent: Tensor) -> Tensor:
-        """Says which of the n samples, after that many passes of each, may be attacked."""
+        """Returns a mask of the n samples that may still be attacked after `spent` passes each."""
         return self.affords(spent) & self.has_goal
 
     def affords(self, spent: Tensor) -> Tensor:
-        """Says which samples may, after that many passes, find their targets and take a step."""
+        """Returns a mask of the samples whose limit on passes, after `spent`, allows aiming and one more step."""
         before = self.attack.passes_to_aim(self.samples.clean.shape[1])
         return self.attack.can_go_on(spent + before, self.passes_per_step)
 
@@ -140,7 +140,7 @@ class Prober:
         """Attacks the chosen samples, each with its own radius (None: the optimizer's).
 
         Args:
-            spent: The passes that were spent on each of them before.
+            spent: The passes already spent on each of them.
         """
         if "malt" not in self.attack.rules:
             return self._attacked(chosen, epsilon, spent)
@@ -193,7 +193,7 @@ class Prober:
         )
 
     def _broken_8bit(self, claim: Claim, images: Tensor, labels: Tensor, broken: Tensor) -> Tensor:
-        """Says which of the broken samples remain so after rounding to 8 bits inside the ball."""
+        """Returns a mask of the samples that are still broken after rounding to 8 bits inside the ball."""
         flags, index = torch.zeros_like(broken), broken.nonzero().flatten()
         if len(index):
             part = claim.take(index)
@@ -203,14 +203,14 @@ class Prober:
 
 
 def _with_passes(result: ProbeResult, forward: Tensor, backward: Tensor) -> ProbeResult:
-    """Returns the result with this many passes more of each sample."""
+    """Returns the result with these numbers of passes added for each sample."""
     found = result.search
     forward, backward = found.forward_passes + forward, found.backward_passes + backward
     return replace(result, search=replace(found, forward_passes=forward, backward_passes=backward))
 
 
 def rows_of(samples: Samples, attack: Attack, chosen: Tensor, epsilon: Tensor | None, steps: Tensor) -> Rows:
-    """Returns the rows of the chosen samples, one for each restart and target, those of one sample side by side."""
+    """Returns the rows of the chosen samples, one for each restart and target; rows of one sample are adjacent."""
     position = torch.arange(len(chosen), device=chosen.device).repeat_interleave(attack.rows)
     number, targets = torch.arange(attack.rows, device=chosen.device).repeat(len(chosen)), samples.goals.shape[1]
     taken = take_rows(samples, chosen[position])
@@ -222,5 +222,5 @@ def rows_of(samples: Samples, attack: Attack, chosen: Tensor, epsilon: Tensor | 
         steps=steps[position],
         epsilon=None if epsilon is None else epsilon[position],
     )
-    is_other = goals != rows.labels  # a label is no target
+    is_other = goals != rows.labels  # the label itself is never a target
     return rows.take(is_other.nonzero().flatten()) if attack.towards and not is_other.all() else rows

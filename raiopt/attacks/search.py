@@ -11,26 +11,26 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class Problem:
-    """What a search works on: a model, a perturbation and its loss; subclasses record what is found."""
+    """The problem that a search solves: a model, a perturbation and a loss; subclasses record the results."""
 
     optimizer: Optimizer
     schedule: LRScheduler | None = None
     needs_gradient: bool = True
 
     def forward(self) -> tuple[Tensor, Any, Tensor]:
-        """Returns what is kept of the current iterate, the output of the model and the losses."""
+        """Returns the current iterate to keep, the model's output and the losses."""
         raise NotImplementedError
 
     def objective(self, losses: Tensor) -> Tensor:
-        """Returns the scalar that the optimizer lowers."""
+        """Returns the scalar that the optimizer minimizes."""
         raise NotImplementedError
 
     def record(self, kept: Tensor, output: Any, losses: Tensor) -> None:
-        """Records an iterate; nothing here belongs to a graph."""
+        """Records an iterate; all tensors are detached from the autograd graph."""
         raise NotImplementedError
 
     def published(self) -> dict[str, Any]:
-        """Returns what the optimizer may read during its next step; see `published`."""
+        """Returns the values that the optimizer may read during its next step; see `published`."""
         raise NotImplementedError
 
     def is_decided(self) -> bool:
@@ -38,7 +38,7 @@ class Problem:
         return False
 
     def check_gradient(self) -> None:
-        """Called when the parameter has its gradient."""
+        """Called after the parameter's gradient was computed."""
 
     def before_step(self) -> None:
         """Called before each step of the optimizer; may remove decided rows."""
@@ -51,7 +51,7 @@ class Problem:
 
 
 def search(problem: Problem, steps: int) -> None:
-    """Takes at most `steps` steps of the problem's optimizer; one evaluation more than that shows the last one."""
+    """Takes at most `steps` steps of the problem's optimizer, with a final evaluation after the last one."""
     for step in range(steps + 1):
         is_last = step == steps
         with torch.set_grad_enabled(problem.needs_gradient and not is_last):
@@ -75,16 +75,16 @@ def search(problem: Problem, steps: int) -> None:
 
 
 def differentiate(objective: Tensor, optimizer: Optimizer) -> None:
-    """Puts the gradient of the objective, and of nothing before it, into the optimizer's parameters."""
+    """Sets the gradient of the optimizer's parameters to that of the objective, discarding earlier gradients."""
     optimizer.zero_grad(set_to_none=True)
     objective.backward()
 
 
 @contextmanager
 def published(optimizer: Optimizer, **values: Any) -> Iterator[None]:
-    """Lets an optimizer read values from its groups while the context lasts; then groups have their own values again.
+    """Puts values into an optimizer's groups for it to read within the context, and restores the groups afterwards.
 
-    - `losses` (N,): what the step is to make smaller for each sample; the gradient is that of their sum.
+    - `losses` (N,): the loss of each sample, which the step is to decrease; the gradient is that of their sum.
     - `fooled` (N,): whether the attack on each sample is successful at the current iterate.
     - `gradient`: called without arguments, returns the gradient at the current value of the first parameter.
     - `generators`: one for each sample, on the CPU.

@@ -1,4 +1,4 @@
-"""What a search finds for each row of a batch, and for each sample of several rows."""
+"""The result of a search for each row of a batch, and for each sample (which may have several rows)."""
 
 from dataclasses import dataclass, replace
 
@@ -8,31 +8,31 @@ from torch import Tensor
 from raiopt.attacks.rows import Rows, take_rows
 
 STOPPED = ("fooled", "steps", "passes", "not_finite")
-"""Why the search for a row ended; `Trace.stopped` contains positions in it."""
+"""Reasons why the search for a row ended; `Trace.stopped` contains indices into this tuple."""
 FOOLED, STEPS, PASSES, NOT_FINITE = range(4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """What is recorded of all iterates of n rows, or of n samples: tensors of n rows."""
+    """What is recorded during the search for n rows, or for n samples: tensors of n rows."""
 
-    first_fooled: Tensor  # the first step whose iterate fools; -1: none
+    first_fooled: Tensor  # the first step whose iterate fools the model; -1: none
     not_finite: Tensor  # the step of the first output or gradient that was not finite; -1: none
-    gains: Tensor  # (n, steps + 1): the loss, negative towards a target; rows that stopped keep their last
-    fooled_at: Tensor  # (n, steps + 1); likewise; of many steps, every `Attack.stride`-th
+    gains: Tensor  # (n, steps + 1): the loss, negated if there is a target; stopped rows repeat their last
+    fooled_at: Tensor  # (n, steps + 1): whether the iterate fools; both record every `Attack.stride`-th step
     zero_gradients: Tensor  # the number of steps whose gradient was exactly zero
-    zero_at_start: Tensor  # whether the first one was
-    stopped: Tensor  # positions in STOPPED, which stand in the order in which they count for a sample of several rows
+    zero_at_start: Tensor  # whether the gradient of the first step was exactly zero
+    stopped: Tensor  # indices into STOPPED, which is sorted by precedence for a sample of several rows
     steps: Tensor
     forward_passes: Tensor
     backward_passes: Tensor
     restart: Tensor
     goal: Tensor
-    spread: Tensor  # of a sample with several rows towards one class: the standard deviation of their best gains
+    spread: Tensor  # for a sample with several rows towards one class: the standard deviation of their best gains
 
     @classmethod
     def empty(cls, rows: Rows, columns: int) -> "Trace":
-        """Returns the trace before the first iterate; of the losses, it has room for `columns` evaluations."""
+        """Returns the trace before the first iterate, with room for the losses of `columns` evaluations."""
         count, shape = torch.zeros_like(rows.labels), (len(rows), columns)
         unknown = torch.full_like(count, torch.nan, dtype=torch.float32)
         names = ("zero_gradients", "steps", "forward_passes", "backward_passes")
@@ -52,18 +52,18 @@ class Trace:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult(Trace):
-    """The trace of n rows, or of n samples, and what is known of the iterate that was kept of each."""
+    """The trace of n rows, or of n samples, and the properties of the iterate that was kept for each."""
 
     prediction: Tensor
     loss: Tensor
-    fooled: Tensor  # whether it does what the attack aims at: leave the label, or reach the target
-    claimed: Tensor  # whether it is not assigned to its label
+    fooled: Tensor  # whether the iterate reaches the attack's goal: leave the label, or reach the target
+    claimed: Tensor  # whether the model's prediction differs from the label
     best_step: Tensor
-    score: Tensor  # by which it was best
+    score: Tensor  # the score by which the iterate was best
 
 
 def best_rows(found: SearchResult, rows: Rows) -> Tensor:
-    """Returns for each sample the number of its best row: one that fools before one that does not, then by score."""
+    """Returns for each sample the index of its best row: rows that fool the model come first, then the score."""
     order = torch.argsort(found.score, stable=True)
     for key in (found.fooled, rows.samples):
         order = order[torch.argsort(key[order].long(), stable=True)]
@@ -72,7 +72,7 @@ def best_rows(found: SearchResult, rows: Rows) -> Tensor:
 
 
 def of_samples(found: SearchResult, rows: Rows, best: Tensor) -> SearchResult:
-    """Returns the result of each sample: that of its best row, with the counts of all of its rows together."""
+    """Returns the result of each sample: that of its best row, with counts summed over all of its rows."""
     position = torch.searchsorted(rows.samples[best], rows.samples)
 
     def over(values: Tensor, how: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""A search over the rows of a batch, each a sample under one restart towards one class."""
+"""A search over the rows of a batch; each row is one sample, one restart and one goal class."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +26,7 @@ ROUNDING = 2**-16
 def search_rows(
     model: Callable[[Tensor], Tensor], attack: Attack, rows: Rows, on_step: Callable[[], None]
 ) -> tuple[SearchResult, Tensor, Start]:
-    """Returns what was found for each row, the parameter that was kept, and the start that it belongs to."""
+    """Returns the result for each row, the parameter that was kept, and the start of the search."""
     start = prepare(attack, rows)
     if not start.independent:  # no row can stop before the others
         rows = replace(rows, steps=rows.steps.min().expand_as(rows.steps))
@@ -38,10 +38,10 @@ def search_rows(
 class SearchState(Problem):
     """The rows in the batch, the best iterate of each, its trace, and which of them are still undecided.
 
-    Rows that left the batch stand in `left`, with their numbers and their result.
+    Rows that left the batch are stored in `left`, with their indices and results.
     """
 
-    losses: Tensor  # of the last iterate; the optimizer lowers them
+    losses: Tensor  # of the last iterate, in the sign that the optimizer minimizes
     fooled: Tensor
 
     def __init__(
@@ -67,7 +67,7 @@ class SearchState(Problem):
         self.by_norm = attack.by_norm(smallest=start.traits.smallest_norm)
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the parameter as it is kept, the logits and the losses."""
+        """Returns the parameter to keep (quantized if requested), the logits and the losses."""
         perturbed, kept = self.start.perturbed(self.rows.images)
         logits = self.model(perturbed)
         return (
@@ -77,11 +77,11 @@ class SearchState(Problem):
         )
 
     def objective(self, losses: Tensor) -> Tensor:
-        """Returns the sum of the losses, negative if they are to grow."""
+        """Returns the sum of the losses, negated if they are maximized."""
         return losses.sum() if self.attack.towards else -losses.sum()
 
     def record(self, kept: Tensor, output: Tensor, losses: Tensor) -> None:
-        """Records an iterate, of which `kept` is the parameter, and decides the rows that end with it."""
+        """Records an iterate, whose parameter is `kept`, and marks the rows whose search ends with it."""
         self.step += 1
         trace, rows, losses = self.trace, self.rows, losses.float()
         finite = output.isfinite().all(1) & losses.isfinite()
@@ -93,9 +93,11 @@ class SearchState(Problem):
         score = gains
         if self.by_norm or self.start.traits.smallest_norm:
             norms = self.start.ball.norms(kept)
-            if self.start.traits.smallest_norm:  # its iterates may lie outside of the ball
+            if self.start.traits.smallest_norm:  # its iterates may lie outside the ball
                 fooled, claimed = (flags & self.start.counts(norms) for flags in (fooled, claimed))
-            if self.by_norm:  # a smallest norm lies at the boundary, where other batch sizes may round over it
+            if (
+                self.by_norm
+            ):  # minimum-norm iterates lie at the decision boundary, where rounding can flip them at another batch size
                 certain = _beyond_rounding(output)
                 fooled, claimed = fooled & certain, claimed & certain
                 norms = norms.float()
@@ -130,7 +132,7 @@ class SearchState(Problem):
         return fooled if self.attack.rows == 1 else any_of_sample(self.rows, fooled & self.undecided)
 
     def _keep_best(self, *, fooled: Tensor, score: Tensor, **values: Tensor) -> None:
-        """Keeps the values of the rows for which this iterate is the best so far; of coupled rows, for all or none."""
+        """Keeps the values of the rows for which this iterate is the best so far; coupled rows change together."""
         if self.attack.use_best and not self.start.coupled:
             self.best.update([fooled, score], self.undecided, **values)
             return
@@ -148,7 +150,7 @@ class SearchState(Problem):
     def check_gradient(self) -> None:
         """Decides rows whose gradient is not finite; where no row can leave, such gradients are set to zero."""
         gradient = self.start.parameter.grad
-        assert gradient is not None  # check_perturbed saw that the images depend on it
+        assert gradient is not None  # check_perturbed made sure that the images depend on the parameter
         trace, total = self.trace, _magnitudes(gradient, shared=self.start.shared)
         finite, zero = total.isfinite(), (total == 0) & self.undecided
         trace.backward_passes.add_(1)
@@ -162,7 +164,7 @@ class SearchState(Problem):
             self._decide(~finite, NOT_FINITE)
 
     def before_step(self) -> None:
-        """Counts the step of the undecided rows, and removes the others from the batch if they are enough."""
+        """Counts a step for the undecided rows, and removes decided rows from the batch once there are enough."""
         self.trace.steps.add_(self.undecided)
         stay = self.undecided.nonzero().flatten()
         self.all_decided = not len(stay)
@@ -181,7 +183,7 @@ class SearchState(Problem):
         self.start.keep(stay)
 
     def published(self) -> dict[str, Any]:
-        """Returns what the optimizer may read during its next step."""
+        """Returns the values that the optimizer may read during its next step."""
         return {"losses": self.losses, "fooled": self.fooled, "generators": self.start.generators}
 
     def gradient(self) -> Tensor:
@@ -191,7 +193,7 @@ class SearchState(Problem):
         return super().gradient()
 
     def _decide(self, ends: Tensor, reason: int | Tensor) -> None:
-        """Marks the rows that end as decided, for this reason."""
+        """Marks these rows as decided and stores the reason."""
         _write(self.trace.stopped, ends & self.undecided, reason)
         self.undecided = self.undecided & ~ends
 
@@ -206,7 +208,7 @@ class SearchState(Problem):
         return values.pop("parameter"), SearchResult(**vars(trace), **values)
 
     def result(self) -> tuple[SearchResult, Tensor]:
-        """Returns what was found for all rows, and their parameter; traces of rows that stopped repeat their end."""
+        """Returns the result and the parameter of all rows; traces of stopped rows repeat their last value."""
         parameter, found = self._taken(None)
         if self.left:
             numbers, parameters, results = zip(*self.left, (self.index, parameter, found), strict=True)
@@ -218,7 +220,7 @@ class SearchState(Problem):
 
 
 def _beyond_rounding(logits: Tensor) -> Tensor:
-    """Returns for each row whether its two largest logits differ by more than rounding explains."""
+    """Returns for each row whether its two largest logits differ by more than the rounding error."""
     if logits.shape[1] < 2:
         return torch.ones_like(logits[:, 0], dtype=torch.bool)
     first, second = logits.float().topk(2).values.unbind(1)
@@ -226,14 +228,14 @@ def _beyond_rounding(logits: Tensor) -> Tensor:
 
 
 def _write(store: Tensor, where: Tensor, value: int | Tensor) -> None:
-    """Writes the value, one for all or one a row, where the mask is true."""
+    """Writes the value, a scalar or one per row, where the mask is true."""
     store.copy_(torch.where(where, value, store))
 
 
 def _magnitudes(gradient: Tensor, *, shared: bool) -> Tensor:
     """Returns a number for each row, or one for all, that is 0 or not finite if the gradient is."""
     rows = gradient.reshape(1 if shared else len(gradient), -1)
-    total = rows.sum(1)  # several times as fast as the sum of magnitudes, and as good unless it is 0 or not finite
+    total = rows.sum(1)  # several times as fast as the sum of magnitudes, and sufficient unless it is 0 or not finite
     if not can_look(total) or not (total.isfinite() & (total != 0)).all():
         total = rows.abs().sum(1)
     return total[0] if shared else total

@@ -1,4 +1,4 @@
-"""Several attacks, one after another: each on the samples that are still robust."""
+"""Several attacks in sequence, each on the samples that are still robust."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ class Stage:
 
     Args:
         name: The name of the stage in tables and records.
-        words: The options that were given for it, for the record.
+        words: The command-line options given for the stage, kept for the record.
     """
 
     name: str
@@ -53,7 +53,7 @@ def check_together(stages: Sequence[Stage], starts: Sequence[Start]) -> None:
 
 
 class Stages:
-    """Attacks samples as a `Prober` does, with several probers in turn; `past` says what each did to the n samples."""
+    """Attacks samples with several probers in sequence; `past` holds the history of each on the n samples."""
 
     def __init__(self, probers: Sequence[Prober]) -> None:
         self.probers = probers
@@ -61,13 +61,13 @@ class Stages:
         self.columns = max(1 + prober.attack.steps // prober.attack.stride for prober in probers)
 
     def can_go_on(self, spent: Tensor) -> Tensor:
-        """Says which of the n samples, after that many passes of each, any stage may attack."""
+        """Returns a mask of the n samples that at least one stage may attack after `spent` passes each."""
         return torch.stack([prober.can_go_on(spent) for prober in self.probers]).any(0)
 
     def __call__(self, chosen: Tensor, epsilon: Tensor | None, spent: Tensor) -> ProbeResult:
-        """Attacks the chosen samples; the record of each is that of the stage that succeeded.
+        """Attacks the chosen samples; the result of each comes from the stage that succeeded.
 
-        For a robust sample it is that of the last stage with gradients, whose trace shows gradient masking.
+        For a robust sample it comes from the last gradient-based stage, whose trace shows gradient masking.
         """
         record, passes = None, torch.zeros(2, len(chosen), dtype=torch.int64, device=chosen.device)
         ranks = torch.zeros_like(chosen)
@@ -86,7 +86,7 @@ class Stages:
             result = replace(_with_columns(result, self.columns), stage=torch.full_like(at, number))
             record = _spread(result, at, len(chosen)) if record is None else record
             record = with_rows(record, at[kept], take_rows(result, kept))
-        assert record is not None  # `can_go_on` said of each that a stage attacks it
+        assert record is not None  # `can_go_on` is true for each, so at least one stage attacks it
         return replace(record, search=replace(record.search, forward_passes=passes[0], backward_passes=passes[1]))
 
     def _add_to_past(self, number: int, index: Tensor, result: ProbeResult) -> None:

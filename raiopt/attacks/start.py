@@ -1,4 +1,4 @@
-"""The start of a search: perturbation, optimizer and random start; and the claim that it ends with."""
+"""The setup of a search (perturbation, optimizer and random start), and the claim that it produces."""
 
 import copy
 from collections.abc import Sequence
@@ -23,22 +23,22 @@ from raiopt.perturbations.models import AdditivePerturbation, PerturbationModel
 from raiopt.sampling import keyed_generator
 
 MAX_BOUNDARY_LOSS = 1e-6
-"""The largest loss, where all classes are equally likely, that counts as 0 at the decision boundary."""
+"""A loss up to this value, measured where all classes are equally likely, counts as 0 at the decision boundary."""
 
 
 @dataclass
 class Start:
-    """The perturbation of n rows, its optimizer, and what else a search moves.
+    """The perturbation of n rows, its optimizer, and the rest of a search's mutable state.
 
     Args:
-        parameter: The only one of `perturbation`.
-        shared: All samples share it; else it has n rows.
-        bounds: The limits of the parameter, shaped like it at the start; None: perturbed images are clamped to [0, 1].
-        generators: One for each row.
-        quantize: Evaluate, and keep, images on the 8-bit grid.
+        parameter: The only parameter of `perturbation`.
+        shared: Whether all samples share the parameter; otherwise it has n rows.
+        bounds: The parameter's limits, in its initial shape; None: perturbed images are clamped to [0, 1].
+        generators: One per row.
+        quantize: Whether images are evaluated and kept on the 8-bit grid.
 
     Attributes:
-        ball: Contains the parameter; of the rows at the start.
+        ball: The ball that must contain the parameter, for all initial rows.
         full_perturbation: A copy that keeps all rows, even after some have left the batch.
     """
 
@@ -74,7 +74,7 @@ class Start:
 
     @cached_property
     def independent(self) -> bool:
-        """Whether rows may leave the batch: optimizer and perturbation treat each of them separately."""
+        """Whether rows may leave the batch, because optimizer and perturbation treat each row independently."""
         known = inner_is_elementwise(self.optimizer) and hasattr(self.perturbation, "select")
         return known and not self.coupled
 
@@ -85,16 +85,16 @@ class Start:
 
     @property
     def passes_per_step(self) -> int:
-        """The forward and backward passes of a row in one step."""
+        """The number of forward and backward passes per row and step."""
         return 1 if self.traits.gradient_free else 2 * (1 + self.traits.further_gradients)
 
     def counts(self, norms: Tensor) -> Tensor:
-        """Says which of the norms are at most the radius of their row."""
+        """Returns a mask of the norms that are at most the radius of their row."""
         epsilon = self.optimizer.param_groups[0]["epsilon"]
         return norms <= (epsilon.reshape(-1).to(norms) if isinstance(epsilon, Tensor) else epsilon)
 
     def perturbed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the perturbed images, and the parameter that is kept of them, without a graph."""
+        """Returns the perturbed images, and the detached parameter to keep for them."""
         made, kept = self.perturbation(images), self.parameter.detach()
         if self.bounds is None:
             return _straight_through(made, made.detach().clamp(0, 1)), kept
@@ -105,14 +105,14 @@ class Start:
         return made, kept
 
     def keep(self, index: Tensor) -> None:
-        """Removes all rows but those with these numbers."""
+        """Removes all rows except those with these indices."""
         self.perturbation.select(index)  # pyright: ignore[reportAttributeAccessIssue]
         select_rows(self.optimizer, self.parameter, index)
         self.generators = [self.generators[row] for row in index.tolist()]
 
     @torch.no_grad()
     def claim(self, parameter: Tensor, index: Tensor | None = None) -> Claim:
-        """Returns the claim that `parameter`, for these of the rows at the start (None: all), fools the model."""
+        """Returns the claim that `parameter` fools the model, for these of the initial rows (None: all)."""
         claim = Claim(parameter, self.ball, shared=self.shared, bounds=self.bounds)
         if index is not None and not self.shared:
             claim = claim.take(index)
@@ -126,18 +126,18 @@ class Start:
 
 
 def _straight_through(made: Tensor, seen: Tensor) -> Tensor:
-    """Returns `seen` with the gradient of `made`, so that a pixel at the limit can come back."""
+    """Returns `seen` with the gradient of `made`, so that clamped pixels still receive gradients."""
     return made + (seen - made).detach()
 
 
 def prepare(attack: Attack, rows: Rows) -> Start:
-    """Returns perturbation and optimizer of an attack, at the random start of each row.
+    """Constructs the perturbation and optimizer of an attack, with each row at its random start.
 
-    Samples that share the parameter start from the generator of the first of them.
+    If samples share the parameter, the generator of the first sample draws its start.
 
     Raises:
-        TypeError, ValueError: If perturbation, optimizer or start cannot be made for such images, or do not fit
-            together.
+        TypeError, ValueError: If perturbation, optimizer or start cannot be constructed for these images, or do not
+            fit together.
     """
     images = rows.images
     keys = zip(rows.ids.tolist(), rows.restarts.tolist(), strict=True)
@@ -158,7 +158,7 @@ def prepare(attack: Attack, rows: Rows) -> Start:
     start = Start(perturbation, parameter, optimizer, shared, bounds, generators, quantize=attack.quantize)
     most = attack.most_steps(start.passes_per_step, attack.passes_to_aim(rows.clean.shape[1]))
     for group in optimizer.param_groups:
-        if "steps" in group and attack.max_passes is not None:  # the steps that the optimizer plans for
+        if "steps" in group and attack.max_passes is not None:  # the number of steps that the optimizer plans for
             group["steps"] = max(1, min(group["steps"], most))
     if attack.schedule is not None:
         with error_context("schedule"):
@@ -174,7 +174,7 @@ def prepare(attack: Attack, rows: Rows) -> Start:
 
 
 def _fill(attack: Attack, start: Start, epsilon: Tensor | None) -> None:
-    """Writes the random start of each row, drawn on the CPU, so that it is the same on every device."""
+    """Fills in the random start of each row, drawn on the CPU so that it is the same on every device."""
     rows = [start.parameter[None]] if start.shared else start.parameter.split(1)
     radii = [{}] * len(rows) if epsilon is None else [{"epsilon": radius} for radius in epsilon.tolist()]
     with error_context("init"), torch.no_grad():
@@ -186,7 +186,7 @@ def _fill(attack: Attack, start: Start, epsilon: Tensor | None) -> None:
 
 
 def _check_settings(attack: Attack, start: Start) -> None:
-    """Raises if the perturbation or the optimizer make a setting of the attack impossible."""
+    """Raises if the perturbation or the optimizer does not support a setting of the attack."""
     settings = {
         f"restarts={attack.restarts}": attack.restarts > 1,
         f"target={attack.target}, with several targets,": attack.targets > 1,
@@ -210,7 +210,7 @@ def _check_settings(attack: Attack, start: Start) -> None:
 
 
 def try_parts(attack: Attack, shape: Sequence[int], classes: int) -> Start:
-    """Returns the start of an attack on two black images (C, H, W) of that shape, after all parts were checked."""
+    """Checks all parts of an attack on two black images of this shape (C, H, W), and returns the start for them."""
     logits, labels, images = torch.zeros(2, classes), torch.zeros(2, dtype=torch.int64), torch.zeros(2, *shape)
     goals = attack.goals(logits, labels)
     with error_context("criterion"):
@@ -238,6 +238,6 @@ def try_parts(attack: Attack, shape: Sequence[int], classes: int) -> Start:
 
 
 def _same_start(start: Start) -> bool:
-    """Says whether the first two rows start from the same point."""
+    """Returns whether the first two rows start from the same point."""
     places = getattr(start.perturbation, "places", None)
     return all(torch.equal(rows[0], rows[1]) for rows in (start.parameter, places) if rows is not None)

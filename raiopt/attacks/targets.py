@@ -1,4 +1,4 @@
-"""The target classes of each sample: the rules that order them."""
+"""The rules that choose and order the target classes of each sample."""
 
 from collections.abc import Callable
 
@@ -14,11 +14,11 @@ MAX_CANDIDATES = 100
 
 
 def ordered(rule: int | str, count: int, logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns the first `count` targets (N, count) of each sample by a rule that the clean logits (N, C) decide.
+    """Returns the first `count` targets (N, count) of each sample, ordered by a rule on the clean logits (N, C).
 
     Args:
-        rule: A class; "next": the classes after the label; "least_likely" and "likely": those of the smallest, and of
-            the largest other logits, in this order. Of "malt", which needs gradients, the likely ones.
+        rule: A class; "next": the classes after the label; "least_likely": the other classes by increasing logit;
+            "likely": by decreasing logit. "malt" needs gradients, so here it gives the same classes as "likely".
 
     >>> ordered("likely", 2, torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
     tensor([[2, 1]])
@@ -37,18 +37,18 @@ def ordered(rule: int | str, count: int, logits: Tensor, labels: Tensor) -> Tens
 
 
 def candidates(classes: int) -> int:
-    """Returns the number of classes that `nearest` compares, each of which takes a backward pass."""
+    """Returns the number of classes that `nearest` compares, with one backward pass each."""
     return min(MAX_CANDIDATES, classes - 1)
 
 
 def nearest(
     model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, count: int, p: float | None
 ) -> tuple[Tensor, int]:
-    """Returns the `count` classes (N, count) of the nearest boundaries of a linear model, and the backward passes.
+    """Returns the `count` classes (N, count) with the nearest linearized boundaries, and the number of backward passes.
 
-    The distance of the boundary between the label y and class c is (z_y - z_c) / |grad (z_y - z_c)|, in the norm that
-    is dual to that of the ball: MALT, Melamed et al., 2024 (https://arxiv.org/abs/2407.02240). Only the most likely
-    classes are candidates.
+    The distance to the boundary between label y and class c is (z_y - z_c) / |grad (z_y - z_c)|, with the norm dual to
+    that of the ball: MALT, Melamed et al., 2024 (https://arxiv.org/abs/2407.02240). Only the most likely classes are
+    candidates.
 
     Args:
         p: The order of the ball's norm; 0 is treated as 1, None (no ball) as 2.
@@ -61,7 +61,7 @@ def nearest(
         gaps = logits.gather(1, labels[:, None]) - logits.gather(1, likely)
         dual = {None: 2.0, 2.0: 2.0, float("inf"): 1.0}.get(p, float("inf"))
         sizes = []
-        for k in range(taken):  # one after another: all gradients together would take the memory of as many images
+        for k in range(taken):  # one by one: all gradients at once would need the memory of `taken` image batches
             slope = torch.autograd.grad(gaps[:, k].sum(), images, retain_graph=k + 1 < taken)[0]
             sizes.append(norms(slope.flatten(1), dual))
     sizes = torch.cat(sizes, dim=1)

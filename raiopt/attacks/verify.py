@@ -1,4 +1,4 @@
-"""Verification of an attack: the ball, the box and the prediction are checked again, independently of the search."""
+"""Verification of an attack: checks ball, box and prediction again, independently of the search."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from raiopt.batching import as_batch, merged_dims
 from raiopt.optim import traits_of
 
 TOLERANCE = 1e-6
-"""The error that rounding to float32 explains: relative for the norm, absolute for the box."""
+"""Tolerance for float32 rounding errors: relative for the norm, absolute for the box."""
 
 
 def exact(x: Tensor) -> Tensor:
@@ -23,14 +23,14 @@ def exact(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Ball:
-    """The ball in which an optimizer keeps its parameter: its norm, its radius and its scope.
+    """The ball to which an optimizer constrains its parameter: norm, radius and scope.
 
     Args:
         p: The norm's order; None if there is no ball.
-        epsilon: The radius, or one for each of n rows; of an additive perturbation in units of pixels in [0, 1],
-            with p = 0 a number of entries.
+        epsilon: The radius, or one radius for each of n rows; for an additive perturbation in units of pixels in
+            [0, 1], for p = 0 a number of entries.
         param_ndim: As in the optimizer: every row of `as_batch(parameter, param_ndim)` has its own ball.
-        scope: What lies in one ball, if that is not the perturbation of one image: "in all", "per row of ...".
+        scope: What one ball constrains, if not the perturbation of one image: "in all", "per row of ...".
         pixels: With p = 0: the radius is a number of positions, each with all its channels.
     """
 
@@ -42,7 +42,7 @@ class Ball:
 
     @classmethod
     def of(cls, optimizer: Optimizer, *, shared: bool = False, what: str = "") -> "Ball":
-        """Returns the ball of an optimizer's parameter, of shape (n, ...), or one that all samples share.
+        """Returns the ball of an optimizer's parameter, which has shape (n, ...) or is shared by all samples.
 
         Args:
             what: The parameter's name if it is not simply added to the images.
@@ -64,9 +64,9 @@ class Ball:
         return cls(p, epsilon, param_ndim, scope, p == 0 and traits.pixels)
 
     def norms(self, parameter: Tensor) -> Tensor:
-        """Returns the norm (n,) of each row of the parameter (n, ...) in float64; the L2 norm without a ball.
+        """Returns the norm (n,) of each row of the parameter (n, ...) in float64; the L2 norm if there is no ball.
 
-        Where a row has several balls, it is the largest norm.
+        If a row has several balls, its largest norm is returned.
         """
         rows = as_batch(exact(parameter), self.param_ndim)
         counted = rows.abs().amax(-3) if self.pixels else rows
@@ -75,7 +75,7 @@ class Ball:
         return (norms.view(count, -1).amax(1) if len(norms) > 1 else norms.expand(count)).to(parameter.device)
 
     def contains(self, parameter: Tensor) -> Tensor:
-        """Says for each row of the parameter (n, ...) whether it lies in the ball, of shape (n,); norms in float64."""
+        """Returns a mask (n,) of the rows of the parameter (n, ...) that lie in the ball; norms are in float64."""
         norms = self.norms(parameter)
         if self.p is None or self.epsilon is None:
             return torch.ones_like(norms, dtype=torch.bool)
@@ -84,12 +84,12 @@ class Ball:
 
     @property
     def is_finite(self) -> bool:
-        """Whether it bounds anything."""
+        """Whether the ball constrains the parameter, that is, has a norm and a finite radius."""
         return self.p is not None and not (isinstance(self.epsilon, float) and math.isinf(self.epsilon))
 
     @property
     def largest_radius(self) -> float:
-        """The radius, or the largest of all rows; infinity if nothing is bounded."""
+        """The radius, or the largest one over all rows; infinity if there is no ball."""
         if self.p is None or self.epsilon is None:
             return math.inf
         return float(self.epsilon.max() if isinstance(self.epsilon, Tensor) else self.epsilon)
@@ -99,7 +99,7 @@ class Ball:
         return all(getattr(self, name) == getattr(other, name) for name in ("p", "largest_radius", "scope", "pixels"))
 
     def take(self, index: Tensor) -> "Ball":
-        """Returns the ball of these rows, where each has its own radius."""
+        """Returns the ball for these rows only, which matters if each row has its own radius."""
         return replace(self, epsilon=self.epsilon[index]) if isinstance(self.epsilon, Tensor) else self
 
     def __str__(self) -> str:
@@ -110,15 +110,14 @@ class Ball:
 
 @dataclass(frozen=True)
 class Claim:
-    """The perturbation that, as an attack claims, fools the model on n samples.
+    """A perturbation of n samples that an attack claims to fool the model; `verify` checks the claim.
 
     Args:
-        parameter: The parameter of the perturbation at the best iterate: n rows, or one that all samples share.
-        ball: Contains the parameter.
-        bounds: The limits of the parameter, shaped like it. None: perturbed images are clamped to [0, 1], as in the
-            attack.
-        perturb: The perturbation at that parameter, called with the images; None: it is added to them.
-        places: The places of patches, (n, 2): row and column of the upper left corner.
+        parameter: The perturbation's parameter at the best iterate: n rows, or one shared by all samples.
+        ball: The ball that must contain the parameter.
+        bounds: The parameter's limits, in its shape. None: perturbed images are clamped to [0, 1], as in the attack.
+        perturb: Called with the images, applies the perturbation; None: the parameter is added to the images.
+        places: The positions of patches, (n, 2): row and column of the upper left corner.
     """
 
     parameter: Tensor
@@ -130,19 +129,19 @@ class Claim:
 
     @torch.no_grad()
     def perturbed(self, images: Tensor) -> Tensor:
-        """Returns the perturbed images, of the shape (n, C, H, W) of the clean ones."""
+        """Returns the perturbed images, with the shape (n, C, H, W) of the clean images."""
         made = images + self.parameter if self.perturb is None else self.perturb(images)
         return made.clamp(0, 1) if self.bounds is None else made
 
     def delta(self, images: Tensor) -> Tensor:
-        """Returns the difference of the perturbed and the clean images, of their shape."""
+        """Returns the perturbed minus the clean images."""
         if self.parameter_is_delta:
             return self.parameter
         return self.perturbed(images) - images
 
     @property
     def parameter_is_delta(self) -> bool:
-        """Whether the parameter is that difference: each sample has a row that is added, and nothing is clamped."""
+        """Whether the parameter equals `delta`: each sample's own row is added to its image, without clamping."""
         return self.perturb is None and self.bounds is not None and not self.shared
 
     def take(self, index: Tensor) -> "Claim":
@@ -151,7 +150,7 @@ class Claim:
         return replace(self, parameter=self.parameter[index], ball=self.ball.take(index), bounds=bounds)
 
     def is_valid(self) -> Tensor:
-        """Says for each row of the parameter (n,), or once for all, whether it lies in the ball and in its bounds."""
+        """Returns for each row of the parameter (n,), or once if shared, whether it lies in the ball and its bounds."""
         valid = self.ball.contains(self.parameter)
         if self.bounds is not None:
             low, high = self.bounds
@@ -167,12 +166,12 @@ def _count(parameter: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Verification:
-    """The result of verification for n samples: whether each is broken, and the output of the plain model.
+    """The result of verification for n samples: whether each is broken, and the plain model's prediction.
 
     Args:
-        confidence: The probability of the prediction, in float32 as the logits.
+        confidence: The probability of the predicted class, in float32 like the logits.
         label_confidence: The probability of the label.
-        broken_8bit: Whether they remain broken after rounding to 8 bits; None if that was not checked.
+        broken_8bit: Whether each sample is still broken after rounding to 8 bits; None if that was not checked.
     """
 
     broken: Tensor
