@@ -1,4 +1,4 @@
-"""What two runs of one question have in common: every difference is found, and told for what it is."""
+"""Comparison of two runs of the same question: every difference is found and named."""
 
 import json
 from copy import deepcopy
@@ -86,7 +86,7 @@ def test_a_run_repeats_itself_bit_for_bit(before, folder):
     assert dict(found.rows())["perturbations"] == "2 of 2 the same bit for bit"
 
 
-def test_every_verdict_has_its_word(before, folder):
+def test_every_verdict_has_a_label(before, folder):
     other = {**SAMPLES, "id": [i + 100 for i in SAMPLES["id"]]}
     found = compare(before, run(folder, samples=other))
     assert [flip.before for flip in found.flips] == [*WORDS, *["missing"] * N]
@@ -95,7 +95,7 @@ def test_every_verdict_has_its_word(before, folder):
 
 
 @given(chosen=st.sets(st.integers(0, 2), min_size=1))
-def test_verdicts_that_differ_are_told_by_id(before, folder, chosen):
+def test_verdicts_that_differ_are_listed_by_id(before, folder, chosen):
     verified = [not old if i in chosen else old for i, old in enumerate(SAMPLES["verified"])]
     found = compare(before, run(folder, samples={**SAMPLES, "verified": verified}))
     assert [flip.id for flip in found.flips] == [SAMPLES["id"][i] for i in sorted(chosen)] == found.changed
@@ -106,7 +106,7 @@ def test_verdicts_that_differ_are_told_by_id(before, folder, chosen):
         assert flip in found.conclusion
 
 
-def test_of_many_verdicts_the_first_are_told(before, folder, tmp_path):
+def test_of_many_differing_verdicts_the_first_are_listed(before, folder, tmp_path):
     many = {name: [values[0]] * 40 for name, values in SAMPLES.items()} | {"id": list(range(40))}
     first = run(tmp_path, samples=many)
     found = compare(first, run(folder, samples={**many, "verified": [False] * 40}))
@@ -117,7 +117,7 @@ def test_of_many_verdicts_the_first_are_told(before, folder, tmp_path):
     assert found.conclusion.endswith("and 30 more.")
 
 
-def test_the_radius_that_breaks_a_sample_is_a_part_of_its_verdict(folder, tmp_path):
+def test_the_smallest_successful_radius_is_part_of_the_verdict(folder, tmp_path):
     radii = [0.1, 0.2, None, None, None, None]
     first = run(tmp_path, samples={**SAMPLES, "epsilon": radii})
     found = compare(first, run(folder, samples={**SAMPLES, "epsilon": [0.1, 0.4, *radii[2:]]}))
@@ -125,7 +125,7 @@ def test_the_radius_that_breaks_a_sample_is_a_part_of_its_verdict(folder, tmp_pa
 
 
 @given(noise=st.lists(st.floats(-(2**-10), 2**-10, width=32), min_size=12, max_size=12))
-def test_the_largest_difference_of_perturbations_is_told(before, folder, noise):
+def test_the_largest_difference_of_perturbations_is_reported(before, folder, noise):
     delta = DELTA.copy()
     delta[1] += np.array(noise, np.float32).reshape(3, 2, 2)
     found = compare(before, run(folder, delta=delta)).stored
@@ -135,7 +135,7 @@ def test_the_largest_difference_of_perturbations_is_told(before, folder, noise):
     assert found.largest == (None if same else expected)
 
 
-def test_other_bits_are_a_repetition_only_if_something_says_why(before, folder):
+def test_differing_bits_count_as_a_repetition_only_with_a_known_cause(before, folder):
     found = compare(before, run(folder, delta=DELTA + np.float32(1e-3)))
     assert found.repeated is None
     assert "No recorded difference explains it." in found.conclusion
@@ -157,7 +157,7 @@ def test_other_bits_are_a_repetition_only_if_something_says_why(before, folder):
     "conditions",
     [{"device__type": "cuda"}, {"batch_size": 64}, {"inference__channels_last": True}, {"versions__python": "3.12.1"}],
 )
-def test_what_may_change_bits_is_a_condition(before, folder, conditions):
+def test_settings_that_may_change_bits_are_conditions(before, folder, conditions):
     found = compare(before, run(folder, edited(RECORD, **conditions), delta=-DELTA))
     assert found.repeated == "verdicts"
     assert len(found.conditions) == 1
@@ -190,7 +190,7 @@ def test_other_options_are_another_question_unless_the_version_has_others(before
     assert (found.question, found.repeated) == ({}, "bitwise")
 
 
-def test_figures_that_do_not_follow_from_the_samples_are_told(before, folder):
+def test_metrics_that_disagree_with_the_samples_are_reported(before, folder):
     found = compare(before, run(folder, edited(RECORD, metrics__robust_accuracy=0.9)))
     assert found.repeated is None
     assert found.conclusion.endswith("run.json has another robust_accuracy.")
@@ -201,7 +201,7 @@ def test_figures_that_do_not_follow_from_the_samples_are_told(before, folder):
     json.dumps(found.as_json(), allow_nan=False)
 
 
-def test_what_one_version_alone_has_is_left_out(before, folder):
+def test_fields_of_only_one_version_are_ignored(before, folder):
     record = edited(RECORD, metrics__claimed=3)
     samples = {**SAMPLES, "rise": [0.5] * N}
     assert compare(before, run(folder, record, samples)).repeated == "bitwise"
@@ -213,7 +213,7 @@ def test_a_column_of_another_type_differs_in_every_sample(before, folder):
     assert (found.columns, found.repeated) == ({"linf": N}, None)
 
 
-def test_perturbations_count_with_all_that_they_were_made_from(folder, tmp_path):
+def test_perturbations_are_compared_with_all_their_inputs(folder, tmp_path):
     patches, batch = np.zeros((1, 3, 1, 1), np.float32), np.zeros(2, np.int64)
     first = run(tmp_path, parameter=patches, batch=batch, places=np.arange(4).reshape(2, 2))
     assert (
@@ -225,7 +225,7 @@ def test_perturbations_count_with_all_that_they_were_made_from(folder, tmp_path)
     assert compare(first, run(folder)).stored.equal == 0
 
 
-def test_perturbations_of_one_run_alone_are_told(before, folder):
+def test_perturbations_stored_by_only_one_run_are_reported(before, folder):
     run(folder, delta=None)
     perturbations(folder).unlink()
     found = compare(before, folder)
@@ -235,7 +235,7 @@ def test_perturbations_of_one_run_alone_are_told(before, folder):
     assert dict(compare(folder, folder).rows())["perturbations"] == "none stored"
 
 
-def test_perturbations_in_several_files_are_those_of_one(before, folder):
+def test_several_perturbation_files_are_read_as_one(before, folder):
     run(folder)
     perturbations(folder).unlink()
     (folder / "perturbations").mkdir()
@@ -261,8 +261,8 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("what", DAMAGED)
-def test_what_cannot_be_read_is_named(before, tmp_path, what):
-    damage, told = DAMAGED[what]
+def test_unreadable_files_are_named(before, tmp_path, what):
+    damage, message = DAMAGED[what]
     damage(run(tmp_path))
-    with pytest.raises((ValueError, FileNotFoundError), match=told):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         compare(before, tmp_path)

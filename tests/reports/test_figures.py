@@ -29,20 +29,20 @@ ROOT = Path(__file__).parents[2]
 
 def curves(count=2, norm="linf", peers="m on d, Linf", **changes):
     """Curves whose accuracy at 0.1 falls with their number."""
-    told = {"peers": peers, "norm": norm, "scope": None, "epsilon": [0.0, 0.1], "samples": 8}
+    common = {"peers": peers, "norm": norm, "scope": None, "epsilon": [0.0, 0.1], "samples": 8}
     frames = []
     for number in range(count):
         share = {"robust": [1.0, 0.5 - number / 100], "low": [0.9, 0.1], "high": [1.0, 0.6]}
-        frames.append(pl.DataFrame({"label": f"{norm} lr={number}", **told, **share, **changes}))
+        frames.append(pl.DataFrame({"label": f"{norm} lr={number}", **common, **share, **changes}))
     return pl.concat(frames)
 
 
 def steps(count=2, **changes):
-    told = {"peers": "m on d", "step": [0, 1, 2], "passes": [1.0, 3.0, 5.0], "fooled_so_far": [0.0, 0.25, 0.5]}
+    common = {"peers": "m on d", "step": [0, 1, 2], "passes": [1.0, 3.0, 5.0], "fooled_so_far": [0.0, 0.25, 0.5]}
     frames = []
     for number in range(count):
         loss = {"loss": [0.0, 1.0, 2.0 + number], "loss_low": [0.0] * 3, "loss_high": [9.0] * 3}
-        frames.append(pl.DataFrame({"label": f"lr={number}", **told, **loss, **changes}))
+        frames.append(pl.DataFrame({"label": f"lr={number}", **common, **loss, **changes}))
     return pl.concat(frames)
 
 
@@ -100,7 +100,7 @@ def test_a_curve_is_a_line_with_its_band_and_its_name():
     assert drawn_well(figure)
 
 
-def test_every_line_has_a_colour_a_marker_and_dashes_of_its_own():
+def test_every_line_has_a_unique_colour_marker_and_dash_pattern():
     lines = figures.robust_against_epsilon(curves(len(STYLES))).axes[0].get_lines()
     assert [to_hex(line.get_color()).upper() for line in lines] == [colour for colour, _, _ in STYLES]
     assert {str(line.get_marker()) for line in lines} == {marker for _, marker, _ in STYLES}
@@ -218,8 +218,8 @@ def test_values_drawn_at_random_lie_to_scale():
 def test_jobs_and_classes_are_dots_with_intervals_the_weakest_on_top():
     count = 40
     robust = np.linspace(0.9, 0.12, count)
-    told = {"low": robust - 0.1, "high": robust + 0.05, "label": [f"lr={n}" for n in range(count)]}
-    figure = figures.jobs(pl.DataFrame({**told, "robust": robust, "clean": 0.95}))
+    columns = {"low": robust - 0.1, "high": robust + 0.05, "label": [f"lr={n}" for n in range(count)]}
+    figure = figures.jobs(pl.DataFrame({**columns, "robust": robust, "clean": 0.95}))
     axes = axes_of(figure)
     clean, dots = axes.get_lines()
     assert words(axes.get_yticklabels()) == [f"lr={n}" for n in range(count - 1, 9, -1)]
@@ -233,8 +233,8 @@ def test_jobs_and_classes_are_dots_with_intervals_the_weakest_on_top():
 
 
 def test_the_confusion_matrix_has_shares_of_classes_and_counts():
-    told = {"label": [0, 0, 2, 2, 2], "prediction": [0, 5, 2, None, 0], "count": [3, 1, 2, 5, 1]}
-    figure = figures.confusion_matrix(pl.DataFrame(told), ["cat", "b", "owl"], "adversarial images")
+    columns = {"label": [0, 0, 2, 2, 2], "prediction": [0, 5, 2, None, 0], "count": [3, 1, 2, 5, 1]}
+    figure = figures.confusion_matrix(pl.DataFrame(columns), ["cat", "b", "owl"], "adversarial images")
     axes = axes_of(figure)
     shares = axes.images[0].get_array()
     assert np.allclose(shares, [[75, 0, 25], [12.5, 25, 0], [0, 0, 0]])
@@ -257,11 +257,11 @@ def test_many_classes_are_a_picture():
 def test_names_are_shown_as_they_are_and_fit(name):
     clean = " ".join(name.split())
     figure = figures.robust_against_epsilon(curves(1).with_columns(label=pl.lit(name)))
-    told = legend(figure)[0][0].replace(r"\$", "$").replace("\n", "")
-    assert told == clean if len(clean) < 100 else "..." in told
+    label_shown = legend(figure)[0][0].replace(r"\$", "$").replace("\n", "")
+    assert label_shown == clean if len(clean) < 100 else "..." in label_shown
     assert drawn_well(figure)
-    told = {"name": [name], "robust_accuracy": [0.5], "low": [0.4], "high": [0.6], "clean_accuracy": [1.0]}
-    figure = figures.classes(pl.DataFrame(told), title=name)
+    columns = {"name": [name], "robust_accuracy": [0.5], "low": [0.4], "high": [0.6], "clean_accuracy": [1.0]}
+    figure = figures.classes(pl.DataFrame(columns), title=name)
     label = axes_of(figure).get_yticklabels()[0].get_text().replace(r"\$", "$")
     assert label == clean if len(clean) < 48 else label[:10] == clean[:10]
     assert drawn_well(figure)
@@ -282,7 +282,7 @@ def test_names_are_shown_as_they_are_and_fit(name):
         (lambda: figures.save_figure(figures.loss_against(steps(1)), "x.jpg"), "ending of file='jpg' must be one of"),
     ],
 )
-def test_what_cannot_be_drawn_is_told(draw, message):
+def test_data_that_cannot_be_drawn_are_refused(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()
 
@@ -303,7 +303,7 @@ NAMES = ["robust_against_epsilon", "loss_against_steps", "fooled_against_steps",
 NAMES += ["fooled_against_passes", "parallel", "jobs", "heatmap", "classes", "confusion_clean", "confusion_adversarial"]
 
 
-def test_every_figure_that_runs_say_something_for_becomes_a_png_and_a_pdf(tmp_path):
+def test_every_figure_with_data_is_written_as_png_and_pdf(tmp_path):
     problems = {}
     files = figures.save_figures(a_sweep(tmp_path / "sweep"), tmp_path / "out", problems)
     assert files == [tmp_path / "out" / "figures" / f"{name}.{kind}" for name in NAMES for kind in ("png", "pdf")]
@@ -362,16 +362,18 @@ assert "matplotlib.pyplot" not in sys.modules and "torch" not in sys.modules
 
 def test_equal_runs_give_equal_files_in_any_process(tmp_path):
     a_sweep(tmp_path / "sweep")
-    told = []
+    digests = []
     for seed in ("1", "2"):
         command = [sys.executable, "-W", "error", "-c", DIGEST, tmp_path / "sweep", tmp_path / seed]
         environment = os.environ | {"PYTHONHASHSEED": seed}
-        told.append(subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True).stdout.split())
-    assert told[0] == told[1]
-    assert len(told[0]) == 4
+        digests.append(
+            subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True).stdout.split()
+        )
+    assert digests[0] == digests[1]
+    assert len(digests[0]) == 4
 
 
-def test_threads_draw_what_one_draws_and_settings_stay(tmp_path):
+def test_threads_draw_equal_figures_and_keep_the_settings(tmp_path):
     before, frame, digests = dict(matplotlib.rcParams), load_sweep(a_sweep(tmp_path)[0].folder.parent), []
 
     def draw(number):
@@ -389,7 +391,7 @@ def test_threads_draw_what_one_draws_and_settings_stay(tmp_path):
     assert dict(matplotlib.rcParams) == before
 
 
-def test_a_figure_is_as_before_after_it_was_saved(tmp_path):
+def test_saving_does_not_change_a_figure(tmp_path):
     figure = figures.loss_against(steps(1))
     canvas, dots, size = figure.canvas, figure.dpi, tuple(figure.get_size_inches())
     figures.save_figure(figure, tmp_path / "a.pdf")

@@ -72,13 +72,13 @@ def hostile(tmp_path_factory):
 
 
 @given(st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=9))
-def test_json_in_a_page_ends_no_element_and_is_read_back(value):
+def test_embedded_json_closes_no_element_and_round_trips(value):
     text = as_json(value)
     assert not set("<>&") & set(text)
     assert json.loads(text) == value
 
 
-def test_hostile_names_make_no_element(hostile):
+def test_hostile_names_create_no_html_elements(hostile):
     report, page = hostile
     assert len(page.scripts) == 4
     assert {tag for tag, _ in page.elements} & {"iframe", "object", "embed", "link", "base", "form"} == set()
@@ -110,7 +110,7 @@ def test_runs_without_a_result_are_shown_with_the_reason(hostile):
     assert "This run stored no example images." in page.text
 
 
-def test_of_each_question_the_best_run_is_found_with_its_interval(tmp_path):
+def test_the_best_run_of_each_group_is_shown_with_its_interval(tmp_path):
     for number, (strength, epsilon) in enumerate([(0.25, 0.1), (0.5, 0.2), (0.75, 0.1), (0.5, 0.1), (0.6, 0.2)]):
         given = {"optim.lr": number, "optim.epsilon": epsilon}
         whole_run(tmp_path, f"job{number}", strength=strength, epsilon=epsilon, overrides=given, job_number=number)
@@ -141,7 +141,7 @@ def test_the_best_is_compared_with_the_second_and_the_default(tmp_path):
     assert len(finding.comparisons({"optim.lr": 0})) == 1  # the best is the default
 
 
-def test_what_became_of_the_samples_adds_up(tmp_path):
+def test_sample_outcomes_sum_to_the_total(tmp_path):
     figures = {"samples": 200, "clean_accuracy": 0.9, "robust_accuracy": 0.5, "undecided": 10}
     make(tmp_path, "run", metrics=figures)
     (run,) = load_runs([tmp_path / "run"])
@@ -176,7 +176,7 @@ def test_jobs_are_points_in_the_grid_of_their_options(tmp_path):
     assert {option["name"] for option in options if option["asks"]} == {"epsilon"}
 
 
-def test_curves_are_short_numbers_and_null_where_there_is_none():
+def test_curves_are_rounded_numbers_with_null_for_missing_values():
     frame = pl.DataFrame(
         {"label": ["a", "a", "b"], "norm": ["linf"] * 3, "x": [1 / 3, float("nan"), float("inf")], "step": [1, 2, 3]}
     )
@@ -186,7 +186,7 @@ def test_curves_are_short_numbers_and_null_where_there_is_none():
     ]
 
 
-def test_the_best_of_each_question_come_first(tmp_path):
+def test_the_best_of_each_group_come_first(tmp_path):
     for number in range(6):
         given = {"optim.lr": number}
         whole_run(tmp_path, f"job{number}", strength=number / 6, epsilon=0.1 + number % 2, overrides=given)
@@ -194,7 +194,7 @@ def test_the_best_of_each_question_come_first(tmp_path):
     assert names == ["job4", "job5", "job2", "job3", "job0"]
 
 
-def test_of_several_radii_the_curve_is_drawn_and_of_one_it_is_not(tmp_path):
+def test_a_curve_is_drawn_only_for_several_radii(tmp_path):
     whole_run(tmp_path, "several", strength=0.5, epsilons=[0.1, 0.2])
     whole_run(tmp_path, "one", strength=0.5)
     _, page = page_of(tmp_path / "several")
@@ -251,8 +251,8 @@ def test_a_sweep_without_a_finished_run_has_a_page(tmp_path):
 
 def test_confusions_are_counted(tmp_path):
     folder = whole_run(tmp_path, "run", strength=0.25, classes=["a", "b", "c", "d"])
-    (told,) = sections.closer(load_runs([folder]), ["it"], {})
-    assert told["confusions"]["clean"]["rows"] == [
+    (section,) = sections.closer(load_runs([folder]), ["it"], {})
+    assert section["confusions"]["clean"]["rows"] == [
         (name, 10, [10 * (a == b) for b in range(4)]) for a, name in enumerate("abcd")
     ]
     broken = [3, 3, 2, 2]  # of the first ten
@@ -260,22 +260,22 @@ def test_confusions_are_counted(tmp_path):
         (n, 10, [10 - broken[a] if b == a else broken[a] * (b == (a + 1) % 4) for b in range(4)])
         for a, n in enumerate("abcd")
     ]
-    assert told["confusions"]["adversarial"]["rows"] == rows
+    assert section["confusions"]["adversarial"]["rows"] == rows
 
 
-def test_of_many_classes_the_most_frequent_confusions_are_told(tmp_path, monkeypatch):
+def test_of_many_classes_the_most_frequent_confusions_are_listed(tmp_path, monkeypatch):
     monkeypatch.setattr(sections, "MAX_CLASSES", 2)
     folder = whole_run(tmp_path, "run", strength=0.25, classes=["a", "b", "c", "d"])
-    (told,) = sections.closer(load_runs([folder]), ["it"], {})
-    assert told["confusions"]["clean"] == {"pairs": []}
-    assert {pair[2] for pair in told["confusions"]["adversarial"]["pairs"]} == {3}
+    (section,) = sections.closer(load_runs([folder]), ["it"], {})
+    assert section["confusions"]["clean"] == {"pairs": []}
+    assert {pair[2] for pair in section["confusions"]["adversarial"]["pairs"]} == {3}
 
 
-def test_pictures_end_where_the_room_ends(tmp_path):
+def test_pictures_stop_at_the_size_limit(tmp_path):
     folders = [whole_run(tmp_path, f"job{number}", overrides={"seed": number}) for number in range(3)]
-    told = sections.closer(load_runs(folders), "abc", {}, room=1)
-    assert [len(shown["exhibits"]) for shown in told] == [6, 0, 0]
-    assert [shown["left_out"] for shown in told] == [False, True, True]
+    shown_runs = sections.closer(load_runs(folders), "abc", {}, room=1)
+    assert [len(shown["exhibits"]) for shown in shown_runs] == [6, 0, 0]
+    assert [shown["left_out"] for shown in shown_runs] == [False, True, True]
 
 
 @given(st.integers(1, MAX_SHARP_SIDE), st.integers(1, MAX_SHARP_SIDE), st.integers(0, 2**32 - 1))
@@ -291,7 +291,7 @@ def test_large_pictures_become_smaller():
     assert np.abs(np.asarray(picture.convert("RGB")).astype(int) - 128).max() <= 2
 
 
-def test_exhibits_tell_what_the_network_said(tmp_path):
+def test_exhibits_show_the_predictions_of_the_network(tmp_path):
     (run,) = load_runs([whole_run(tmp_path, "run", classes=["a", "b"])])
     shown = exhibits(run.exhibits(), run.class_names)
     assert [e["kind"] for e in shown] == [0, 0, 1, 1, 2, 2]
@@ -300,7 +300,7 @@ def test_exhibits_tell_what_the_network_said(tmp_path):
     assert exhibits({}, None) == []
 
 
-def test_a_report_replaces_none_unless_it_shall(tmp_path):
+def test_a_report_is_replaced_only_with_force(tmp_path):
     report, _ = page_of(whole_run(tmp_path, "run"))
     file = tmp_path / "deep" / "report.html"
     report.save(file)
@@ -311,7 +311,7 @@ def test_a_report_replaces_none_unless_it_shall(tmp_path):
     assert file.read_text(encoding="utf-8") == report.html
 
 
-def test_a_name_that_is_no_text_does_not_keep_a_report_from_being_written(tmp_path):
+def test_a_name_that_is_not_valid_text_does_not_prevent_the_report(tmp_path):
     report = make_report(load_runs([whole_run(tmp_path, "run")]), "\udcff")
     report.save(tmp_path / "report.html")
     assert b"&#56575;" in (tmp_path / "report.html").read_bytes()

@@ -31,7 +31,7 @@ def test_a_day_holds_runs_and_sweeps(tmp_path):
     assert [run.job.status for run in found] == ["finished", "finished", "missing"]
 
 
-def test_what_was_replaced_is_no_run(tmp_path):
+def test_replaced_runs_are_not_listed(tmp_path):
     make(tmp_path, "a", 0.5)
     make(tmp_path / "replaced", "a-1", 0.9)
     assert names(load_runs([tmp_path])) == ["a"]
@@ -47,7 +47,7 @@ def test_shards_are_one_run_with_all_samples(tmp_path):
     assert run.samples().collect()["id"].to_list() == [0, 1]
 
 
-def test_labels_tell_what_differs_and_are_never_the_same(tmp_path):
+def test_labels_show_differing_options_and_are_unique(tmp_path):
     for number, lr in enumerate([0.1, 0.1, 0.5]):
         given = {"optim.lr": lr, "optim.epsilon": 1.0, "note": str(number)}
         make(tmp_path, f"j{number}", 0.5, number=number, overrides=given)
@@ -77,7 +77,7 @@ def test_a_pipe_in_place_of_a_table_is_not_waited_for(tmp_path, name):
         getattr(run, name.partition(".")[0])()
 
 
-def test_exhibits_and_classes_are_read_where_they_are(tmp_path):
+def test_exhibits_and_classes_are_optional(tmp_path):
     run = load_run(make(tmp_path, "a", 0.5))
     assert (run.exhibits(), run.class_names) == ({}, None)
     save_file({"ids": np.arange(3)}, run.folder / "exhibits.safetensors")
@@ -91,7 +91,7 @@ def test_exhibits_and_classes_are_read_where_they_are(tmp_path):
     assert run.class_names is None
 
 
-def test_no_terminal_obeys_what_a_record_holds(tmp_path):
+def test_control_characters_of_a_record_are_escaped(tmp_path):
     folder = make(tmp_path, "a", 0.5, note="\x1b[2J\x9b1m", overrides={"\x07name": ["a\nb", "\x07"]})
     content = json.loads((folder / "run.json").read_text()) | {"note": "\x1b[2J\x9b1m"}
     (folder / "run.json").write_text(json.dumps(content | {"overrides": {"\x07name": ["a\nb", "é"]}}))
@@ -100,7 +100,7 @@ def test_no_terminal_obeys_what_a_record_holds(tmp_path):
     assert record.overrides == {"\\x07name": ["a\nb", "é"]}
 
 
-def test_what_is_no_folder_of_runs_is_told(tmp_path):
+def test_a_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing does not exist"):
         load_runs([tmp_path / "missing"])
     with pytest.raises(ValueError, match="contains no runs"):

@@ -25,8 +25,8 @@ def job(root, number, robust=0.5, epsilon=0.1, norm="linf", **fields):
     """A finished job of one radius; `fields` go into its record."""
     overrides = {"optim.epsilon": epsilon, **fields.pop("overrides", {})}
     ball = {"norm": norm, "epsilon": epsilon, "finite": epsilon is not None, "scope": fields.pop("scope", "")}
-    told = {"metrics": figures(robust), "ball": ball, **fields, "overrides": overrides}
-    return make(root, f"job{number}", number=number, **told)
+    content = {"metrics": figures(robust), "ball": ball, **fields, "overrides": overrides}
+    return make(root, f"job{number}", number=number, **content)
 
 
 def rows_of(frame, *columns):
@@ -59,14 +59,14 @@ def test_runs_that_differ_in_the_radius_alone_are_a_curve_from_clean_accuracy_on
     assert set(frame["peers"]) == {"m on data, Linf"}
 
 
-def test_a_search_of_any_size_is_no_point_of_a_curve_but_its_radii_are(tmp_path):
+def test_an_unbounded_search_gives_no_curve_point_but_its_radii_do(tmp_path):
     job(tmp_path, 0)
     job(tmp_path, 1, epsilon=None)
     frame = series.epsilon_curves(load_runs([tmp_path]))
     assert set(frame["run"]) == {str(tmp_path / "job0")}
 
 
-def test_norms_and_what_a_ball_holds_never_share_a_curve(tmp_path):
+def test_other_norms_or_ball_scopes_never_share_a_curve(tmp_path):
     job(tmp_path, 0)
     job(tmp_path, 1, norm="l2")
     job(tmp_path, 2, norm="l2", scope="per 1-d row")
@@ -80,7 +80,7 @@ def test_norms_and_what_a_ball_holds_never_share_a_curve(tmp_path):
     assert frame["label"].n_unique() == 3
 
 
-def test_of_two_answers_to_one_question_the_stronger_counts(tmp_path):
+def test_of_two_runs_with_equal_options_the_stronger_counts(tmp_path):
     for number, robust in enumerate([0.5, 0.25, 0.375]):
         job(tmp_path, number, robust, overrides={"device": f"cuda:{number}"})
     assert rows_of(series.epsilon_curves(load_runs([tmp_path])), "epsilon", "robust") == [(0.0, 1.0), (0.1, 0.25)]
@@ -97,8 +97,8 @@ def samples_from(drawn):
     rows = []
     for label, clean, adversarial, radius, lost in drawn:
         attacked, broken = clean == label, radius is not None
-        told = (adversarial, broken, lost and not broken, radius) if attacked else (None, None, None, None)
-        rows.append((label, clean, *told))
+        outcome = (adversarial, broken, lost and not broken, radius) if attacked else (None, None, None, None)
+        rows.append((label, clean, *outcome))
     return rows
 
 
@@ -110,14 +110,14 @@ def is_robust(row, epsilon):
 @given(drawn=ROWS)
 def test_a_run_of_several_radii_is_a_curve_with_a_band_from_its_samples(tmp_path_factory, drawn):
     root, rows = tmp_path_factory.mktemp("runs"), samples_from(drawn)
-    told = metrics(_all_columns(table(rows)).lazy(), RADII)
-    assert told.robust_accuracies is not None
+    expected = metrics(_all_columns(table(rows)).lazy(), RADII)
+    assert expected.robust_accuracies is not None
     run = with_samples(root, rows, epsilon=RADII[::-1], metrics=figures(epsilons=RADII[::-1]))
     frame = series.epsilon_curves([run])
     matrix = np.array([[row[0] == row[1], *(is_robust(row, e) for e in RADII)] for row in rows])
     assert frame["epsilon"].to_list() == [0.0, *RADII]
     assert frame["robust"].to_numpy() == pytest.approx(matrix.mean(0))
-    assert frame["robust"].to_list() == pytest.approx([told.clean_accuracy, *told.robust_accuracies])
+    assert frame["robust"].to_list() == pytest.approx([expected.clean_accuracy, *expected.robust_accuracies])
     assert np.allclose(frame.select("low", "high").to_numpy().T, curve_band(matrix))
     assert set(frame["samples"]) == {len(rows)}
 
@@ -139,7 +139,7 @@ def test_bands_of_very_many_samples_are_wilsons(tmp_path, monkeypatch):
 
 
 @given(drawn=ROWS)
-def test_results_by_class_are_those_of_counting(tmp_path_factory, drawn):
+def test_results_by_class_agree_with_counting(tmp_path_factory, drawn):
     rows = samples_from(drawn)
     run = with_samples(tmp_path_factory.mktemp("runs"), rows)
     (run.folder / "classes.json").write_text(json.dumps(["cat", "dog", "owl"]))
@@ -171,8 +171,8 @@ def test_confusion_counts_every_sample_once(tmp_path_factory, drawn):
 
 def trace(steps, **changes):
     of_loss = {f"loss_{name}": np.arange(steps) + float(place) for place, name in enumerate(["q25", "median", "q75"])}
-    told = {"passes": 2.0 * np.arange(steps), **of_loss, "fooled_so_far": np.linspace(0, 1, steps), **changes}
-    return pl.DataFrame({"step": np.arange(steps), **{name: v for name, v in told.items() if v is not None}})
+    columns = {"passes": 2.0 * np.arange(steps), **of_loss, "fooled_so_far": np.linspace(0, 1, steps), **changes}
+    return pl.DataFrame({"step": np.arange(steps), **{name: v for name, v in columns.items() if v is not None}})
 
 
 def test_steps_are_thinned_evenly_and_the_last_is_kept(tmp_path):
@@ -203,7 +203,7 @@ def test_points_of_jobs(tmp_path):
     assert rows_of(frame, "low", "high") == [wilson(2, 8), wilson(4, 8)]
 
 
-def test_what_cannot_be_read_is_left_out_and_told(tmp_path):
+def test_unreadable_jobs_are_left_out_and_reported(tmp_path):
     """Failed, without a table, damaged at its end, damaged inside, and one that is whole."""
     several = {"epsilon": [0.1], "metrics": figures(epsilons=[0.1])}
     make(tmp_path, "failed", status="failed")

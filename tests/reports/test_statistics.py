@@ -51,13 +51,13 @@ def run_of(root, name, samples, **fields) -> Run:
 
 
 @given(n=st.integers(1, 10**6), data=st.data(), level=st.sampled_from([0.5, 0.9, 0.95, 0.999]))
-def test_wilson_is_scipys(n, data, level):
+def test_wilson_agrees_with_scipy(n, data, level):
     s = data.draw(st.integers(0, n))
     expected = binomtest(s, n).proportion_ci(level, method="wilson")
     assert_allclose(wilson(s, n, level), [expected.low, expected.high], rtol=1e-9, atol=1e-15)
 
 
-def test_wilson_takes_columns_and_knows_its_ends():
+def test_wilson_accepts_columns_and_is_exact_at_0_and_1():
     frame = pl.DataFrame({"s": [0, 0, 3, 7], "n": [0, 7, 7, 7]})
     low, high = wilson(frame["s"], frame["n"])
     assert (low[0], high[0]) == (0, 1)
@@ -70,7 +70,7 @@ def test_wilson_takes_columns_and_knows_its_ends():
     ("arguments", "message"),
     [((3, 2), "successes=3 must lie between 0 and trials=2"), ((-1, 2), "successes=-1"), ((1, 2, 1.0), "level=1.0")],
 )
-def test_wilson_refuses_what_is_no_share(arguments, message):
+def test_wilson_refuses_values_that_are_not_shares(arguments, message):
     with pytest.raises(ValueError, match=message):
         wilson(*arguments)
 
@@ -107,14 +107,14 @@ def test_mcnemar_rejects_equal_attacks_in_one_of_twenty_at_most(discordant):
         (1, 1, 7, 12, -0.507, -0.026),  # Fagerland, Lydersen, Laake 2014, doi.org/10.1002/sim.6148, airway response
     ],
 )
-def test_the_paired_interval_is_that_of_the_literature(both, first, second, none, low, high):
+def test_the_paired_interval_agrees_with_the_literature(both, first, second, none, low, high):
     found = of_counts(none, second, first, both)  # here a count of robust samples is the share
     assert_allclose(found.interval, (low, high), atol=6e-4 if low < 0 else 6e-5)
     assert found.difference == (first - second) / (both + first + second + none)
 
 
 @given(counts=COUNTS)
-def test_a_comparison_turned_round_is_its_negative(counts):
+def test_swapping_the_runs_negates_the_difference(counts):
     one, other = of_counts(*counts), of_counts(counts[0], counts[2], counts[1], counts[3])
     assert_allclose(one.interval, [-end for end in other.interval][::-1], atol=1e-12)
     assert one.difference == -other.difference
@@ -154,7 +154,7 @@ def test_runs_are_compared_on_the_samples_that_both_have(tmp_path_factory, broke
     assert found.neither == counts[False, False]
 
 
-def test_what_is_robust_is_what_the_figures_of_a_job_count(tmp_path):
+def test_robust_samples_agree_with_the_metrics_of_the_job(tmp_path):
     values = [None, True, False]
     rows = itertools.product([0, 1, None], values, values, ["fooled", "not_finite", "misclassified"])
     names = ("clean_prediction", "verified", "undecided", "stopped")
@@ -177,7 +177,7 @@ def test_samples_with_other_labels_or_names_are_not_the_same(tmp_path):
     assert "2 samples of A are not in the other and do not count" in compare(a, b).words("A", "B")
 
 
-def test_runs_that_share_nothing_cannot_be_compared(tmp_path):
+def test_runs_without_common_samples_cannot_be_compared(tmp_path):
     a, far = (
         run_of(tmp_path, name, table([True] * 3, start=start), digest=name) for name, start in (("a", 0), ("b", 9))
     )
@@ -191,7 +191,7 @@ def test_runs_that_share_nothing_cannot_be_compared(tmp_path):
         compare(a, failed)
 
 
-def test_a_difference_is_told_with_its_noise(tmp_path):
+def test_a_difference_is_reported_with_its_noise(tmp_path):
     runs = [
         run_of(tmp_path, name, table([True] * broken + [False] * (100 - broken)), digest=digest, ball=ball)
         for name, broken, digest, ball in (
@@ -213,7 +213,7 @@ def test_a_difference_is_told_with_its_noise(tmp_path):
     assert "That is 20.0 points less (95 % interval" in compare(runs[2], runs[0]).words("B", "A")
 
 
-def test_the_band_is_that_of_a_plain_bootstrap():
+def test_the_band_agrees_with_a_plain_bootstrap():
     generator = np.random.default_rng(0)
     matrix = generator.random((300, 4)) < [0.1, 0.4, 0.8, 0.95]
     draws = np.stack([matrix[generator.integers(0, 300, 300)].mean(0) for _ in range(4000)])
@@ -228,7 +228,7 @@ def test_the_band_is_as_wide_as_the_spread_of_new_data():
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 3))
-def test_a_band_holds_its_curve_and_repeats(first_broken, seed):
+def test_a_band_contains_its_curve_and_is_deterministic(first_broken, seed):
     robust = np.array(first_broken)[:, None] > np.arange(5)
     low, high = curve_band(robust, draws=300, seed=seed)
     assert (low <= robust.mean(0) + 1e-12).all()
@@ -244,7 +244,7 @@ def test_a_band_needs_samples_and_points(matrix):
         curve_band(matrix)
 
 
-def test_seeds_are_put_together_and_nothing_else(tmp_path):
+def test_only_runs_that_differ_in_the_seed_are_grouped(tmp_path):
     broken = {0: [1, 1, 0, 0, 0], 1: [0, 1, 1, 0, 0], 2: [0, 1, 0, 0, 0]}
     for seed, entries in broken.items():
         options = {"seed": seed, "threads": seed + 1}

@@ -46,13 +46,13 @@ RANDOM = partial(attacks.uniform_linf, epsilon=0.2)
 class Brightness(nn.Module):
     """Two logits that say whether an image (1, 2, 2) is brighter than 0.5: broken in a ball that reaches it."""
 
-    def __init__(self, slope=4.0, look=lambda x: x, told=lambda logits: logits):
+    def __init__(self, slope=4.0, look=lambda x: x, answer=lambda logits: logits):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor([-slope, slope]))
-        self.look, self.told = look, told
+        self.look, self.answer = look, answer
 
     def forward(self, x):
-        return self.told((self.look(x).mean((1, 2, 3)) - 0.5)[:, None] * self.weight)
+        return self.answer((self.look(x).mean((1, 2, 3)) - 0.5)[:, None] * self.weight)
 
 
 class Coarse(nn.Module):
@@ -172,13 +172,13 @@ FAILED = {
     ),
     "determinism": (
         RED,
-        {"net": Brightness(told=noisy), "read": FAR, "inference": Inference(deterministic=False)},
+        {"net": Brightness(answer=noisy), "read": FAR, "inference": Inference(deterministic=False)},
         "Two outputs of the model for the same images differ by 0.00",
         set(),
     ),
     "probabilities": (
         AMBER,
-        {"net": Brightness(told=partial(torch.softmax, dim=1))},
+        {"net": Brightness(answer=partial(torch.softmax, dim=1))},
         "The model returns probabilities.",
         set(),
     ),
@@ -190,13 +190,13 @@ FAILED = {
     ),
     "zero gradients": (
         RED,
-        {"net": Brightness(told=lambda logits: 9 * torch.sigmoid(1000 * logits))},
+        {"net": Brightness(answer=lambda logits: 9 * torch.sigmoid(1000 * logits))},
         "The gradient was exactly zero in 100.0 % of the steps.",
         {"no gradient", "progress", "reach"},
     ),
     "not finite": (
         RED,
-        {"net": Brightness(told=not_finite_when_dark)},
+        {"net": Brightness(answer=not_finite_when_dark)},
         "3 of 40 samples had an output or a gradient that was not finite.",
         set(),
     ),
@@ -242,23 +242,23 @@ FAILED = {
 }
 
 
-def test_every_sign_of_a_record_has_an_attack_that_fails():
+def test_every_check_has_an_attack_that_fails_it():
     assert list(FAILED) == [rule.name for rule in RULES]
 
 
 @pytest.mark.parametrize("name", FAILED)
-def test_an_attack_that_fails_shows_it(tmp_path, name):
+def test_a_flawed_attack_fails_its_check(tmp_path, name):
     level, how, found, companions = FAILED[name]
     verdict = judge(attacked(tmp_path / "run", **how))
-    told = check(verdict, name)
-    assert told.level is level
-    assert told.found.startswith(found)
+    result = check(verdict, name)
+    assert result.level is level
+    assert result.found.startswith(found)
     assert {other for other, seen in levels(verdict).items() if seen in (AMBER, RED)} == {name, *companions}
     assert (
         f"({', '.join(other for other in levels(verdict) if levels(verdict)[other] is verdict.level)})"
         in verdict.words()
     )
-    composed(told.remedy)
+    composed(result.remedy)
 
 
 @pytest.mark.parametrize(
@@ -274,14 +274,14 @@ def test_an_attack_that_fails_shows_it(tmp_path, name):
         ([False], [5], UNKNOWN),
     ],
 )
-def test_what_breaks_without_gradients_shows_that_they_are_masked(tmp_path, free, broken, level):
+def test_successes_without_gradients_reveal_masked_gradients(tmp_path, free, broken, level):
     """Of 1,000 samples, two are 0.2 points."""
     stages = [{"gradient_free": is_free, "broken": n, "attacked": 9} for is_free, n in zip(free, broken, strict=True)]
     run = load_run(make(tmp_path, "run", metrics={"samples": 1000, "robust_accuracy": 0.5}, stages=stages))
     assert check(judge(run), "gradient free").level is level
 
 
-def test_a_remedy_makes_the_attack_honest(tmp_path):
+def test_applying_the_remedy_makes_the_check_pass(tmp_path):
     short = attacked(tmp_path / "short", epsilon=0.2, lr=0.002, steps=25)
     assert check(judge(short), "reach").remedy == ["solver.steps=100", "init=uniform_linf"]
     assert check(judge(attacked(tmp_path / "long", epsilon=0.2, lr=0.002, steps=100)), "reach").level is GREEN
@@ -319,21 +319,21 @@ def test_a_loss_of_logits_does_not_saturate(tmp_path):
     assert run.record.checks.saturated == 17
 
 
-def test_where_nothing_survives_nothing_was_missed(tmp_path):
-    run = attacked(tmp_path / "run", Brightness(told=partial(torch.softmax, dim=1)), epsilon=0.6, lr=0.1)
+def test_an_attack_without_survivors_passes_the_checks_of_survivors(tmp_path):
+    run = attacked(tmp_path / "run", Brightness(answer=partial(torch.softmax, dim=1)), epsilon=0.6, lr=0.1)
     assert run.robust == 0
-    told = {each.name: each.found for each in judge(run).checks}
-    moot = {name for name, found in told.items() if found == "No sample survived the attack."}
+    found_by_check = {each.name: each.found for each in judge(run).checks}
+    moot = {name for name, found in found_by_check.items() if found == "No sample survived the attack."}
     assert moot == {rule.name for rule in RULES if rule.needs_survivors or rule.of == "survivors"}
     assert judge(run).level is GREEN
 
 
-def test_what_acts_together_is_not_judged_sample_by_sample(tmp_path):
+def test_coupled_samples_are_not_judged_individually(tmp_path):
     run = attacked(tmp_path / "run", perturbation=attacks.universal)
-    told = levels(judge(run))
+    found_levels = levels(judge(run))
     unknown = ["kept iterate", "progress", "convergence", "restarts"]
-    assert [name for name, level in told.items() if level is UNKNOWN][:4] == unknown
-    assert told["huge epsilon"] is UNKNOWN
+    assert [name for name, level in found_levels.items() if level is UNKNOWN][:4] == unknown
+    assert found_levels["huge epsilon"] is UNKNOWN
 
 
 def trapped(folder, epsilon, near, far):
@@ -343,32 +343,32 @@ def trapped(folder, epsilon, near, far):
 
 
 @pytest.mark.parametrize(("near", "far", "level"), [(4, 0, RED), (1, 39, AMBER)])
-def test_a_larger_ball_that_breaks_fewer_is_seen(tmp_path, near, far, level):
+def test_fewer_successes_in_a_larger_ball_are_detected(tmp_path, near, far, level):
     large, small = (trapped(tmp_path / f"{epsilon}", epsilon, near, far) for epsilon in (0.3, 0.1))
     verdict = judge(large, [small])
-    told = check(verdict, "larger epsilon")
-    assert (told.level, verdict.level) == (level, level)
-    assert told.found.endswith(f"(0.1): the attack in the larger ball has {near} fewer successes.")
-    composed(told.remedy)
+    result = check(verdict, "larger epsilon")
+    assert (result.level, verdict.level) == (level, level)
+    assert result.found.endswith(f"(0.1): the attack in the larger ball has {near} fewer successes.")
+    composed(result.remedy)
     assert check(judge(small, [large]), "larger epsilon").level is GREEN
     assert check(judge(large), "larger epsilon").remedy == ["optim.epsilon=0.15"]
 
 
-def test_a_huge_ball_in_which_a_model_holds_is_seen(tmp_path):
+def test_robustness_in_a_huge_ball_is_detected(tmp_path):
     masked = Brightness(slope=5.0, look=rounded)
     small, huge = (steps(tmp_path / f"{epsilon}", epsilon, net=masked) for epsilon in (0.2, 0.5))
     for run, others in ((small, [huge]), (huge, [])):
-        told = check(judge(run, others), "huge epsilon")
-        assert told.level is RED
-        assert told.found.startswith("100.0 % are robust at 0.5 (0.5)")
-        composed(told.remedy)
+        result = check(judge(run, others), "huge epsilon")
+        assert result.level is RED
+        assert result.found.startswith("100.0 % are robust at 0.5 (0.5)")
+        composed(result.remedy)
     assert check(judge(small), "huge epsilon").remedy == ["optim.epsilon=0.5"]
     honest = [steps(tmp_path / f"honest {epsilon}", epsilon, lr=0.1) for epsilon in (0.2, 0.5)]
     assert check(judge(honest[0], honest[1:]), "huge epsilon").level is GREEN
     assert check(judge(honest[0], [huge]), "huge epsilon").level is UNKNOWN  # of another model
 
 
-def test_the_radii_of_one_run_are_enough_to_see_a_masked_gradient(tmp_path):
+def test_the_radii_of_one_run_suffice_to_detect_masked_gradients(tmp_path):
     run = attacked(tmp_path / "run", Brightness(look=rounded), epsilons=[0.1, 0.5])
     assert check(judge(run), "huge epsilon").level is RED
     assert check(judge(run), "larger epsilon").level is UNKNOWN  # one run takes it for granted
@@ -378,10 +378,10 @@ def test_the_radii_of_one_run_are_enough_to_see_a_masked_gradient(tmp_path):
 
 
 @pytest.mark.parametrize(("robust", "level"), [(0.0, GREEN), (0.1, RED)])
-def test_what_holds_against_perturbations_of_any_size_was_not_attacked(tmp_path, robust, level):
-    told = {"ball": {"norm": "l2", "finite": False}, "model": {"classes": 10}}
-    told["perturbation"] = {"name": "AdditivePerturbation", "shared": False, "parameter_shape": [3, 8, 8]}
-    run = load_run(make(tmp_path, "run", robust, **told))
+def test_robustness_to_unbounded_perturbations_is_detected(tmp_path, robust, level):
+    fields = {"ball": {"norm": "l2", "finite": False}, "model": {"classes": 10}}
+    fields["perturbation"] = {"name": "AdditivePerturbation", "shared": False, "parameter_shape": [3, 8, 8]}
+    run = load_run(make(tmp_path, "run", robust, **fields))
     found = check(judge(run), "huge epsilon")
     assert found.level is level
     assert ("criterion=margin" in found.remedy) == (level is RED)
@@ -403,8 +403,8 @@ def test_from_a_huge_radius_on_all_images_can_be_made_equal(tmp_path, norm, pixe
     ball = {"norm": norm, "epsilon": 0.1, "finite": True, "pixels": pixels}
     run = load_run(make(tmp_path, "run", 0.5, ball=ball, perturbation=about))
     assert huge_radius(run) == pytest.approx(radius)
-    told = check(judge(run, [replace(run, folder=run.folder / ".." / "run")]), "huge epsilon").remedy
-    assert radius <= float(told[0].removeprefix("optim.epsilon=")) < 1.01 * radius
+    remedy = check(judge(run, [replace(run, folder=run.folder / ".." / "run")]), "huge epsilon").remedy
+    assert radius <= float(remedy[0].removeprefix("optim.epsilon=")) < 1.01 * radius
     images = torch.rand(2, *shape).double()
     grey = (0.5 - images).flatten(1)
     changed = (images.flatten(2) - images[0].flatten(1)).abs().amax(1)
@@ -421,16 +421,16 @@ def test_from_a_huge_radius_on_all_images_can_be_made_equal(tmp_path, norm, pixe
         {"perturbation": {"name": "PatchPerturbation"}},
     ],
 )
-def test_what_cannot_make_every_image_equal_has_no_huge_radius(tmp_path, other):
+def test_perturbations_that_cannot_equalize_images_have_no_huge_radius(tmp_path, other):
     about = {"name": "AdditivePerturbation", "shared": False, "parameter_shape": [3, 2, 2]}
     assert huge_radius(load_run(make(tmp_path, "run", 0.5, **{"perturbation": about, **other}))) is None
 
 
-def test_a_stronger_attack_beside_it_is_seen(tmp_path):
+def test_a_stronger_attack_in_the_sweep_is_detected(tmp_path):
     strong, weak = (steps(tmp_path / name, 0.2, lr=lr) for name, lr in (("strong", 0.05), ("weak", 0.012)))
-    told = check(judge(weak, [strong]), "stronger attack")
-    assert told.level is RED
-    assert told.found == "62.5 % are robust to strong at 0.2, 82.5 % to this attack at 0.2."
+    result = check(judge(weak, [strong]), "stronger attack")
+    assert result.level is RED
+    assert result.found == "62.5 % are robust to strong at 0.2, 82.5 % to this attack at 0.2."
     nearly = steps(tmp_path / "nearly", 0.2, lr=0.018)
     assert check(judge(nearly, [strong]), "stronger attack").level is AMBER
     assert check(judge(strong, [weak]), "stronger attack").level is GREEN
@@ -439,18 +439,18 @@ def test_a_stronger_attack_beside_it_is_seen(tmp_path):
     assert check(judge(strong, [larger]), "stronger attack").level is GREEN
 
 
-def test_seeds_that_disagree_are_seen(tmp_path):
+def test_seeds_that_disagree_are_detected(tmp_path):
     """Here nothing but the start decides."""
     near = partial(data, brightness=torch.full((N,), 0.43))
     by_chance = [
         steps(tmp_path / f"{seed}", 0.2, seed=seed, net=Brightness(look=rounded), read=near, init=RANDOM)
         for seed in range(3)
     ]
-    told = check(judge(by_chance[0], by_chance), "seeds")
-    assert told.level is AMBER
-    composed(told.remedy)
+    result = check(judge(by_chance[0], by_chance), "seeds")
+    assert result.level is AMBER
+    composed(result.remedy)
     low, high = (f(run.robust for run in by_chance) for f in (min, max))
-    assert told.found == f"With 3 seeds, robust accuracy is {100 * low:.1f} % to {100 * high:.1f} %."
+    assert result.found == f"With 3 seeds, robust accuracy is {100 * low:.1f} % to {100 * high:.1f} %."
     assert check(judge(by_chance[0]), "seeds").remedy == ["seed=1", "init=uniform_linf"]
 
 
@@ -481,13 +481,13 @@ def crafted(name, count, survivors=100) -> Run:
     else:
         (figures if name in figures else counts)[name] = count
     stages = [{"name": "first", "steps": 1}, {"name": "free", "gradient_free": True, "attacked": 200, "broken": count}]
-    told = {"metrics": figures, "checks": counts, "stages": stages if name == "without_gradients" else []}
-    record = record_of({"schema": SCHEMA, "status": "finished", **told})
+    fields = {"metrics": figures, "checks": counts, "stages": stages if name == "without_gradients" else []}
+    record = record_of({"schema": SCHEMA, "status": "finished", **fields})
     return Run(Path("run"), JobRecord("run", "finished", {}, record=record), ())
 
 
 @given(name=st.sampled_from(sorted(COUNTED)), counts=st.tuples(st.integers(0, 100), st.integers(0, 100)).map(sorted))
-def test_more_of_what_is_wrong_is_never_better(name, counts):
+def test_worse_counts_never_improve_the_verdict(name, counts):
     few, many = (check(judge(crafted(name, count)), COUNTED[name].name).level for count in counts)
     order = list(Level)
     assert order.index(few) <= order.index(many)
@@ -500,7 +500,7 @@ def crafted_total(name):
 
 
 @given(st.lists(st.sampled_from(Level), min_size=1, max_size=5))
-def test_a_verdict_is_the_worst_that_is_known(levels):
+def test_a_verdict_is_the_worst_known_level(levels):
     verdict = verdict_of([TrustCheck("s", level, "", "") for level in levels])
     known = {level for level in levels if level is not UNKNOWN}
     expected = RED if RED in known else AMBER if AMBER in known else GREEN if known else UNKNOWN
@@ -518,10 +518,10 @@ def test_the_order_of_the_runs_does_not_matter(order):
 
 
 def crafted_point(epsilon, robust) -> Run:
-    told = {"ball": {"norm": "linf", "epsilon": epsilon, "finite": True}, "model": {"classes": 10}}
+    fields = {"ball": {"norm": "linf", "epsilon": epsilon, "finite": True}, "model": {"classes": 10}}
     about = {"name": "AdditivePerturbation", "shared": False, "parameter_shape": [1, 2, 2]}
     figures = {**FIGURES, "robust_accuracy": robust}
-    record = record_of({"schema": SCHEMA, "status": "finished", "metrics": figures, "perturbation": about, **told})
+    record = record_of({"schema": SCHEMA, "status": "finished", "metrics": figures, "perturbation": about, **fields})
     job = JobRecord(f"{epsilon}", "finished", {"optim.epsilon": epsilon}, record=record)
     return Run(Path(f"{epsilon}"), job, ())
 
@@ -529,7 +529,7 @@ def crafted_point(epsilon, robust) -> Run:
 def test_the_page_lists_every_check_with_its_thresholds():
     page = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
     rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
-    told = {row[0]: row for row in rows}
+    documented = {row[0]: row for row in rows}
     verdict = judge(crafted_point(0.1, 0.5))
     assert [row[0] for row in rows if row[0] in {each.name for each in verdict.checks}] == [
         each.name for each in verdict.checks
@@ -539,4 +539,4 @@ def test_the_page_lists_every_check_with_its_thresholds():
             {None: "-", 0: "any", RED_MASKED: "more than 0.2 %"}.get(x, f"{100 * (x or 0):g} % or more")
             for x in (rule.amber, rule.red)
         ]
-        assert told[rule.name][2:4] == thresholds, rule.name
+        assert documented[rule.name][2:4] == thresholds, rule.name

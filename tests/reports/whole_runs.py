@@ -123,7 +123,7 @@ def trace(steps, strength):
 
 
 def exhibits(size, epsilon, rng, each=2):
-    """So many samples of each kind."""
+    """`each` samples of each kind."""
     count = 3 * each
     kind = np.repeat(np.arange(3), each)
     label = np.arange(count) % CLASSES

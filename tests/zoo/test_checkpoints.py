@@ -100,7 +100,7 @@ def test_truncated_files_are_named(tmp_path, write, share):
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, torch.zeros(3)])
-def test_other_contents_are_no_state_dict(tmp_path, content):
+def test_other_contents_are_not_accepted_as_a_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "weights.pt")
     with pytest.raises(ValueError, match=r"weights\.pt contains no state dict"):
         read_checkpoint(tmp_path / "weights.pt")
@@ -152,7 +152,7 @@ def put(cache: Path, state, name: str | None = None) -> Published:
     return Published(url=f"https://example.org/models/{name}")
 
 
-def test_a_cached_file_is_loaded_without_a_word(cache):
+def test_a_cached_file_is_loaded_without_output(cache):
     source = small().state_dict()
     state = published_weights(put(cache, source))  # pyright: ignore[reportArgumentType]
     assert all(torch.equal(state[name], tensor) for name, tensor in source.items())
@@ -174,7 +174,7 @@ def test_code_in_the_cache_is_not_run(cache, tmp_path):
     assert not (tmp_path / "mark").exists()
 
 
-def test_without_network_the_error_says_what_must_lie_where(cache, monkeypatch):
+def test_without_network_the_error_names_the_expected_file(cache, monkeypatch):
     def offline(*_, **__):
         raise URLError("no route to host")
 

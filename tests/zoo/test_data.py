@@ -19,7 +19,7 @@ def numbered(count: int = 10, read=None, labels: Tensor | None = None) -> ImageD
 
 
 @given(count=st.integers(1, 10), start=bound, stop=bound, step=st.none() | small.filter(bool))
-def test_a_slice_as_text_means_what_python_means(count, start, stop, step):
+def test_a_slice_as_text_agrees_with_python(count, start, stop, step):
     expected = list(range(count))[start:stop:step]
     text = ":".join("" if part is None else str(part) for part in (start, stop, step))
     if expected:
@@ -73,7 +73,7 @@ def test_bad_selections_are_refused(kwargs, error, message):
 
 
 @given(count=st.integers(1, 40), shards=st.integers(1, 12), size=st.integers(1, 12))
-def test_shards_are_a_partition_in_order_of_whole_batches_where_these_suffice(count, shards, size):
+def test_shards_partition_the_data_in_order_and_by_whole_batches_if_possible(count, shards, size):
     data = numbered(count)
     if count < shards:
         with pytest.raises(
@@ -92,7 +92,7 @@ def test_shards_are_a_partition_in_order_of_whole_batches_where_these_suffice(co
     assert 1 <= min(lengths) <= max(lengths) <= min(lengths) + 1
 
 
-def test_shards_are_of_what_was_selected_and_keep_its_ids():
+def test_shards_divide_the_selection_and_keep_its_ids():
     data = numbered().select(indices="::-1", limit=7)
     assert [Shard(index, 3).select(data, 2).ids for index in range(3)] == [[9, 8], [7, 6], [5, 4, 3]]
 
@@ -120,7 +120,7 @@ def test_bad_shards_are_refused(index, count, error, message):
         checks.shard(index, count)
 
 
-def test_a_shard_is_asked_for_by_two_numbers_or_none():
+def test_a_shard_needs_both_numbers_or_none():
     assert not checks.shard(None, None)
     assert checks.shard(0, 1)
     with pytest.raises(ValueError, match=r"batch_size=0 must be an integer, at least 1"):

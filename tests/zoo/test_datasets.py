@@ -51,7 +51,7 @@ def test_a_data_set_in_its_own_files_is_read(mnist):
     assert torchvision_data("MNIST", mnist, indices=[2, 0]).ids == [2, 0]
 
 
-def test_names_decide_where_the_model_knows_them(imagenette):
+def test_labels_are_matched_by_name_if_the_model_has_names(imagenette):
     """Imagenette has ten of ImageNet's classes, with synonyms; its own indices are 0 to 9."""
     categories = ("church", "chain saw", *(f"other {i}" for i in range(5)))
     known = [names[0] for names in datasets.Imagenette._WNID_TO_CLASS.values() if "chain saw" not in names]
@@ -101,7 +101,7 @@ def test_made_up_images_need_no_files():
         ("QMNIST", {}, r"torchvision cannot open QMNIST .* give data\.download=true"),
     ],
 )
-def test_what_cannot_be_opened_is_explained(tmp_path, name, arguments, message):
+def test_data_sets_that_cannot_be_opened_are_explained(tmp_path, name, arguments, message):
     with pytest.raises(ValueError, match=message):
         torchvision_data(name, str(tmp_path), **arguments)
 

@@ -6,7 +6,7 @@ from raiopt.zoo import digits, load_data, load_model
 from raiopt.zoo.digits import ASSETS, enlarged, stored
 
 
-def test_the_splits_share_no_sample_and_are_all():
+def test_the_splits_are_disjoint_and_complete():
     test, train, everything = (digits(split) for split in ("test", "train", "all"))
     assert (len(test), len(train), len(everything)) == (500, 1297, 1797)
     assert sorted(test.names + train.names) == everything.names == [f"digits/{i:04d}" for i in range(1797)]

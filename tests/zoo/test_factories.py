@@ -49,7 +49,7 @@ def mine(tmp_path, monkeypatch) -> str:
     return name
 
 
-def test_a_model_of_ones_own_is_wrapped(mine):
+def test_a_user_defined_model_is_wrapped(mine):
     model = python_model(f"{mine}:make", kwargs={"classes": 6}, mean=0.5, std=[1, 2, 4])
     x = torch.rand(2, 3, 2, 2)
     by_hand = model.net((x - 0.5) / torch.tensor([1.0, 2, 4]).view(3, 1, 1))
@@ -71,12 +71,12 @@ def test_a_model_of_ones_own_is_wrapped(mine):
         ("{mine}:number", "has no function 'number'"),
     ],
 )
-def test_paths_that_lead_nowhere_are_explained(mine, path, message):
+def test_invalid_factory_paths_are_explained(mine, path, message):
     with pytest.raises(ValueError, match=message):
         imported("model.factory", path.format(mine=mine))
 
 
-def test_a_failure_inside_ones_own_module_is_not_hidden(mine):
+def test_a_failure_inside_a_user_module_is_not_hidden(mine):
     with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
         imported("model.factory", f"{mine}_broken:make")
 

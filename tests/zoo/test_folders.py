@@ -127,7 +127,7 @@ def test_a_damaged_image_is_named_before_any_work(flat, suffix, share):
     assert len(image_folder(str(flat), labels="predicted", limit=3)) == 3
 
 
-def test_an_image_that_went_away_is_named(flat):
+def test_a_deleted_image_is_named(flat):
     data = image_folder(str(flat), labels="predicted")
     (flat / "1.png").unlink()
     with pytest.raises(ValueError, match=r"1\.png cannot be read as an image"):

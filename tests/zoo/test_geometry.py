@@ -65,6 +65,6 @@ def test_an_unknown_interpolation_is_refused():
 
 
 @pytest.mark.parametrize("size", [0, -3])
-def test_a_size_that_is_none_is_told(size):
+def test_an_invalid_size_is_refused(size):
     with pytest.raises(ValueError, match=f"data.size={size} must be an integer, at least 1"):
         square(size)

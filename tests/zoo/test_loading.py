@@ -42,7 +42,7 @@ def test_arguments_that_cannot_be_a_key_are_loaded_each_time():
     assert calls == ["a", "a"]
 
 
-def test_a_failure_is_not_kept():
+def test_a_failure_is_not_cached():
     results = iter([ValueError("broken"), "fine"])
 
     @once
@@ -67,7 +67,7 @@ def test_a_file_that_changed_is_loaded_again(tmp_path):
     assert load(str(file)) is not first
 
 
-def test_the_name_and_the_documentation_stay():
+def test_name_and_docstring_are_kept():
     @once
     def load(name: str) -> str:
         """Returns the name."""

@@ -63,14 +63,14 @@ def test_hash_depends_on_every_value_and_on_nothing_else():
     assert model.weights_hash() != before
 
 
-def test_hash_tells_shapes_apart():
+def test_hash_distinguishes_shapes():
     flat, tall = (Classifier(nn.Module(), name="x") for _ in range(2))
     flat.net.register_buffer("w", torch.zeros(1, 6))
     tall.net.register_buffer("w", torch.zeros(6, 1))
     assert flat.weights_hash() != tall.weights_hash()
 
 
-def test_an_output_that_is_no_tensor_is_named():
+def test_an_output_that_is_not_a_tensor_is_named():
     class Pair(nn.Module):
         def forward(self, x):
             return x, x

@@ -126,7 +126,7 @@ def test_weights_without_a_classifier_are_not_offered():
 
 
 @pytest.mark.parametrize("name", torchvision_models())
-def test_every_classifier_publishes_a_preset_that_we_can_read(name):
+def test_every_classifier_publishes_a_readable_preset(name):
     for weights in models.get_model_weights(name):
         geometry = pretrained.preset_geometry(weights.transforms())
         assert geometry.resize >= geometry.crop >= 100

@@ -12,7 +12,7 @@ def test_the_operators_that_torchvision_registers_for_are_declared():
     assert vision.InterpolationMode("bicubic") is vision.InterpolationMode.BICUBIC
 
 
-def test_importing_the_zoo_imports_no_torchvision_and_the_door_no_warning():
+def test_importing_the_zoo_imports_no_torchvision_and_warns_of_nothing():
     code = (
         "import sys, raiopt.zoo as zoo; zoo.load_data('digits'); assert 'torchvision' not in sys.modules;"
         "from raiopt.zoo import vision; import torchvision; assert vision.models is torchvision.models"
