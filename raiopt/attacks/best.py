@@ -22,7 +22,7 @@ class Best:
 
     @torch.no_grad()
     def update(self, scores: Sequence[Tensor], among: Tensor | None = None, **values: Tensor) -> None:
-        """Replaces the values of each sample whose scores are higher; scores are compared in order, later on ties.
+        """Replaces the values of each sample whose scores are higher; ties are broken by the next score.
 
         Args:
             scores: Tensors of one shape, such as (N,); NaN counts as lowest.

@@ -1,4 +1,4 @@
-"""Projected steepest steps with momentum, and Auto-PGD, which adapts the step size of each datum."""
+"""Projected steepest descent with momentum, and Auto-PGD, which adapts the step size of each datum."""
 
 import math
 from dataclasses import replace
@@ -28,7 +28,7 @@ class SteepestProjectedOptim(ParamTransformingOptimizer):
         p: 1, 2 or infinity.
         epsilon: See `ProjectedParameterOptimizer`.
         lr: The step size as a multiple of epsilon.
-        weight: Weight of the new step; 1 - weight is that of the last displacement. 1: no momentum.
+        weight: Weight of the new step; the last displacement has weight 1 - weight. 1: no momentum.
         q: For p=1, the share of the gradient's entries that a step does not move; see `TopQGradientOptimizer`.
 
     >>> x = torch.zeros(1, 2, requires_grad=True)
@@ -70,7 +70,7 @@ class SteepestProjectedOptim(ParamTransformingOptimizer):
             state.k += 1
 
     def _direct_(self, gradient: Tensor, state: State, group: dict[str, Any]) -> None:
-        """Replaces the gradient by a direction of norm 1."""
+        """Replaces the gradient in place by the steepest direction of norm 1."""
         if self.p == 1:
             transforms.normalize_(transforms.keep_top_(gradient, group["q"]).sign_(), 1)
         else:
@@ -81,7 +81,7 @@ class SteepestProjectedOptim(ParamTransformingOptimizer):
         weight = optim_group["weight"]
         if weight == 1 or param.grad is None:
             return
-        if self.p == math.inf:  # whose projection leaves the box to the clamp in base.py
+        if self.p == math.inf:  # the Linf projection leaves the box to the clamp in base.py
             transforms.clamp_(param, optim_group.get("lower"), optim_group.get("upper"))
         state = self._state(param, optim_group)
         if state.k > 1:
@@ -92,12 +92,12 @@ class SteepestProjectedOptim(ParamTransformingOptimizer):
 
 RHO = 0.75  # the share of the steps between two checkpoints that must decrease the loss for the step size to stay
 L1_DIVISOR = 1.5  # of the step size, and of the number of entries that a step moves
-L1_SPARSER = 0.95  # the perturbation became sparser if it has less than this share of its former entries
+L1_SPARSER = 0.95  # a perturbation with less than this share of its former nonzero entries became sparser
 L1_SMALLEST_ETA = 0.1
 
 
 def checkpoints(steps: int, p: float) -> list[int]:
-    """Returns W: the numbers of steps after which step sizes are adapted.
+    """Returns the checkpoints (W in the paper): the numbers of steps after which step sizes are adapted.
 
     >>> checkpoints(100, 2)
     [22, 41, 57, 70, 80, 87, 93, 99]
@@ -113,7 +113,7 @@ def checkpoints(steps: int, p: float) -> list[int]:
 
 
 class AdaptiveStepOptim(SteepestProjectedOptim):
-    """Auto-PGD: steps of `SteepestProjectedOptim` whose size eta each datum adapts at checkpoints.
+    """Auto-PGD: the steps of `SteepestProjectedOptim` with a step size eta per datum, adapted at checkpoints.
 
     At a checkpoint eta is halved and the datum returns to its best point, if the loss fell in less than three quarters
     of the steps since the last checkpoint, or if neither eta nor the best loss changed since then (Croce and Hein 2020,
@@ -122,9 +122,9 @@ class AdaptiveStepOptim(SteepestProjectedOptim):
     Reads `losses`: see `raiopt.attacks.search.published`.
 
     Args:
-        steps: The number of steps of the search, which decides on the checkpoints.
-        lr: Multiplies the first step size of the paper: 2 epsilon, for p=1 epsilon.
-        q: For p=1, as in `SteepestProjectedOptim`, for the steps up to the first checkpoint.
+        steps: The number of steps of the search, which determines the checkpoints.
+        lr: Multiplies the paper's initial step size: 2 epsilon, or epsilon for p=1.
+        q: For p=1, the q of `SteepestProjectedOptim` up to the first checkpoint.
 
     >>> x = torch.zeros(1, 2, requires_grad=True)
     >>> optimizer = AdaptiveStepOptim([x], p=math.inf, epsilon=0.5, steps=10)
@@ -191,7 +191,7 @@ class AdaptiveStepOptim(SteepestProjectedOptim):
         param.grad.mul_(s.eta)
 
     def _halve(self, s: State, condition_1: Tensor) -> Tensor:
-        """Halves eta where one of the paper's conditions holds, and says where, of shape (N, 1, ...)."""
+        """Halves eta where one of the paper's conditions holds, and returns a mask of these data, (N, 1, ...)."""
         condition_2 = (s.eta_was_halved == 0) & (s.f_best >= s.f_best_before)
         halved = condition_1 | condition_2
         s.eta /= 1 + halved.float()
@@ -199,7 +199,7 @@ class AdaptiveStepOptim(SteepestProjectedOptim):
         return halved
 
     def _follow_sparsity(self, s: State) -> Tensor:
-        """Adapts eta and the number of moved entries; says where the best point became sparser, (N, 1, ...)."""
+        """Adapts eta and the number of moved entries; returns where the best point became sparser, (N, 1, ...)."""
         entries = (s.x_best != 0).flatten(1).sum(1).view_as(s.entries)
         sparser = entries < L1_SPARSER * s.entries
         s.eta = torch.where(sparser, 1.0, (s.eta / L1_DIVISOR).clamp(min=L1_SMALLEST_ETA))

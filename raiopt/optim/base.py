@@ -21,19 +21,19 @@ from raiopt.optim.wrapper import InnerOwned
 class ParamTransformingOptimizer(InnerOwned):
     """Changes each parameter's gradient in place, lets any torch optimizer step, then changes the parameter in place.
 
-    Subclasses override `_pre_step_transform_` and `_post_step_transform_`, which see a batch of shape (N, d0, ...) and
-    transform each of the N data independently. `param_ndim` decides how a parameter is split into data, so that one
-    class serves perturbations per sample, per row and universal ones.
+    Subclasses override `_pre_step_transform_` and `_post_step_transform_`, which receive a batch of shape (N, d0, ...)
+    and transform each of the N data independently. `param_ndim` determines how a parameter is split into data, so that
+    the same class works for perturbations per sample, per row, and universal ones.
 
     A group may have bounds `lower` <= 0 and `upper` >= 0: after each step the parameter is clamped to them.
     `epsilon`, `lower`, `upper`, `clamp_min` and `clamp_max` may be tensors that broadcast to the parameter's shape;
     `epsilon` is the radius of each datum, so it must be constant within one.
 
     Args:
-        params: The parameters, or groups with hyperparameters of their own, as for every torch optimizer. Values in a
-            group come before those in `defaults`, and these before keyword arguments.
+        params: The parameters, or groups with their own hyperparameters, as for every torch optimizer. Values in a
+            group take precedence over those in `defaults`, and these over keyword arguments.
         InnerOpt: The optimizer that makes the update: a class, a `functools.partial` of one, or a ready-made optimizer,
-            which brings its own parameters.
+            which already has its parameters.
         param_ndim: The number of trailing dimensions that form one datum. A negative number counts the leading
             dimensions instead; None makes the whole parameter one datum. See `raiopt.as_batch`.
         grad_scale: Multiplies each gradient after its transform.
@@ -41,7 +41,7 @@ class ParamTransformingOptimizer(InnerOwned):
         defaults: Hyperparameters that the transforms read from the group.
         inner_opt_kwargs: Hyperparameters of `InnerOpt`, such as `lr`.
 
-    Global hooks of torch (`register_optimizer_step_pre_hook`) run for the inner optimizer as well: twice a step.
+    Global hooks of torch (`register_optimizer_step_pre_hook`) run twice per step, once for the inner optimizer.
 
     A gradient transform around AdamW; `param_ndim` makes no difference to a sign:
 
@@ -56,8 +56,8 @@ class ParamTransformingOptimizer(InnerOwned):
     >>> x
     tensor([-10.0900,   9.8900], requires_grad=True)
 
-    One that works on each datum, here to divide it by its largest entry. The same class treats entries, rows or the
-    whole matrix:
+    A transform per datum, which divides its gradient by the largest entry. Depending on `param_ndim`, a datum is an
+    entry, a row or the whole matrix:
 
     >>> class MaxNormed(ParamTransformingOptimizer):
     ...     def _pre_step_transform_(self, param, optim_group):
@@ -75,7 +75,7 @@ class ParamTransformingOptimizer(InnerOwned):
     1 [[0.5, 1.0], [1.0, 0.5]]
     2 [[0.05000000074505806, 0.10000000149011612], [1.0, 0.5]]
 
-    One that constrains the parameter after each step:
+    A constraint on the parameter after each step:
 
     >>> class WithinOne(ParamTransformingOptimizer):
     ...     def _post_step_transform_(self, param, optim_group):
@@ -88,11 +88,11 @@ class ParamTransformingOptimizer(InnerOwned):
     tensor([-1.0000,  0.9000], requires_grad=True)
     """
 
-    #: What a search must know of the optimizer: declared by the class, or set by `__init__`.
+    #: The properties that a search needs to know: declared by the class, or set by `__init__`.
     traits: Traits = Traits()
     #: The arguments of `checks.number` for the hyperparameters that a class adds to the groups.
     _limits: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    #: The position in a chain, so that members of one class keep states of their own.
+    #: The position in a chain, which separates the states of several members of the same class.
     _place = 0
 
     def __init__(
@@ -128,7 +128,7 @@ class ParamTransformingOptimizer(InnerOwned):
             self._check_group(group)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Gives a subclass an `__init__` of its own, with the signature that tools see."""
+        """Ensures that each subclass has its own `__init__`, with a complete signature for tools to inspect."""
         super().__init_subclass__(**kwargs)
         if "__init__" not in vars(cls):
             cls.__init__ = handing_on(cls)
@@ -136,7 +136,7 @@ class ParamTransformingOptimizer(InnerOwned):
         cls.__init__.__signature__ = shown  # pyright: ignore[reportFunctionMemberAccess]
 
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
-        """Changes `param.grad` in place, before the inner optimizer steps; does nothing unless overridden.
+        """Changes `param.grad` in place before the inner optimizer's step; does nothing unless overridden.
 
         Args:
             param: A view of the parameter of shape (N, d0, ...), where (d0, ...) has `param_ndim` dimensions. Its
@@ -145,25 +145,26 @@ class ParamTransformingOptimizer(InnerOwned):
         """
 
     def _post_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
-        """Changes `param` in place, after the inner optimizer stepped; does nothing unless overridden."""
+        """Changes `param` in place after the inner optimizer's step; does nothing unless overridden."""
 
     def _init_state(self, param: Tensor, optim_group: dict[str, Any]) -> dict[str, Any]:
-        """Returns what a step remembers for the next ones, by name; called once for each parameter.
+        """Returns the initial state that steps keep, by name; called once for each parameter.
 
-        A tensor of the shape of `param` stays like the parameter, one of shape (N, 1, ...) or a float is one number for
-        each datum, in float32 at least; anything else is a single value. The arguments are those of the transforms.
+        A tensor shaped like `param` keeps the parameter's type; a tensor of shape (N, 1, ...) or a float is stored as
+        one number per datum, at least in float32; anything else is a single value. The arguments are those of the
+        transforms.
         """
         return {}
 
     def _state(self, param: Tensor, optim_group: dict[str, Any]) -> State:
-        """Returns what `_init_state` named, for the parameter whose transform is running: `self._state(...).momentum`.
+        """Returns the state of the parameter whose transform is running, for use as `self._state(...).momentum`.
 
-        It stands in `state` as a dictionary under `ClassName.<number of the parameter>`, so it is saved, loaded and
-        copied with the inner optimizer's state, and the rows of a sample leave with it.
+        It is stored in `state` as a dictionary under `ClassName.<number of the parameter>`, so it is saved, loaded and
+        copied with the inner optimizer's state, and loses its rows when samples leave the batch.
         """
         index, owner = self._find(param, optim_group)
         key = f"{type(self).__name__}.{index}" + (f".{self._place}" if self._place else "")
-        states: Any = self.state  # by parameter in torch, by a string for what is ours
+        states: Any = self.state  # torch's keys are parameters, ours are strings
         if key not in states:
             initial = self._init_state(param, optim_group)
             states[key] = {name: laid_out(value, owner, param) for name, value in initial.items()}
@@ -178,12 +179,13 @@ class ParamTransformingOptimizer(InnerOwned):
         raise ValueError(f"{type(self).__name__}: a parameter of shape {tuple(param.shape)} is not in its group.")
 
     def _published(self, name: str, optim_group: dict[str, Any], rows: Tensor) -> Tensor:
-        """Returns the losses or the successes that the solver put into the group, of shape (N, 1, ...).
+        """Returns the losses or the success flags that the solver put into the group, of shape (N, 1, ...).
 
         Args:
             name: "losses", which the step is to decrease (the gradient is that of their sum), or "fooled".
-            rows: The parameter as the transform sees it. Where a datum spans several samples, their losses are added,
-                and it is fooled if all of them are; where a sample has several data, they have its values.
+            rows: The parameter in the shape that the transform receives. If a datum spans several samples, their losses
+                are added, and it counts as fooled if all of them are; if a sample has several data, each has the
+                sample's values.
 
         Raises:
             ValueError: If the group has no such values.
@@ -197,7 +199,7 @@ class ParamTransformingOptimizer(InnerOwned):
         return values.view(-1, *[1] * (rows.ndim - 1))
 
     def _read(self, name: str, optim_group: dict[str, Any]) -> Any:
-        """Returns a value that the solver puts into the group for the time of a step."""
+        """Returns a value that the solver puts into the group for the duration of a step."""
         if name in optim_group:
             return optim_group[name]
         kind = "a function" if name == "gradient" else "one value per sample"
@@ -207,10 +209,10 @@ class ParamTransformingOptimizer(InnerOwned):
         )
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        """Raises unless the group's hyperparameters are valid; subclasses add checks of their own.
+        """Raises unless the group's hyperparameters are valid; subclasses add their own checks.
 
-        Called for each group on construction, by `add_param_group` and after a checkpoint is loaded. Whoever writes
-        into a group later (bounds, say) may call it again.
+        Called for each group on construction, by `add_param_group` and after a checkpoint is loaded. Code that changes
+        a group later, such as its bounds, may call it again.
         """
         check_group(group)
         check_ball(group, self.traits)
@@ -263,7 +265,7 @@ class ParamTransformingOptimizer(InnerOwned):
             )
 
     def project(self) -> None:
-        """Applies the post-step transform alone, as to bring a random start into the ball."""
+        """Applies only the post-step transform, for example to project a random start onto the ball."""
         self._apply_post_step_transform_()
 
     @overload
@@ -276,7 +278,7 @@ class ParamTransformingOptimizer(InnerOwned):
         """Transforms the gradients, steps the inner optimizer, transforms the parameters; returns the closure's loss.
 
         Args:
-            closure: Evaluates the loss and its gradients anew. They are transformed after each of its calls.
+            closure: Recomputes the loss and its gradients, which are transformed after each call.
         """
         if closure is None:
             self._apply_pre_step_transform_()

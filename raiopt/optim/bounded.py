@@ -1,4 +1,4 @@
-"""Gradient transforms by name, followed by a projection: what the command builds of options and members of a chain."""
+"""Gradient transforms by name, followed by a projection: built by the command from options and members of a chain."""
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,11 +35,11 @@ TRANSFORMS: dict[str, type[ParamTransformingOptimizer]] = {
     "lookahead": LookaheadGradientOptim,
     "variance_tuned": VarianceTunedGradientOptim,
 }
-"""What a chain can be made of; the projection is added to it."""
+"""The transforms that can be members of a chain; the projection is added at the end."""
 DEFAULTS: dict[str, dict[str, Any]] = {"steepest": {"p": 2.0}, "top_q": {"q": 0.9}, "l1q": {"q": 0.9}}
 """Values for arguments of the transforms that have no default in Python."""
 FROM_CHAIN = ("generator", "epsilon", "div_by_zero_eps")
-"""Arguments of the transforms that a member of a chain cannot set for itself."""
+"""Arguments of the transforms that belong to the whole chain and cannot be set per member."""
 
 
 def bounded(
@@ -57,19 +57,19 @@ def bounded(
     grad_bias: float = 0.0,
     **settings: Any,
 ) -> ChainedParamTransformingOptimizer:
-    """Applies several transforms of the gradient in order, then projects onto the ball.
+    """Applies several gradient transforms in order, then projects onto the ball after the step.
 
     Args:
-        lr: Step size of the first step: the learning rate of the inner optimizer, if there is one. For `apgd` and
+        lr: Initial step size: the learning rate of the inner optimizer, if there is one. For `apgd` and
             `steepest_projected` a multiple of epsilon.
-        epsilon: Radius of the ball; of an additive perturbation in units of pixels in [0, 1].
+        epsilon: Radius of the ball; for an additive perturbation in units of pixels in [0, 1].
         ball: The ball that the step projects onto: `linf`, `l2`, `l1` or `l0`; None for no ball, only the box.
             `apgd`, `steepest_projected` and `square` have no `l0`.
-        transform: One transform; `settings` are its own.
+        transform: A single transform, with its `settings`.
         members: The transforms in order: names, or `{name: {setting: value}}`.
-        seed: Seed of the draws of `dq`.
-        param_ndim: The number of trailing dimensions that transform and ball extend over; -1: each sample, None: the
-            batch.
+        seed: Seed of the random draws for `dq`.
+        param_ndim: The number of trailing dimensions that form one datum for transform and ball; -1: each sample,
+            None: the whole batch.
         grad_scale: Multiplies the transformed gradient.
         grad_bias: Added to the transformed gradient, after the multiplication.
     """
@@ -84,7 +84,7 @@ def bounded(
 
 
 def with_ball_and_seed(make: partial[Any], params: ParamsT) -> Any:
-    """Returns the optimizer of a class whose partial holds `ball` in place of `p`, and `seed` in place of `generator`.
+    """Constructs an optimizer from a partial with `ball` instead of `p`, and `seed` instead of `generator`.
 
     Each call seeds a new generator, so that every batch sees the same draws.
     """
@@ -104,7 +104,7 @@ def with_ball_and_seed(make: partial[Any], params: ParamsT) -> Any:
 
 
 def _completed(name: str, own: Mapping[str, Any], epsilon: float, seed: int) -> dict[str, Any]:
-    """Returns the arguments of a transform: its own settings, and what it takes from the chain."""
+    """Returns the arguments of a transform: its own settings, completed by those shared in the chain."""
     taken = inspect.signature(TRANSFORMS[name]).parameters
     shared: dict[str, Any] = {"epsilon": epsilon} if "epsilon" in taken else {}
     if "generator" in taken:  # every batch sees the same draws
@@ -113,7 +113,7 @@ def _completed(name: str, own: Mapping[str, Any], epsilon: float, seed: int) -> 
 
 
 def _checked(members: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields name and settings of each member, which is given as a name or as {name: {setting: value}}."""
+    """Yields name and settings of each member, given as a name or as {name: {setting: value}}."""
     form = "members=[l1_normed,{momentum:{mu:1.0}},signed]"
     if isinstance(members, str) or not isinstance(members, Sequence) or not members:
         raise ValueError(f"members={members!r} must be a list, as in {form}.")

@@ -1,4 +1,4 @@
-"""Several transforming optimizers in a row, around one inner optimizer."""
+"""A chain of transforming optimizers around one inner optimizer."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,11 +14,11 @@ _OF_THE_CHAIN = ("params", "InnerOpt", "param_ndim", "grad_scale", "grad_bias", 
 
 
 def _can_be_member(given: Any) -> bool:
-    return callable(given) or isinstance(given, Optimizer)  # the latter to be refused by name
+    return callable(given) or isinstance(given, Optimizer)  # optimizer instances pass here to be refused later by name
 
 
 def _moves(member: ParamTransformingOptimizer) -> bool:
-    """Says whether the member transforms the parameter."""
+    """Returns whether the member transforms the parameter."""
     return type(member)._post_step_transform_ is not ParamTransformingOptimizer._post_step_transform_
 
 
@@ -30,7 +30,7 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
     Args:
         transforming_optimizers: Classes, or partials with hyperparameters of the member. `param_ndim`, `grad_scale`,
             `grad_bias`, `InnerOpt` and `lr` belong to the chain.
-        params: The parameters; they may also stand last among the positional arguments.
+        params: The parameters; may also be passed as the last positional argument.
 
     >>> import torch
     >>> from functools import partial
@@ -56,7 +56,7 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
     ) -> None:
         members: list[Any] = list(transforming_optimizers)
         if params is None and members and not _can_be_member(members[-1]):
-            params = members.pop()  # so that a partial takes them by position
+            params = members.pop()  # so that a partial accepts them as a positional argument
         super().__init__(params, InnerOpt, **shared)
         for make in members:
             member = self._member(make)
@@ -81,7 +81,7 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         return member
 
     def _members(self) -> Iterator[ParamTransformingOptimizer]:
-        """Yields the members, those of chains among them included."""
+        """Yields the members, with nested chains flattened."""
         for member in self._chain:
             yield from member._members() if isinstance(member, ChainedParamTransformingOptimizer) else (member,)
 

@@ -25,11 +25,12 @@ from raiopt.optim.traits import Traits
 class FrankWolfe(Optimizer):
     """Moves each parameter to x_t+1 = (1 - a) x_t - a s grad: the step of the Frank-Wolfe method.
 
-    It is the inner optimizer of the classes below, which replace the gradient by minus the vertex. In step t, from 0,
-    a is lr / (lr + t), or `lr` itself. With lr=2 and the schedule, the first step does not depend on the start.
+    It is the inner optimizer of the classes below, which replace the gradient by minus the vertex. In step t, counted
+    from 0, a is lr / (lr + t), or `lr` itself without the schedule. With lr=2 and the schedule, the first step does not
+    depend on the start.
 
     Args:
-        params: The parameters, or groups with hyperparameters of their own.
+        params: The parameters, or groups with their own hyperparameters.
         lr: At least 0; at most 1 without the schedule.
         lmo_scaling_factor: The s above.
         use_default_lr_schedule: Whether a decreases with the steps.
@@ -42,7 +43,7 @@ class FrankWolfe(Optimizer):
     tensor([3.2500], requires_grad=True)
     """
 
-    #: Every entry is updated independently: see `raiopt.attacks.rows`.
+    #: Every entry is updated independently; see `raiopt.attacks.rows`.
     elementwise = True
 
     def __init__(
@@ -52,7 +53,7 @@ class FrankWolfe(Optimizer):
         super().__init__(params, own)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group after its hyperparameters were checked."""
+        """Adds a group after checking its hyperparameters."""
         values = {**self.defaults, **param_group}
         share = (
             ""
@@ -105,7 +106,7 @@ class _InBall(ParamTransformingOptimizer):
     def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
         if param.grad is not None:
             box = (optim_group.get(name) for name in ("lower", "upper"))
-            # The vertex for minus the gradient, whose sign the inner optimizer turns back.
+            # The support point of minus the gradient; the inner optimizer flips the sign back.
             idle = param.grad == 0 if self.traits.ball == math.inf else _is_zero(param.grad)
             type(self)._vertex(param.grad.neg_(), optim_group["epsilon"], *box).neg_()
             param.grad.addcmul_(param, idle.to(param.dtype), value=-1)
@@ -115,7 +116,7 @@ class _InBall(ParamTransformingOptimizer):
 
 
 def _options(shared: dict[str, Any], **own: Any) -> dict[str, Any]:
-    """Returns all keyword arguments for the parent; an inner optimizer among them is refused."""
+    """Returns all keyword arguments for the parent; raises if one of them is an inner optimizer."""
     if "InnerOpt" in shared:
         raise TypeError(
             "InnerOpt cannot be chosen: Frank-Wolfe makes the step itself, and so cannot be a member of a chain."
@@ -124,21 +125,21 @@ def _options(shared: dict[str, Any], **own: Any) -> dict[str, Any]:
 
 
 def _is_zero(gradient: Tensor) -> Tensor:
-    """Says which data have a gradient of zero, of shape (N, 1, ...): no vertex is better than another for them."""
+    """Returns a mask (N, 1, ...) of the data with a zero gradient, for which all vertices are equally good."""
     return transforms.norms(gradient, math.inf) == 0
 
 
 class LinfFrankWolfe(_InBall):
     """Frank-Wolfe in the Linf ball: moves each datum towards the corner that minimises the linearised loss.
 
-    With a box the corner is that of ball and box. The new point lies between two points of a convex set, so it stays
-    inside; a start outside is projected. `grad_scale` multiplies the corner: leave it at 1.
+    With a box, it is the corner of the intersection of ball and box. The new point lies between two points of a convex
+    set, so it stays inside; a start outside is projected. `grad_scale` multiplies the corner: leave it at 1.
 
     Args:
         epsilon: See `ProjectedParameterOptimizer`.
         lr: See `FrankWolfe`.
-        use_default_lr_schedule: Step t, from 0, moves each datum by the fraction lr / (lr + t) of the way to the
-            vertex; False: by the fraction lr.
+        use_default_lr_schedule: Step t, counted from 0, moves each datum by the fraction lr / (lr + t) of the way to
+            the vertex; False: by the fraction lr.
 
     >>> x = torch.zeros(1, 2, requires_grad=True)
     >>> optimizer = LinfFrankWolfe([x], epsilon=0.5)
@@ -155,8 +156,8 @@ class LinfFrankWolfe(_InBall):
 class L2FrankWolfe(_InBall):
     """Frank-Wolfe in the L2 ball: moves each datum towards the point that minimises the linearised loss.
 
-    With a box it is the point of ball and box, exactly: see `raiopt.transforms.support_l2_`. The arguments are those of
-    `LinfFrankWolfe`.
+    With a box, it is the exact minimizer over ball and box: see `raiopt.transforms.support_l2_`. The arguments are
+    those of `LinfFrankWolfe`.
 
     >>> x = torch.zeros(1, 2, requires_grad=True)
     >>> optimizer = L2FrankWolfe([x], epsilon=0.5)
@@ -173,8 +174,8 @@ class L2FrankWolfe(_InBall):
 class L1FrankWolfe(_InBall):
     """Frank-Wolfe in the L1 ball: moves each datum towards the vertex that minimises the linearised loss.
 
-    Without a box only its largest entry is nonzero; with one the largest entries move to their bounds until epsilon is
-    used up. The arguments are those of `LinfFrankWolfe`.
+    Without a box, only the vertex entry where the gradient is largest is nonzero; with a box, the entries with the
+    largest gradients move to their bounds until epsilon is used up. The arguments are those of `LinfFrankWolfe`.
 
     >>> x = torch.zeros(1, 2, requires_grad=True)
     >>> optimizer = L1FrankWolfe([x], epsilon=0.5)

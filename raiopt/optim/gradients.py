@@ -56,10 +56,10 @@ class L1NormedGradientOptim(_NormedGradientOptim):
     """Divides each datum of the gradient by its L1 norm before the inner optimizer steps.
 
     Args:
-        div_by_zero_eps: Bounds the divisor from below; None means the smallest normal number of the gradient's type,
-            which is 1.18e-38 in float32.
+        div_by_zero_eps: Lower bound of the divisor; None: the smallest normal number of the gradient's type, which is
+            1.18e-38 in float32.
 
-    Here the whole parameter is one datum, whose gradient (2, 2) has the norm 4:
+    Here the whole parameter is one datum, whose gradient (2, 2) has L1 norm 4:
 
     >>> import torch
     >>> x = torch.tensor([-1.0, 1.0], requires_grad=True)
@@ -92,7 +92,7 @@ class L2NormedGradientOptim(_NormedGradientOptim):
 class LinfNormedGradientOptim(_NormedGradientOptim):
     """Divides each datum of the gradient by its largest magnitude; see `L1NormedGradientOptim`.
 
-    Unlike the sign this keeps the direction of the gradient, and no entry moves further than `lr`.
+    Unlike the sign, this keeps the direction of the gradient; no entry moves further than `lr`.
 
     >>> import torch
     >>> x = torch.zeros(1, 3, requires_grad=True)
@@ -129,12 +129,12 @@ class LpNormedGradientOptim(_NormedGradientOptim):
 class SteepestGradientOptim(ParamTransformingOptimizer):
     """Replaces each datum of the gradient by the direction of Lp norm 1 in which the loss changes most.
 
-    That is the sign for p=inf, the gradient divided by its norm for p=2, only its largest entry (equal ones share the
-    norm) for p=1, and the dual direction otherwise: Boyd and Vandenberghe 2004, section 9.4,
+    That is the sign for p=inf, the normalized gradient for p=2, only its largest entry (ties share the norm) for p=1,
+    and the dual direction otherwise: Boyd and Vandenberghe 2004, section 9.4,
     https://web.stanford.edu/~boyd/cvxbook/.
 
     Args:
-        p: The norm in which the step has the length `lr`; at least 1, infinity included.
+        p: The norm in which a step has length `lr`; at least 1, infinity included.
 
     >>> import torch
     >>> x = torch.zeros(1, 3, requires_grad=True)

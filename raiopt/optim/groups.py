@@ -1,4 +1,4 @@
-"""Hyperparameters of a parameter group: their checks, and the shapes in which transforms see them."""
+"""Hyperparameters of a parameter group: checks, and the shapes in which transforms receive them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +39,7 @@ def check_group(group: dict[str, Any]) -> None:
 
 
 def check_ball(group: dict[str, Any], traits: Traits) -> None:
-    """Raises unless the radius, and the shape of the data, fit the ball that the traits name."""
+    """Raises unless the radius and the shape of the data fit the ball given by the traits."""
     if traits.ball is not None:
         low, remedy = (1, "In an L0 ball it is a number of entries.") if traits.ball == 0 else (0, "")
         checks.number("epsilon", group["epsilon"], low=low, remedy=remedy)
@@ -53,13 +53,13 @@ def check_ball(group: dict[str, Any], traits: Traits) -> None:
 
 
 def check_lr(lr: Any) -> None:
-    """Raises unless it is a learning rate; None and functions are left to the inner optimizer."""
+    """Raises unless `lr` is a valid learning rate; None and functions are left to the inner optimizer."""
     if lr is not None and not callable(lr):
         checks.number("lr", lr, low=0)
 
 
 def _full(name: str, value: Tensor, param: Tensor, rows: Tensor) -> Tensor:
-    """Returns `value` for each entry of the parameter, shaped (N, entries of a datum)."""
+    """Returns `value` broadcast to the parameter, with shape (N, entries per datum)."""
     try:
         return value.expand(param.shape).reshape(rows.shape).flatten(1)
     except RuntimeError:
@@ -70,13 +70,13 @@ def _full(name: str, value: Tensor, param: Tensor, rows: Tensor) -> Tensor:
 
 
 def _known(truth: bool | Tensor) -> bool:
-    """Says whether all entries are true; a tensor without values counts as true."""
+    """Returns whether all entries are true; a tensor without values (on the meta device) counts as true."""
     return truth if isinstance(truth, bool) else truth.device.type == "meta" or bool(truth.all())
 
 
 @contextmanager
 def seen_as_batch(group: dict[str, Any], param: Tensor, batch: Tensor) -> Iterator[None]:
-    """Lets the group hold its tensors in the form that broadcasts to `batch`, while one transform runs.
+    """Reshapes the group's tensors so that they broadcast to `batch` while one transform runs.
 
     `epsilon` becomes (N, 1, ...), bounds take the shape of `batch`: views where the memory layout allows it.
     """

@@ -1,4 +1,4 @@
-"""The inner optimizer, which owns parameters, groups and state: built here, or ready made."""
+"""The inner optimizer, which owns parameters, groups and state: constructed here, or ready-made."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,14 +11,14 @@ from torch.optim.optimizer import ParamsT
 from raiopt import checks
 from raiopt.optim.groups import check_lr
 
-#: Parameters or groups of them; None if the inner optimizer brings its own.
+#: Parameters or parameter groups; None if a ready-made inner optimizer already has them.
 Params = ParamsT | None
-#: A class, a partial of one, or an optimizer that exists already.
+#: A class, a partial of one, or a ready-made optimizer.
 InnerOptimizer = Optimizer | Callable[..., Optimizer]
 
 
 def built(InnerOpt: Any, params: Params, own: dict[str, Any], kwargs: dict[str, Any]) -> Optimizer:
-    """Returns a new inner optimizer, whose groups hold our hyperparameters in addition to its own."""
+    """Returns a new inner optimizer whose groups hold the wrapper's hyperparameters in addition to its own."""
     if not callable(InnerOpt):
         raise TypeError(
             f"InnerOpt={InnerOpt!r} must be an optimizer class, a partial of one or a ready-made optimizer: "
@@ -45,7 +45,7 @@ def built(InnerOpt: Any, params: Params, own: dict[str, Any], kwargs: dict[str, 
 
 
 def ready_made(inner: Optimizer, params: Params, kwargs: dict[str, Any]) -> Optimizer:
-    """Returns a ready-made inner optimizer, unless arguments were given that it would ignore."""
+    """Returns a ready-made inner optimizer; raises if arguments were given that it would ignore."""
     if kwargs:
         raise TypeError(
             f"{', '.join(kwargs)} would have no effect: InnerOpt is a ready-made {type(inner).__name__}. "
@@ -58,14 +58,14 @@ def ready_made(inner: Optimizer, params: Params, kwargs: dict[str, Any]) -> Opti
 
 
 def _differentiable_refused(inner: Optimizer) -> Optimizer:
-    """Returns the inner optimizer, unless its steps are part of the autograd graph."""
+    """Returns the inner optimizer; raises if its steps are part of the autograd graph."""
     if inner.defaults.get("differentiable"):
         raise ValueError("differentiable=True must not be set: the transforms are not part of the autograd graph.")
     return inner
 
 
 def check_agreement(inner: Optimizer, own: dict[str, Any]) -> None:
-    """Raises if a hyperparameter has another value already, set by an optimizer around the same inner one."""
+    """Raises if an optimizer around the same inner one already set a hyperparameter to a different value."""
     for name in own.keys() & inner.defaults.keys():
         old, new = inner.defaults[name], own[name]
         if not _same(old, new):
@@ -76,13 +76,13 @@ def check_agreement(inner: Optimizer, own: dict[str, Any]) -> None:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Says whether two values of a hyperparameter, numbers or tensors, are equal."""
+    """Returns whether two values of a hyperparameter, numbers or tensors, are equal."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
     return a == b
 
 
 def _named_like(word: Any) -> str:
-    """Returns the optimizer of torch with the most similar name."""
+    """Returns the torch optimizer with the most similar name."""
     names = {name.lower(): name for name in vars(torch.optim) if isinstance(getattr(torch.optim, name), type)}
     return f"torch.optim.{names[(checks.near(str(word).lower(), names) or ['adam'])[0]]}"

@@ -1,6 +1,6 @@
-"""Optimizers that combine gradients of earlier steps, or of points around the parameter.
+"""Optimizers that combine gradients of earlier steps, or of points near the parameter.
 
-As members of a chain they form the attacks that were designed to transfer between models.
+In chains, they form the attacks that were designed to transfer between models.
 """
 
 from dataclasses import replace
@@ -18,11 +18,11 @@ from raiopt.optim.traits import Traits
 
 
 class MomentumGradientOptim(ParamTransformingOptimizer):
-    """Replaces the gradient by the sum of all gradients so far, where `mu` discounts older ones in each step.
+    """Replaces the gradient by the sum of all gradients so far, discounted by `mu` in each step.
 
-    In a chain it sums the gradients as the members before it changed them: with L1-normed before it and the sign after
+    In a chain, it sums the gradients transformed by the members before it: with L1-normed before and the sign after
     it, this is MI-FGSM (Dong et al. 2018, https://arxiv.org/abs/1710.06081).
-    Checkpoints hold the sum: `optimizer.state["MomentumGradientOptim.0"]["momentum"]` for the first parameter.
+    Checkpoints contain the sum: `optimizer.state["MomentumGradientOptim.0"]["momentum"]` for the first parameter.
 
     Args:
         mu: At least 0; 1 in the paper.
@@ -55,13 +55,13 @@ class MomentumGradientOptim(ParamTransformingOptimizer):
 class LookaheadGradientOptim(ParamTransformingOptimizer):
     """Replaces the gradient by the gradient at a look-ahead point: x_k + mu (x_k - x_k-1).
 
-    The first step uses the gradient as it is. Followed by `MomentumGradientOptim` this is Nesterov's method; followed
-    by L1-normed, momentum and sign it is NI-FGSM (Lin et al. 2020, https://arxiv.org/abs/1908.06281). The paper looks
-    ahead along the sum of gradients, whose length is unrelated to the step size; the last displacement has the length
-    of a step and respects ball and box.
+    The first step uses the gradient unchanged. Followed by `MomentumGradientOptim`, this is Nesterov's method; followed
+    by L1-normed, momentum and sign, it is NI-FGSM (Lin et al. 2020, https://arxiv.org/abs/1908.06281). The paper looks
+    ahead along the sum of gradients, whose length is unrelated to the step size; the last displacement, used here, has
+    the length of a step and respects ball and box.
 
-    It must stand first in a chain, before `MomentumGradientOptim`, whose `mu` it shares. Each step needs a second
-    gradient, for which it calls the group's `gradient`: see `raiopt.attacks.search.published`.
+    It must be the first member of a chain, before `MomentumGradientOptim`, whose `mu` it shares. Each step computes a
+    second gradient by calling the group's `gradient`: see `raiopt.attacks.search.published`.
 
     Args:
         mu: At least 0; 1 in the paper.
@@ -102,20 +102,20 @@ class LookaheadGradientOptim(ParamTransformingOptimizer):
 
 
 class VarianceTunedGradientOptim(ParamTransformingOptimizer):
-    """Adds the gradient variance of the previous step: mean gradient of random neighbours minus the gradient.
+    """Adds the gradient variance of the previous step: the mean gradient at random neighbours minus the gradient.
 
     The mean is taken over `neighbors` points, drawn uniformly within `beta * epsilon` of each entry.
-    Before L1-normed, momentum and sign it makes the chain VMI-FGSM (Wang and He 2021,
-    https://arxiv.org/abs/2103.15571), with `LookaheadGradientOptim` before it VNI-FGSM. Each step needs `neighbors`
-    more gradients, for which it calls the group's `gradient`: see `raiopt.attacks.search.published`.
+    Followed by L1-normed, momentum and sign, it is VMI-FGSM (Wang and He 2021, https://arxiv.org/abs/2103.15571); with
+    `LookaheadGradientOptim` before it, VNI-FGSM. Each step computes `neighbors` additional gradients by calling the
+    group's `gradient`: see `raiopt.attacks.search.published`.
 
     Args:
-        epsilon: The radius of the Linf ball that the chain projects onto. For another ball choose `beta` so that
-            `beta * epsilon` is a change of one entry.
+        epsilon: The radius of the Linf ball that the chain projects onto. For another ball, choose `beta` so that
+            `beta * epsilon` is a suitable change of a single entry.
         beta: At least 0; 1.5 in the paper.
         neighbors: At least 1; 20 in the paper.
 
-    The gradient of the absolute value is 1 right of 0, -1 for about a quarter of the points within 0.2 of 0.1:
+    The gradient of |x| is 1 for x > 0, and -1 for about a quarter of the points within 0.2 of 0.1:
 
     >>> import torch
     >>> x = torch.full((1, 1), 0.1, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Minimum-norm attacks for any torch optimizer: the gradient of the norm is added to that of a weighted loss."""
+"""Minimum-norm attacks for any torch optimizer: the gradient of the norm plus that of a weighted loss."""
 
 import math
 from dataclasses import replace
@@ -18,15 +18,15 @@ from raiopt.optim.state import State
 class CWOptim(MinimumNormOptim):
     """Carlini and Wagner: adds the gradient of the squared L2 norm to c times that of the loss, and searches for c.
 
-    Carlini and Wagner 2017, https://arxiv.org/abs/1608.04644. The loss counts only until the datum is adversarial. The
-    steps are divided into rounds of constant c: the next c is ten times as large if the datum was never adversarial in
-    a round, then the middle between the largest c that failed and the smallest that succeeded. A round begins where the
-    last one ended, not at zero. The box is enforced by projection instead of a change of variables, so the perturbation
-    keeps its units. Reads `fooled`: see `raiopt.attacks.search.published`.
+    Carlini and Wagner 2017, https://arxiv.org/abs/1608.04644. The loss only counts while the datum is not adversarial.
+    The steps are divided into rounds with constant c. Until the first round with an adversarial datum, c grows tenfold
+    after each round; then it is the midpoint of the largest c that failed and the smallest that succeeded. A round
+    starts where the previous one ended, not at zero. The box is enforced by projection instead of a change of
+    variables, so the perturbation keeps its units. Reads `fooled`: see `raiopt.attacks.search.published`.
 
     Args:
         steps: The number of steps of the search.
-        epsilon: The largest norm of a success; infinity for any.
+        epsilon: The largest norm that counts as success; infinity: no limit.
         searches: The number of rounds, each of at least one step.
         c: The c of the first round; 0.001 in the paper, which takes thousands of steps.
 
@@ -79,23 +79,24 @@ class CWOptim(MinimumNormOptim):
 
 
 class ALMAOptim(MinimumNormOptim):
-    """Augmented Lagrangian: adds the gradient of the L2 norm to that of a penalty whose weight each datum adapts.
+    """ALMA (augmented Lagrangian): adds the gradient of the L2 norm to that of an adaptively weighted penalty.
 
-    Rony et al. 2021, https://arxiv.org/abs/2011.11857. With y the loss divided by the first loss, at most 0 where the
-    datum is adversarial, the penalty is
+    Rony et al. 2021, https://arxiv.org/abs/2011.11857. Let y be the loss divided by the initial loss, at most 0 if the
+    datum is adversarial. The penalty is
 
         P(y) = m y + m r y^2 + r^2 y^3 / 6  for y >= 0,   m y / (1 - r y)  for y < 0
 
-    times the distance of the decision boundary in the first linearisation. In each step m moves a tenth of the
-    distance to P'(y); every tenth step r grows by a fifth, if the datum was never adversarial and y fell by less
-    than 5 % since. Steps have momentum and are at most `lr` times that distance; use a scheduler that ends near 0.
+    times the distance to the decision boundary in the first linearization. In each step, m moves a tenth of the way to
+    P'(y). Every tenth step, r grows by a fifth if the datum was never adversarial so far and y fell by less than 5 % in
+    these ten steps. Steps have momentum and are at most `lr` times that distance long; use a scheduler that ends near
+    0.
 
     Reads `losses` and `fooled`: see `raiopt.attacks.search.published`. Needs a loss that is 0 at the decision
-    boundary, as the margin or, as in the paper, dlr; `raiopt.attack` refuses others, and a loss that is negative before
-    the first success raises a ValueError in the first step.
+    boundary, such as the margin or, as in the paper, dlr; `raiopt.attack` refuses others, and a loss that is negative
+    before the first success raises a ValueError in the first step.
 
     Args:
-        epsilon: The largest norm of a success; infinity for any.
+        epsilon: The largest norm that counts as success; infinity: no limit.
         mu: The momentum.
 
     >>> x = torch.zeros(1, 2, requires_grad=True)
@@ -144,7 +145,7 @@ class ALMAOptim(MinimumNormOptim):
                 f"{type(self).__name__} needs losses of at least 0 until a sample is fooled, and got "
                 f"{losses.min().item():.4g}: use criterion=margin or dlr instead of the cross entropy."
             )
-        new = s.first_slope == 0  # until a datum has a gradient, which must not be too small to divide by
+        new = s.first_slope == 0  # not yet initialized: waits for a gradient large enough to divide by
         s.first_loss = torch.where(new, losses.abs().clamp(min=1e-6), s.first_loss)
         slopes = transforms.norms(param.grad, 2)
         s.first_slope = torch.where(new & (slopes > ROUNDING), slopes, s.first_slope)

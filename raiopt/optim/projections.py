@@ -1,4 +1,4 @@
-"""Optimizers that constrain the parameter: to a ball of radius `epsilon`, or to bounds."""
+"""Optimizers that constrain the parameter to a ball of radius `epsilon`, or to bounds."""
 
 import math
 from dataclasses import replace
@@ -17,7 +17,7 @@ from raiopt.optim.traits import Traits
 
 
 def project_(param: Tensor, group: dict[str, Any], p: float | None, **options: Any) -> None:
-    """Moves each datum to the nearest point of the group's ball of the p-norm within the group's box."""
+    """Projects each datum in place onto the group's Lp ball, intersected with the group's box."""
     project = {
         0: transforms.project_l0_,
         1: transforms.project_l1_,
@@ -29,15 +29,15 @@ def project_(param: Tensor, group: dict[str, Any], p: float | None, **options: A
 
 
 class ProjectedParameterOptimizer(ParamTransformingOptimizer):
-    """Projects each datum onto the Lp ball after the inner optimizer stepped; the gradient is not changed.
+    """Projects each datum onto the Lp ball after the inner optimizer's step; the gradient is not changed.
 
     If the group has `lower` and `upper`, the projection is onto the part of the ball within these bounds.
 
     Args:
         p: 0, 1, 2 or infinity. Points of the L0 ball have at most `epsilon` nonzero entries.
-        epsilon: The radius of the ball of each datum: with `param_ndim=1` each row of pixels has its own ball, with
-            None the whole parameter has one. A number, or a tensor that broadcasts to the parameter's shape.
-        pixels: For p=0: count pixels, with all their channels, instead of entries: see `raiopt.transforms.project_l0_`.
+        epsilon: The radius of each datum's ball: with `param_ndim=1` each row of pixels has its own ball, with None
+            the whole parameter has one. A number, or a tensor that broadcasts to the parameter's shape.
+        pixels: For p=0: count pixels, with all their channels, instead of entries; see `raiopt.transforms.project_l0_`.
 
     >>> import torch
     >>> x = torch.zeros(1, 2, requires_grad=True)
@@ -125,12 +125,12 @@ class L2ProjectedOptim(L2NormedGradientOptim):
 class L1ProjectedOptim(L1qNormedGradientOptim):
     """Steps along the sign of the gradient's largest entries, then projects each datum onto the L1 ball.
 
-    The step is that of `L1qNormedGradientOptim`, the projection is the nearest point of ball and box (Croce and Hein
-    2021, https://arxiv.org/abs/2103.01208), `epsilon` and the box are those of `ProjectedParameterOptimizer`. With a
-    fixed q all kept entries move by the same amount; with `dq` the larger ones move more.
+    The step is that of `L1qNormedGradientOptim`; the projection is onto the intersection of ball and box (Croce and
+    Hein 2021, https://arxiv.org/abs/2103.01208); `epsilon` and the box are those of `ProjectedParameterOptimizer`. With
+    a fixed q, all kept entries move by the same amount; with `dq`, the larger ones move more.
 
     Args:
-        q: The fraction of the gradient's entries that are set to zero, in [0, 1]; 0.9 keeps the largest tenth.
+        q: The fraction of the gradient's entries that is set to zero, in [0, 1]; 0.9 keeps the largest tenth.
 
     >>> import torch
     >>> x = torch.zeros(1, 4, requires_grad=True)
@@ -160,7 +160,7 @@ class L0ProjectedOptim(L2NormedGradientOptim):
     2009, https://arxiv.org/abs/0805.0510. Without a box the entries are unbounded.
 
     Args:
-        epsilon: The number of nonzero entries of each datum, at least 1; one number, or one for each sample.
+        epsilon: The number of nonzero entries per datum, at least 1; one number, or one for each sample.
         pixels: Count pixels, with all their channels, instead of entries.
 
     >>> import torch
@@ -191,7 +191,7 @@ class L0ProjectedOptim(L2NormedGradientOptim):
 
 
 class ClampedParameterOptimizer(ClampingOptimizer):
-    """Clamps each entry of the parameter after the inner optimizer stepped; see `ClampingOptimizer`.
+    """Clamps each entry of the parameter after the inner optimizer's step; see `ClampingOptimizer`.
 
     >>> import torch
     >>> x = torch.ones(2, requires_grad=True)

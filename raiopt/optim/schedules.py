@@ -1,4 +1,4 @@
-"""Schedules: called with the optimizer and the number of steps, they return a scheduler of the step size, or None."""
+"""Step size schedules: functions of the optimizer and the number of steps that return a torch scheduler or None."""
 
 import math
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def exponential(optimizer: Optimizer, steps: int, *, final: float = 0.01) -> Lam
 
 
 def _multiplied(optimizer: Optimizer, share: Callable[[int], float]) -> LambdaLR:
-    """Returns the scheduler that multiplies the first learning rate by a share in each step."""
+    """Returns a scheduler that multiplies the initial learning rate by `share(step)`."""
     if traits_of(optimizer).sets_own_steps:
         raise ValueError(f"{type(optimizer).__name__} sets its own step size: take schedule=auto.")
     return LambdaLR(optimizer, share)

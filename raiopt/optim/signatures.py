@@ -1,4 +1,4 @@
-"""Arguments that are handed on as `**kwargs`: listed for tools, extended by hyperparameters."""
+"""Signatures of classes that pass `**kwargs` to their parents, made complete for tools."""
 
 from collections.abc import Callable
 from inspect import Parameter, Signature, signature
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def completed(own: Signature, parents: Signature) -> Signature:
-    """Returns a signature in which the keywords of the parent stand in place of `**kwargs`.
+    """Returns a signature with `**kwargs` replaced by the keyword arguments of the parent.
 
-    So thin classes need not repeat `param_ndim`, `grad_scale`, ... and hydra-zen and `help` list them all the same. A
-    mixin that takes `(*args, **kwargs)` has the arguments of the parent.
+    So thin classes need not repeat `param_ndim`, `grad_scale`, ..., and hydra-zen and `help` still list them. A mixin
+    with the signature `(*args, **kwargs)` gets the arguments of the parent.
     """
     parameters = list(own.parameters.values())
     if parameters[-1].kind is not Parameter.VAR_KEYWORD:
@@ -22,10 +22,10 @@ def completed(own: Signature, parents: Signature) -> Signature:
 
 
 def full_signature(cls: type, base: type) -> Signature:
-    """Returns the signature that tools see of a class, completed by its parents up to the base class.
+    """Returns the signature of a class for tools to inspect, completed by its parents up to the base class.
 
-    `params` has no default, so that a partial takes it by position. The `defaults` of the base class is left out:
-    Hydra reads its own list under this key.
+    `params` has no default, so that a partial accepts it as a positional argument. The base class's argument `defaults`
+    is left out, because Hydra reads its own list under this key.
     """
     inits = [vars(each)["__init__"] for each in cls.__mro__[: cls.__mro__.index(base)] if "__init__" in vars(each)]
     root = signature(vars(base)["__init__"])
@@ -39,7 +39,7 @@ def full_signature(cls: type, base: type) -> Signature:
 
 
 def handing_on(cls: type) -> Callable[..., None]:
-    """Returns an `__init__` for a class without one: hydra-zen reads the signature from the function."""
+    """Returns an `__init__` that calls the parent's, for a class without one: hydra-zen reads its signature."""
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         super(cls, self).__init__(*args, **kwargs)
@@ -48,5 +48,5 @@ def handing_on(cls: type) -> Callable[..., None]:
 
 
 def with_defaults(shared: dict[str, Any], **own: Any) -> dict[str, Any]:
-    """Returns keyword arguments for the parent, with our hyperparameters among `defaults`, where they are not yet."""
+    """Returns keyword arguments for the parent, with `own` hyperparameters added to `defaults` unless already there."""
     return {**shared, "defaults": {**own, **(shared.get("defaults") or {})}}

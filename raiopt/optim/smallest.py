@@ -1,4 +1,4 @@
-"""Minimum-norm attacks with a radius for each datum, which shrinks while the datum is adversarial and else grows."""
+"""Minimum-norm attacks with a radius per datum that shrinks while the datum is adversarial and grows otherwise."""
 
 import math
 from dataclasses import replace
@@ -18,9 +18,9 @@ from raiopt.optim.traits import Traits
 
 FINAL_ALPHA = 0.01  # the last step size as a share of the first one
 FINAL_GAMMA = 0.02  # the last relative change of a radius as a share of gamma
-LARGEST_RADIUS = 1e9  # in place of infinity, so that products with it stay finite
+LARGEST_RADIUS = 1e9  # used instead of infinity, so that products stay finite
 ROUNDING = 1e-20  # smaller entries of a normalised gradient would count as changed pixels
-L0_GROWTH = 1.2  # of the number of entries, until a datum was adversarial for the first time
+L0_GROWTH = 1.2  # growth factor of the number of entries, until the first success on a datum
 
 _SUPPORTS = {
     0: transforms.support_l0_,
@@ -34,8 +34,8 @@ _DUAL = {0: math.inf, 1: math.inf, 2: 2, math.inf: 1}
 class MinimumNormOptim(ParamTransformingOptimizer):
     """Base of the minimum-norm attacks, which minimise the norm of adversarial examples within the box.
 
-    `epsilon` is the largest norm of a success; the iterates may leave that ball. `raiopt.attack` continues after the
-    first success and keeps the adversarial iterate of the smallest norm.
+    `epsilon` is the largest norm that counts as success; iterates may leave that ball. `raiopt.attack` continues after
+    the first success and keeps the adversarial iterate with the smallest norm.
     """
 
     traits = Traits(smallest_norm=True)
@@ -51,7 +51,7 @@ def _finite(epsilon: Any) -> Any:
 
 
 class _RadiusOptim(MinimumNormOptim):
-    """Projects each datum onto a ball with a radius of its own, which subclasses change in each step."""
+    """Projects each datum onto a ball with its own radius, which subclasses adapt in each step."""
 
     traits = replace(MinimumNormOptim.traits, sets_own_steps=True)
 
@@ -83,7 +83,7 @@ def _cosine(share: float, final: float) -> float:
 
 
 class DDNOptim(_RadiusOptim):
-    """Decoupled direction and norm: a step along the L2-normed gradient, then rescaling to the datum's radius.
+    """DDN (decoupled direction and norm): a step along the L2-normed gradient, then rescaling to the datum's radius.
 
     The radius epsilon_k starts at 1 and is multiplied by 1 - gamma if the datum is adversarial, else by 1 + gamma (Rony
     et al. 2019, https://arxiv.org/abs/1811.09600). The point on the sphere is projected onto the box; colours are not
@@ -91,9 +91,9 @@ class DDNOptim(_RadiusOptim):
 
     Args:
         steps: The number of steps of the search. The step size falls along half a cosine to 0.01 of `lr`.
-        epsilon: The largest norm of a success; infinity for any.
+        epsilon: The largest norm that counts as success; infinity: no limit.
         gamma: The relative change of the radius, above 0 and at most 0.5.
-        lr: The size of the first step.
+        lr: The initial step size.
 
     >>> x = torch.zeros(1, 2, requires_grad=True)
     >>> optimizer = DDNOptim([x], steps=100)
@@ -137,25 +137,25 @@ class DDNOptim(_RadiusOptim):
 
 
 class FMNOptim(_RadiusOptim):
-    """Dual averaging with the radius of the fast minimum norm attack; `update="paper"` takes that attack's step.
+    """FMN (fast minimum norm): dual averaging with FMN's adaptive radius, or FMN's own step with `update="paper"`.
 
     The radius epsilon_k is that of Pintor et al. 2021 (https://arxiv.org/abs/2102.12827): until the first success it
-    grows to where the loss, if it were linear, would be 0; then it shrinks by the share gamma_k while the datum is
-    adversarial, to at most the smallest norm of a success, and grows by it otherwise. The published step is
-    x_k+1 = P(x_k - alpha_k g), with g the L2-normed gradient and P the projection onto ball and box. The default goes
-    the share alpha_k from x_k to the support point of ball and box for the mean of all g so far, and in an L0 ball the
-    whole distance (dual averaging: Nesterov 2009, https://doi.org/10.1007/s10107-007-0149-x). It finds smaller norms in
-    as many steps, for every p.
+    grows to where the linearized loss is 0; then it shrinks by the fraction gamma_k while the datum is adversarial, to
+    at most the smallest norm of a success, and grows by that fraction otherwise. The published step is
+    x_k+1 = P(x_k - alpha_k g), with g the L2-normed gradient and P the projection onto ball and box. The default step
+    moves by the fraction alpha_k from x_k towards the support point of ball and box for the mean of all g so far; in an
+    L0 ball it moves the whole distance (dual averaging: Nesterov 2009, https://doi.org/10.1007/s10107-007-0149-x). It
+    finds smaller norms in the same number of steps, for every p.
 
-    Reads `losses` and `fooled`: see `raiopt.attacks.search.published`. If the loss is 0 at the decision boundary,
-    as the margin is, the first radius is near the right one; later steps work with any loss.
+    Reads `losses` and `fooled`: see `raiopt.attacks.search.published`. If the loss is 0 at the decision boundary, as
+    for the margin, the initial radius is a good estimate; later steps work with any loss.
 
     Args:
         p: 0, 1, 2 or infinity. L0 counts entries and needs a box.
         steps: The number of steps of the search. alpha_k, which is also the weight of the newest gradient, falls from 1
-            to 0.01: along half a cosine, with dual averaging for p=0 and 1 by the same factor in each step. gamma_k
-            falls to 0.02 of gamma.
-        epsilon: The largest norm of a success; infinity for any.
+            to 0.01 along half a cosine (with dual averaging and p=0 or 1: exponentially). gamma_k falls to 0.02 of
+            gamma.
+        epsilon: The largest norm that counts as success; infinity: no limit.
         gamma: The relative change of the radius, above 0 and at most 0.5; for p=0 the change is at least 1.
         lr: A factor of alpha_k, with SGD.
         update: "dual_averaging" or "paper".
@@ -203,7 +203,7 @@ class FMNOptim(_RadiusOptim):
         s.k += 1
 
     def _adapt_epsilon(self, s: State, param: Tensor, group: dict[str, Any], gamma: float) -> None:
-        """Changes the radii, given the loss and the gradient at the point that the parameter holds."""
+        """Updates the radii, given the loss and the gradient at the current parameter."""
         size = (param != 0).flatten(1).sum(1).view_as(s.smallest) if self.p == 0 else transforms.norms(param, self.p)
         if s.k == 0:
             s.epsilon = size
@@ -218,12 +218,12 @@ class FMNOptim(_RadiusOptim):
         s.epsilon = torch.where(adversarial, shrunk, grown).clamp_(max=LARGEST_RADIUS)
 
     def _aim_(self, s: State, param: Tensor, group: dict[str, Any], alpha: float) -> None:
-        """Replaces the normed gradient by minus the move towards the support point for the mean of all of them."""
+        """Replaces the gradient by minus the step towards the support point for the mean of all normed gradients."""
         s.g_mean.lerp_(param.grad, alpha)  # pyright: ignore[reportArgumentType]
         s.g_mean *= s.g_mean.abs() > ROUNDING
         box = (group.get(name) for name in ("lower", "upper"))
         goal = _SUPPORTS[self.p](-s.g_mean, s.epsilon, *box)
         had_no_gradient = transforms.norms(s.g_mean, math.inf) == 0
         torch.sub(param, torch.where(had_no_gradient, param, goal), out=param.grad)
-        if self.p != 0:  # no sparse point lies between two others
+        if self.p != 0:  # a point between two sparse points is not sparse
             param.grad.mul_(alpha)  # pyright: ignore[reportOptionalMemberAccess]

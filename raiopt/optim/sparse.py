@@ -13,15 +13,15 @@ from raiopt.optim.signatures import with_defaults
 
 
 class TopQGradientOptimizer(ParamTransformingOptimizer):
-    """Zeroes the share `q` of each datum of the gradient, its entries of smallest magnitude.
+    """Sets to zero, in each datum of the gradient, the fraction `q` of entries with the smallest magnitude.
 
     Of d entries, exactly round((1 - q) d) are kept, at least one unless q is 1; ties are broken arbitrarily.
 
     Args:
         q: In [0, 1]; 0.9 keeps the largest tenth.
-        dq: In [0, 1]; if it is not 0, each step draws q uniformly between q - dq and q + dq, within [0, 1], for all
-            data of a parameter.
-        generator: Draws these q, on the CPU, because each step would wait for a draw on another device. None: the
+        dq: In [0, 1]; if not 0, each step draws one q for all data of a parameter, uniformly between q - dq and
+            q + dq, limited to [0, 1].
+        generator: Draws q. It must be on the CPU, because each step would wait for a draw on another device. None: the
             global generator.
 
     >>> import torch

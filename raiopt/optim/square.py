@@ -1,4 +1,4 @@
-"""Square Attack: a random search that needs only the losses."""
+"""Square Attack: a black-box random search that needs only the losses."""
 
 import math
 from dataclasses import replace
@@ -22,23 +22,23 @@ from raiopt.transforms import squares
 class SquareOptim(ParamTransformingOptimizer):
     """Square Attack: changes the best perturbation so far in a random square, and keeps it where the loss decreases.
 
-    Square Attack (Andriushchenko et al. 2020, https://arxiv.org/abs/1912.00049; for L1 Croce and Hein 2021,
-    https://arxiv.org/abs/2103.01208). It needs no gradient: each step reads the group's `losses`, and `fooled` if
-    present, of the candidate in the parameter, then writes the next candidate there: see
-    `raiopt.attacks.search.published`. An adversarial candidate is better than one that is not. So the parameter
-    is not the best perturbation found: the caller must keep that.
+    Andriushchenko et al. 2020, https://arxiv.org/abs/1912.00049; for L1 Croce and Hein 2021,
+    https://arxiv.org/abs/2103.01208. It needs no gradient: each step reads the group's `losses`, and `fooled` if
+    present, for the candidate in the parameter, then writes the next candidate there: see
+    `raiopt.attacks.search.published`. Adversarial candidates are always better than others. The parameter holds the
+    current candidate, not the best perturbation found: the caller must keep the latter.
 
-    The start of the parameter has no effect: the first candidate consists of stripes (Linf) or bumps (L1, L2). Each
+    The initial parameter has no effect: the first candidate consists of stripes (Linf) or bumps (L1, L2). Each
     datum must be an image (C, H, W); further dimensions count as channels. There is no inner optimizer and no learning
     rate.
 
     Args:
-        p: 1, 2 or infinity: the ball that is searched.
+        p: 1, 2 or infinity: the norm of the ball.
         epsilon: See `ProjectedParameterOptimizer`.
-        steps: The number of steps of the search. It decides how fast the squares shrink: their share of the image is
+        steps: The number of steps of the search. It determines how fast the squares shrink: their share of the image is
             halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of 10,000 steps. AutoAttack uses 10000 for
             searches of any length.
-        p_init: The first share of the image, above 0 and at most 1.
+        p_init: The initial share of the image that a square covers, above 0 and at most 1.
 
     Here the loss is the sum of the entries, which is smallest where all are -1:
 
@@ -105,7 +105,7 @@ class SquareOptim(ParamTransformingOptimizer):
         return squares.starts(images, self.p, _radius(optim_group), draws)
 
     def _candidate(self, best: Tensor, number: int, optim_group: dict[str, Any]) -> Tensor:
-        """Returns a change of the best perturbations (N, C, H, W); candidates are numbered from 0."""
+        """Returns the next candidates (N, C, H, W), changed from the best perturbations; `number` counts from 0."""
         channels, epsilon = best.shape[1], _radius(optim_group)
         share = squares.share(number, optim_group["steps"], optim_group["p_init"])
         if math.isinf(self.p):
@@ -129,6 +129,6 @@ class SquareOptim(ParamTransformingOptimizer):
 
 
 def _radius(optim_group: dict[str, Any]) -> float | Tensor:
-    """Returns epsilon as it broadcasts to images (N, C, H, W)."""
+    """Returns epsilon in a shape that broadcasts to images (N, C, H, W)."""
     epsilon = optim_group["epsilon"]
     return epsilon.flatten(1, -3) if isinstance(epsilon, Tensor) else epsilon

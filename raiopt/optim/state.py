@@ -1,4 +1,4 @@
-"""What an optimizer of ours remembers of a parameter from step to step."""
+"""The state that a transforming optimizer keeps per parameter between steps."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from raiopt.batching import as_batch
 
 
 class State:
-    """The values that `_init_state` names, as attributes: tensors broadcast to the batch that the transforms see.
+    """The values returned by `_init_state`, as attributes: tensors broadcast to the batch that the transforms receive.
 
-    Assigning writes into the tensor that is kept, as `state.radius = radius / 2` does; a plain number is replaced.
+    Assigning to a tensor, as in `state.radius = radius / 2`, writes into it in place; a plain number is replaced.
     """
 
     def __init__(self, kept: dict[str, Any], views: dict[str, Any]) -> None:
@@ -32,12 +32,12 @@ class State:
 
 
 def laid_out(initial: Any, param: Tensor, rows: Tensor) -> Any:
-    """Returns an initial value in the form that the state keeps: its rows belong to the rows of the parameter.
+    """Returns an initial value in the layout in which it is stored, with the same rows as the parameter.
 
     Args:
         initial: See `ParamTransformingOptimizer._init_state`.
-        param: The parameter as it is in its group.
-        rows: The parameter as the transforms see it.
+        param: The parameter in its group.
+        rows: The parameter in the shape that the transforms receive.
     """
     if isinstance(initial, float):
         dtype = torch.promote_types(rows.dtype, torch.float32)
@@ -47,16 +47,16 @@ def laid_out(initial: Any, param: Tensor, rows: Tensor) -> Any:
     elif initial.shape == rows.shape and initial.dtype == rows.dtype:
         return initial.view(param.shape)
     count = min(len(rows), len(param)) if param.ndim else 1
-    return initial.reshape(count, -1, *[1] * (param.ndim - 1))  # a dimension more than the parameter has
+    return initial.reshape(count, -1, *[1] * (param.ndim - 1))  # one more dimension than the parameter
 
 
 def seen(kept: dict[str, Any], param: Tensor, rows: Tensor, param_ndim: int | None) -> State:
-    """Returns kept values as the transforms see them, on the device and in the types that belong to the parameter."""
+    """Returns stored values in the shape that the transforms receive, on the parameter's device and in its types."""
     views = dict(kept)
     for name, value in kept.items():
         if isinstance(value, Tensor):
             like_param = value.ndim == param.ndim
             dtype = param.dtype if like_param else torch.promote_types(param.dtype, torch.float32)
-            kept[name] = value = value.to(param.device, dtype)  # torch casts only what stands under a parameter
+            kept[name] = value = value.to(param.device, dtype)  # torch casts only states whose key is a parameter
             views[name] = as_batch(value, param_ndim) if like_param else value.view(-1, *[1] * (rows.ndim - 1))
     return State(kept, views)

@@ -1,4 +1,4 @@
-"""What whoever runs a search must know of an optimizer."""
+"""The properties of an optimizer that a search needs to know."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,19 +7,20 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Traits:
-    """Properties of an optimizer that decide how a search runs it.
+    """Properties of an optimizer that determine how a search runs it.
 
-    A class declares them as `traits = Traits(...)`; one whose arguments decide sets `self.traits` in its `__init__`.
+    A class declares them as `traits = Traits(...)`; if they depend on its arguments, it sets `self.traits` in
+    `__init__`.
 
     Args:
         ball: The p of the ball of radius `epsilon` that the parameter is projected onto after a step. None: no ball.
         pixels: An L0 ball counts pixels, with all their channels, instead of entries.
-        smallest_norm: It minimises the norm of adversarial examples, and so goes on after the first success.
-        sets_own_steps: It decides on the size of its steps, so that no schedule should.
+        smallest_norm: It minimizes the norm of adversarial examples, so the search continues after the first success.
+        sets_own_steps: It sets its own step sizes, so it must not be combined with a schedule.
         needs_boundary_loss: It needs a loss that is 0 at the decision boundary.
-        gradient_free: It moves by the losses only: no gradient needs to be computed.
-        further_gradients: How many gradients a step computes in addition to the one in `param.grad`.
-        replaces_gradient: It overwrites `param.grad` by another gradient, so it must stand first in a chain.
+        gradient_free: It uses only the losses, so no gradient needs to be computed.
+        further_gradients: The number of gradients per step in addition to the one in `param.grad`.
+        replaces_gradient: It overwrites `param.grad` with another gradient, so it must come first in a chain.
     """
 
     ball: float | None = None
@@ -33,7 +34,7 @@ class Traits:
 
 
 def traits_of(optimizer: Any) -> Traits:
-    """Returns the traits of any torch optimizer; one that declares none has the defaults."""
+    """Returns the traits of any torch optimizer, with defaults for those that declare none."""
     return getattr(optimizer, "traits", Traits())
 
 
@@ -42,7 +43,7 @@ def chained(members: Sequence[Traits], moving: Sequence[Traits]) -> Traits:
 
     Args:
         members: The traits of all members.
-        moving: Those of the members that change the parameter: the last one decides on the ball.
+        moving: The traits of the members that change the parameter; the last one determines the ball.
     """
     last = moving[-1] if moving else Traits()
     return Traits(

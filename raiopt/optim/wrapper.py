@@ -1,4 +1,4 @@
-"""The part of a wrapper that torch's machinery needs: groups, checkpoints, copies."""
+"""The base of optimizer wrappers: parameter groups, checkpoints and copies, as torch expects them."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from torch.optim import Optimizer
 
 
 def _owned_by_inner(name: str) -> Any:
-    """Returns a property that reads and writes the attribute of the inner optimizer, its only owner."""
+    """Returns a property that reads and writes the attribute of the inner optimizer."""
 
     def get(self: "InnerOwned") -> Any:
         return getattr(self.inner_opt, name)
@@ -18,7 +18,7 @@ def _owned_by_inner(name: str) -> Any:
 
 
 class InnerOwned(Optimizer):
-    """An optimizer around another one, `inner_opt`, that owns all parameters, groups and state."""
+    """An optimizer around another one, `inner_opt`, which owns all parameters, groups and state."""
 
     inner_opt: Optimizer
     param_groups = _owned_by_inner("param_groups")
@@ -29,7 +29,7 @@ class InnerOwned(Optimizer):
         """Raises unless the group's hyperparameters are valid; see `ParamTransformingOptimizer`."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group; one that fails its check is taken out again."""
+        """Adds a group; a group that fails its check is removed again."""
         self.inner_opt.add_param_group(param_group)
         try:
             self._check_group(self.param_groups[-1])
@@ -38,9 +38,9 @@ class InnerOwned(Optimizer):
             raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Hands the state to the inner optimizer, at the end of `load_state_dict`; one that fails its check is undone.
+        """Sets the inner optimizer's state at the end of `load_state_dict`; reverts it if a check fails.
 
-        The checkpoint of a plain inner optimizer lacks our hyperparameters: groups keep those that they had.
+        The checkpoint of a plain inner optimizer lacks the wrapper's hyperparameters: groups keep their current values.
         """
         before = {"state": self.state, "param_groups": self.param_groups}
         self.inner_opt.__setstate__(state)
@@ -54,12 +54,12 @@ class InnerOwned(Optimizer):
             raise
         for key, value in list(self.state.items()):
             if isinstance(key, str) and isinstance(value, dict):
-                self.state[key] = dict(value)  # torch copies only the states that stand under a parameter
+                self.state[key] = dict(value)  # torch copies only states whose key is a parameter
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Lets copy and pickle rebuild the optimizer around a copy of its inner one; like in torch, without hooks."""
+        """Lets copy and pickle rebuild the optimizer around a copy of its inner one; as in torch, without hooks."""
         kept = {name: value for name, value in self.__dict__.items() if not name.startswith("_optimizer_")}
-        kept.pop("step", None)  # schedulers put a wrapper there that is bound to the original
+        kept.pop("step", None)  # schedulers replace it by a wrapper that is bound to the original
         return _rebuilt, (type(self), kept)
 
     def __repr__(self) -> str:
