@@ -114,18 +114,20 @@ class Reference:
 
 @pytest.mark.parametrize("p", [1, 2, math.inf])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_auto_pgd_walks_as_in_the_papers(p: float, seed: int) -> None:
+def test_auto_pgd_follows_the_papers(p: float, seed: int) -> None:
     start, waves = problem(seed)
     x = start.clone().requires_grad_()
     path = walked(built(x, p), x, waves, STEPS)
     for row in range(len(start)):
-        told = Reference(array(start[row : row + 1]), array(waves[row : row + 1]), p)
+        expected = Reference(array(start[row : row + 1]), array(waves[row : row + 1]), p)
         for turn, ours in enumerate(path):
-            np.testing.assert_allclose(array(ours[row : row + 1]), told.step(turn), atol=1e-4, err_msg=f"step {turn}")
+            np.testing.assert_allclose(
+                array(ours[row : row + 1]), expected.step(turn), atol=1e-4, err_msg=f"step {turn}"
+            )
 
 
 @pytest.mark.parametrize("steps", [1, 5, 10, 50, 100, 1000])
-def test_checkpoints_come_ever_faster(steps: int) -> None:
+def test_intervals_between_checkpoints_shrink(steps: int) -> None:
     for p in (1, 2):
         found = checkpoints(steps, p)
         gaps = np.diff([0, *found])
@@ -175,7 +177,7 @@ def test_steps_grow_with_epsilon(scale: float) -> None:
     assert torch.allclose(paths[1], paths[0] * scale)
 
 
-def test_a_checkpoint_of_the_optimizer_goes_on() -> None:
+def test_a_restored_optimizer_continues_identically() -> None:
     start, waves = problem()
     x = start.clone().requires_grad_()
     optimizer = built(x, math.inf)
@@ -186,7 +188,7 @@ def test_a_checkpoint_of_the_optimizer_goes_on() -> None:
     assert torch.equal(walked(other, y, waves, 30)[-1], walked(optimizer, x, waves, 30)[-1])
 
 
-def test_losses_have_to_be_told() -> None:
+def test_the_optimizer_needs_published_losses() -> None:
     x = torch.zeros(1, 2, requires_grad=True)
     x.grad = torch.ones(1, 2)
     with pytest.raises(ValueError, match="AdaptiveStepOptim reads 'losses'"):
@@ -203,6 +205,6 @@ def test_losses_have_to_be_told() -> None:
         ({"epsilon": -1.0}, ValueError, "epsilon=-1"),
     ],
 )
-def test_wrong_settings_are_told(change: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_wrong_settings_are_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         AdaptiveStepOptim([torch.zeros(1, 2, requires_grad=True)], **{"p": 2, "epsilon": 1.0, "steps": 3, **change})

@@ -48,7 +48,7 @@ def test_a_hook_may_be_called_without_an_instance() -> None:
 
 
 @pytest.mark.parametrize("what", ["gradient", "nothing", "parameter", "no gradient"])
-def test_a_tensor_bound_anew_is_an_error(what: str) -> None:
+def test_replacing_the_data_of_a_parameter_is_an_error(what: str) -> None:
     class Binding(ParamTransformingOptimizer):
         def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
             if what == "parameter":
@@ -65,7 +65,7 @@ def test_a_tensor_bound_anew_is_an_error(what: str) -> None:
         Binding([x], lr=1.0).step()
 
 
-def test_defaults_of_a_subclass_may_be_set_in_the_old_way() -> None:
+def test_a_subclass_may_set_defaults_in_a_dict() -> None:
     class Old(ParamTransformingOptimizer):
         def __init__(self, params: Any, InnerOpt: Any = SGD, *, power: float, defaults: Any = None, **kw: Any) -> None:
             defaults = {} if defaults is None else defaults
@@ -85,7 +85,7 @@ def test_a_group_comes_before_defaults_and_defaults_before_keywords() -> None:
     assert [(group["param_ndim"], group["lr"]) for group in optimizer.param_groups] == [(0, 3.0), (1, 2.0)]
 
 
-def test_the_callers_defaults_and_groups_are_left_alone() -> None:  # they were once written into
+def test_the_callers_defaults_and_groups_are_not_modified() -> None:  # they were once written into
     defaults, group = {"epsilon": 1.0}, {"params": [leaf(1.0)]}
     ParamTransformingOptimizer([group], defaults=defaults, lr=1.0)
     assert defaults == {"epsilon": 1.0}
@@ -106,7 +106,7 @@ def test_inner_optimizer_owns_parameters_groups_and_state(row: Row) -> None:
 
 
 @each
-def test_a_bad_group_is_taken_out_again(row: Row) -> None:  # it once went in unchecked
+def test_a_refused_group_is_removed_again(row: Row) -> None:  # it once went in unchecked
     optimizer = row.build([leaf(1.0)], lr=1.0)
     for bad in ({"param_ndim": 3}, {"epsilon": -3.0}, {"lr": -1.0}, {"lower": 1.0}, {"grad_scale": "1"}):
         with pytest.raises((TypeError, ValueError), match=f"{next(iter(bad))}="):

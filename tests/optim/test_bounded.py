@@ -39,7 +39,7 @@ def test_gradient_transforms_come_with_a_ball(name, ball, p):
     assert (norms > 0).all()
 
 
-def test_a_ball_that_is_not_there_is_told():
+def test_an_unknown_ball_is_refused():
     with pytest.raises(ValueError, match=r"ball='l3' must be one of 'linf', 'l2', 'l1', 'l0', 'null'"):
         bounded([], SGD, transform="signed", ball="l3", epsilon=1.0, lr=1.0)
 
@@ -52,7 +52,7 @@ def option(make):
 @pytest.mark.parametrize(
     "make", [partial(bounded, transform="top_q"), partial(bounded, transform="l1q"), option(L1ProjectedOptim)]
 )
-def test_what_is_drawn_depends_on_the_seed_only(make):
+def test_random_draws_depend_on_the_seed_only(make):
     before = torch.random.get_rng_state()
     make = partial(make, epsilon=100.0, lr=1.0, q=0.5, dq=0.4)
     one, two, other = (moved(make, seed=seed)[0] for seed in (0, 0, 1))
@@ -131,6 +131,6 @@ def test_members_draw_from_the_seed_of_the_chain():
         ([{"momentum": {"mu": 1.0}}, {"momentum": {"mu": 0.5}}], "mu=0.5 would have no effect"),
     ],
 )
-def test_members_that_make_no_chain_are_told(members, message):
+def test_invalid_chain_members_are_refused(members, message):
     with pytest.raises(ValueError, match=message):
         moved(bounded, members=members, epsilon=1.0)

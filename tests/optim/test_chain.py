@@ -49,7 +49,7 @@ def test_a_chain_is_the_composition_of_its_members_in_order(start: Tensor, gradi
         assert torch.equal(x.detach(), transforms.project_l2_(start - expected, 0.5))
 
 
-def test_members_share_what_the_inner_optimizer_owns() -> None:
+def test_members_share_parameters_groups_and_state_of_the_inner_optimizer() -> None:
     chain = ChainedParamTransformingOptimizer(SignedGradientOptim, IN_L2, params=[leaf(1.0)], InnerOpt=Adam, lr=1.0)
     chain.load_state_dict(chain.state_dict())
     assert len(chain._chain) == 2
@@ -78,7 +78,7 @@ def test_clamping_gradient_and_parameter_differently_is_refused() -> None:  # th
 
 
 @pytest.mark.parametrize("name", ["param_ndim", "grad_scale", "grad_bias", "lr", "InnerOpt", "params"])
-def test_what_belongs_to_the_chain_is_refused_in_a_member(name: str) -> None:  # it was once ignored
+def test_arguments_of_the_chain_are_refused_in_a_member(name: str) -> None:  # it was once ignored
     with pytest.raises(TypeError, match=f"{name} belongs to the chain as a whole"):
         ChainedParamTransformingOptimizer(partial(SignedGradientOptim, **{name: 1}), params=[leaf(1.0)])
 
@@ -101,7 +101,7 @@ def test_members_check_the_groups() -> None:
     torch.testing.assert_close(torch.cat([x, y]).detach().norm(dim=1), torch.tensor([1.0, 0.5]))
 
 
-def test_the_ball_is_that_of_the_last_member_with_one() -> None:
+def test_the_ball_comes_from_the_last_member_that_has_one() -> None:
     def ball(*members: Any) -> float | None:
         return ChainedParamTransformingOptimizer(*members, params=[leaf(1.0)]).traits.ball
 
@@ -112,17 +112,17 @@ def test_the_ball_is_that_of_the_last_member_with_one() -> None:
     assert ball() is None
 
 
-def test_a_chain_looks_for_what_a_member_looks_for() -> None:
+def test_a_chain_has_the_traits_of_its_members() -> None:
     class Sized(L1NormedGradientOptim):
         traits = Traits(sets_own_steps=True)
 
-    def told(*members: Any) -> tuple[bool, bool, bool]:
+    def flags(*members: Any) -> tuple[bool, bool, bool]:
         chain = ChainedParamTransformingOptimizer(*members, params=[leaf(1.0)], lr=0.1)
         return chain.traits.smallest_norm, chain.traits.sets_own_steps, chain.traits.needs_boundary_loss
 
-    assert told(L1NormedGradientOptim, IN_L2) == (False, False, False)
-    assert told(MomentumGradientOptim, Sized) == (False, True, False)
-    assert told(partial(ALMAOptim, epsilon=1.0), L1NormedGradientOptim) == (True, False, True)
+    assert flags(L1NormedGradientOptim, IN_L2) == (False, False, False)
+    assert flags(MomentumGradientOptim, Sized) == (False, True, False)
+    assert flags(partial(ALMAOptim, epsilon=1.0), L1NormedGradientOptim) == (True, False, True)
 
 
 def test_a_chain_may_be_a_member() -> None:
@@ -142,7 +142,7 @@ def test_repr_reads_like_the_composition() -> None:
     assert repr(alone).startswith("ChainedParamTransformingOptimizer [SGD](\n")
 
 
-def test_a_ready_made_inner_optimizer_serves_a_chain() -> None:
+def test_a_chain_accepts_a_ready_made_inner_optimizer() -> None:
     x = leaf(0.0, 0.0)
     inner = SGD([x], lr=1.0)
     chain = ChainedParamTransformingOptimizer(SignedGradientOptim, IN_L2, InnerOpt=inner)
@@ -152,7 +152,7 @@ def test_a_ready_made_inner_optimizer_serves_a_chain() -> None:
 
 
 @pytest.mark.parametrize("member", ["signed", lambda **_: 3])
-def test_what_is_no_transforming_optimizer_is_refused(member: Any) -> None:
+def test_members_that_are_not_transforming_optimizers_are_refused(member: Any) -> None:
     with pytest.raises(TypeError, match="A member of a chain must be a"):
         ChainedParamTransformingOptimizer(member, params=[leaf(1.0)])
 
@@ -165,13 +165,13 @@ def test_a_partial_takes_the_parameters_by_position() -> None:  # as the solver 
         assert len(chain.param_groups[0]["params"]) == 1
 
 
-def test_the_ball_is_that_of_the_last_member_that_moves_the_parameter() -> None:
+def test_the_ball_comes_from_the_last_member_that_moves_the_parameter() -> None:
     clamp = partial(ClampedParameterOptimizer, clamp_min=2.0)
     for members, ball in (((IN_L2, clamp), None), ((clamp, IN_L2), 2), ((IN_L2, SignedGradientOptim), 2)):
         assert ChainedParamTransformingOptimizer(*members, params=[leaf(1.0)], lr=1.0).traits.ball == ball
 
 
-def test_members_of_one_class_have_memories_of_their_own() -> None:
+def test_members_of_one_class_keep_separate_states() -> None:
     x = leaf(0.0)
     twice = ChainedParamTransformingOptimizer(MomentumGradientOptim, MomentumGradientOptim, params=[x], lr=1.0)
     sums = []

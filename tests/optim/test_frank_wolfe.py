@@ -13,7 +13,7 @@ def leaf(*rows: list[float]) -> Tensor:
     return torch.tensor(rows, requires_grad=True)
 
 
-def test_the_share_falls_with_the_steps() -> None:
+def test_the_step_size_decreases_with_the_steps() -> None:
     x, expected = leaf([4.0]), 4.0
     optimizer = FrankWolfe([x], lr=2.0, lmo_scaling_factor=3.0)
     for step in range(4):
@@ -72,7 +72,7 @@ def test_a_start_outside_is_brought_into_ball_and_box(Optim: type[L1FrankWolfe])
 
 @pytest.mark.parametrize("Optim", [*BALLS, L1qFrankWolfe])
 @pytest.mark.parametrize("schedule", [True, False])
-def test_data_without_a_gradient_stay_where_they_are(Optim: type[L1FrankWolfe], schedule: bool) -> None:
+def test_samples_without_a_gradient_do_not_move(Optim: type[L1FrankWolfe], schedule: bool) -> None:
     x = leaf([0.125, -0.25], [0.0, 0.25])
     options = {"q": 0.4} if Optim is L1qFrankWolfe else {}
     optimizer = Optim([x], epsilon=0.5, lr=0.5, use_default_lr_schedule=schedule, **options)

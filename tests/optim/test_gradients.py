@@ -82,7 +82,7 @@ def test_hydra_zen_builds_frank_wolfe(row: Row) -> None:
 
 
 @pytest.mark.parametrize("Optim", [LpNormedGradientOptim, SteepestGradientOptim])
-def test_orders_of_norms_are_at_least_1(Optim: type[LpNormedGradientOptim]) -> None:
+def test_the_order_of_a_norm_must_be_at_least_1(Optim: type[LpNormedGradientOptim]) -> None:
     with pytest.raises(ValueError, match=r"p=0.5 must be a finite number, at least 1\. Infinity is allowed too"):
         Optim([torch.zeros(1, requires_grad=True)], p=0.5, lr=1.0)
     assert Optim([torch.zeros(1, requires_grad=True)], p=float("inf"), lr=1.0).p == float("inf")

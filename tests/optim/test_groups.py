@@ -105,7 +105,7 @@ def test_the_group_has_its_own_tensors_back_after_an_error() -> None:
     assert optimizer.param_groups[0]["epsilon"] is epsilon
 
 
-def test_tensors_of_another_type_are_taken_as_they_are_meant() -> None:
+def test_tensors_of_another_dtype_are_converted() -> None:
     x = torch.full((2, 2), 3.0, requires_grad=True)
     optimizer = L2ProjectedOptim([x], lr=1.0, epsilon=torch.tensor([[1.0], [2.0]], dtype=torch.float64))
     optimizer.param_groups[0]["upper"] = torch.full((2, 2), 0.5, dtype=torch.float64)

@@ -49,7 +49,7 @@ def test_a_second_optimizer_around_one_inner_must_agree() -> None:
 
 
 @pytest.mark.parametrize(("name", "meant"), [("Adam", "Adam"), ("sgdd", "SGD"), ("adamw", "AdamW"), ("zzz", "Adam")])
-def test_a_name_is_answered_with_the_class(name: Any, meant: str) -> None:
+def test_a_name_instead_of_a_class_is_refused_with_a_hint(name: Any, meant: str) -> None:
     with pytest.raises(TypeError, match=rf"InnerOpt='{name}' must be .* pass torch\.optim\.{meant} itself"):
         ParamTransformingOptimizer([leaf()], name)
 
@@ -79,7 +79,7 @@ def test_an_inner_optimizer_needs_no_learning_rate() -> None:
         ParamTransformingOptimizer([{"params": [leaf()], "lr": -1.0}], Halving)
 
 
-def test_what_is_no_inner_optimizer_is_refused() -> None:
+def test_invalid_inner_optimizers_are_refused() -> None:
     with pytest.raises(TypeError, match="params=None must be the parameters"):
         ParamTransformingOptimizer(lr=1.0)
     with pytest.raises(TypeError, match="must make a torch optimizer, but makes list"):

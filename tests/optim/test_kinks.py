@@ -34,7 +34,7 @@ def with_gradient(*shape: int, value: float = 1.0) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["index", "number", "state"])
-def test_a_groups_own_keys_are_left_alone(name: str) -> None:  # index was overwritten in a hook, then deleted
+def test_user_keys_of_a_group_are_not_modified(name: str) -> None:  # index was overwritten in a hook, then deleted
     seen: list[Any] = []
 
     class Reading(MomentumGradientOptim):
@@ -50,7 +50,7 @@ def test_a_groups_own_keys_are_left_alone(name: str) -> None:  # index was overw
 
 
 @pytest.mark.parametrize("name", ["losses", "fooled", "gradient", "generators"])
-def test_what_the_solver_publishes_gives_a_groups_own_key_back(name: str) -> None:
+def test_publishing_restores_a_user_key_of_the_same_name(name: str) -> None:
     optimizer = SignedGradientOptim([{"params": [with_gradient(2, 3)], name: "mine"}], lr=1.0)
     with published(optimizer, **{name: torch.zeros(2)}):
         assert isinstance(optimizer.param_groups[0][name], Tensor)
@@ -59,7 +59,7 @@ def test_what_the_solver_publishes_gives_a_groups_own_key_back(name: str) -> Non
 
 @pytest.mark.parametrize("param_ndim", [-1, 0, 1, None])
 @pytest.mark.parametrize("what", ["grad", "param"])
-def test_data_bound_anew_is_an_error_whether_the_parameter_is_viewed_or_not(param_ndim: Any, what: str) -> None:
+def test_replaced_data_are_an_error_with_and_without_a_view(param_ndim: Any, what: str) -> None:
     class Binding(ParamTransformingOptimizer):
         def _pre_step_transform_(self, param: Tensor, optim_group: dict[str, Any]) -> None:
             changed = param.grad if what == "grad" else param
@@ -157,7 +157,7 @@ class Rated(Optimizer):
 
 
 @pytest.mark.parametrize(("given", "moved"), [({}, -1.0), ({"lr": None}, -1.0), ({"lr": lambda step: 0.5}, -0.5)])
-def test_a_learning_rate_may_be_what_the_inner_optimizer_takes(given: dict[str, Any], moved: float) -> None:
+def test_a_learning_rate_may_be_any_value_that_the_inner_optimizer_takes(given: dict[str, Any], moved: float) -> None:
     x = with_gradient(1, 2, value=7.0)
     optimizer = SignedGradientOptim([x], Rated, **given)
     optimizer.step()
@@ -172,7 +172,7 @@ def test_a_learning_rate_that_the_inner_optimizer_refuses_has_one_clear_message(
     assert type(SignedGradientOptim([with_gradient(1, 2)], Adafactor).inner_opt) is Adafactor
 
 
-def test_a_refused_checkpoint_is_not_in_force() -> None:
+def test_a_refused_checkpoint_changes_nothing() -> None:
     optimizer = L2ProjectedOptim([with_gradient(1, 2)], epsilon=1.0, lr=0.5, InnerOpt=partial(SGD, momentum=0.9))
     optimizer.step()
     bad = optimizer.state_dict()
@@ -198,7 +198,7 @@ def test_a_loaded_state_is_a_copy() -> None:
     assert "steps" not in first.state["MomentumGradientOptim.0"]
 
 
-def test_a_chain_within_a_chain_has_states_of_its_own() -> None:
+def test_a_nested_chain_keeps_its_own_state() -> None:
     inner = partial(ChainedParamTransformingOptimizer, MomentumGradientOptim)
     x = with_gradient(1, 2)
     optimizer = ChainedParamTransformingOptimizer(MomentumGradientOptim, inner, params=[x], lr=1.0)
@@ -226,7 +226,7 @@ def test_a_single_number_is_a_parameter(make: Any) -> None:
     assert x.item() == (-1.0 if make is SignedGradientOptim else -0.25)
 
 
-def test_a_state_writes_into_what_is_kept() -> None:
+def test_a_state_view_writes_into_the_stored_state() -> None:
     class Counting(ParamTransformingOptimizer):
         def _init_state(self, param: Tensor, optim_group: dict[str, Any]) -> dict[str, Any]:
             return {"k": 0, "size": 1.0, "last": torch.zeros_like(param)}

@@ -21,7 +21,7 @@ each = pytest.mark.parametrize("row", TABLE, ids=str)
 
 @pytest.mark.parametrize("row", NORMED, ids=str)
 @given(gradient=tensors(low=2**-7), scale=scales(30))
-def test_the_gradient_has_the_promised_norm_at_every_magnitude(row: Row, gradient: Tensor, scale: float) -> None:
+def test_the_gradient_has_the_documented_norm_at_every_magnitude(row: Row, gradient: Tensor, scale: float) -> None:
     _, found = row.step(torch.zeros_like(gradient), gradient * scale)
     if row.parallel:
         np.testing.assert_allclose(array(found), reference.normalize(array(gradient), row.norm or 0), rtol=4e-6)
@@ -59,7 +59,7 @@ def test_the_step_ends_at_the_nearest_point_of_ball_and_box(
 
 @pytest.mark.parametrize("row", [row for row in FRANK_WOLFE if "L1q" not in str(row)], ids=str)
 @given(case=boxed(low=-10, high=10), data=st.data())
-def test_frank_wolfe_goes_where_the_gradient_is_best_over_ball_and_box(
+def test_frank_wolfe_moves_to_the_maximizer_over_ball_and_box(
     row: Row, case: tuple[Tensor, Tensor, Tensor], data: st.DataObject
 ) -> None:
     gradient, lower, upper = case
@@ -97,7 +97,7 @@ def test_projecting_again_changes_nothing(row: Row, case: tuple[Tensor, Tensor, 
 
 @each
 @given(start=tensors((3, 2, 4), low=-2, high=2), gradient=tensors((3, 2, 4)))
-def test_data_do_not_see_each_other(row: Row, start: Tensor, gradient: Tensor) -> None:
+def test_samples_are_independent(row: Row, start: Tensor, gradient: Tensor) -> None:
     together = row.step(start, gradient)
     for i in range(3):
         alone = row.step(start[i : i + 1], gradient[i : i + 1])
@@ -107,7 +107,7 @@ def test_data_do_not_see_each_other(row: Row, start: Tensor, gradient: Tensor) -
 
 @each
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_stays_in_its_datum(row: Row, bad: float) -> None:
+def test_values_that_are_not_finite_affect_only_their_sample(row: Row, bad: float) -> None:
     start = torch.tensor([[0.1, 0.2], [0.3, -4.0]])
     spoilt, gradient = start.clone(), torch.tensor([[1.0, bad], [3.0, 4.0]])
     spoilt[0, 1] = bad
@@ -185,7 +185,7 @@ def test_a_step_reads_no_value_on_the_host(row: Row, param_ndim: int | None) -> 
 
 
 @each
-def test_an_empty_batch_passes(row: Row) -> None:
+def test_an_empty_batch_is_accepted(row: Row) -> None:
     assert row.step(torch.zeros(0, 2, 3), torch.zeros(0, 2, 3))[0].shape == (0, 2, 3)
 
 
@@ -202,7 +202,7 @@ def test_each_sample_may_have_its_own_radius(row: Row, param_ndim: int) -> None:
 
 
 @each
-def test_the_ball_is_known_to_others(row: Row) -> None:
+def test_the_optimizer_publishes_its_ball(row: Row) -> None:
     optimizer = row.build([torch.zeros(1, 2, requires_grad=True)], lr=1.0)
     assert optimizer.traits.ball == row.ball
     assert ("epsilon" in optimizer.param_groups[0]) == (row.ball is not None)

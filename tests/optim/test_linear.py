@@ -36,7 +36,7 @@ def test_without_a_box_the_largest_increase_is_the_dual_norm(p: float) -> None:
         (0, 1.0, True, 8 * 0.5 + 4.0),
     ],
 )
-def test_with_a_box_the_largest_increase_is_that_found_by_hand(
+def test_with_a_box_the_largest_increase_agrees_with_a_direct_computation(
     p: float, epsilon: float, pixels: bool, expected: float
 ) -> None:
     weights = torch.tensor([[[8.0, -6.0], [4.0, 0.0]]])

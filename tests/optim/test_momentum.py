@@ -86,7 +86,7 @@ def normed(gradient: Array) -> Array:
 
 
 @given(gradients=tensors((4, 2, 3)), mu=st.sampled_from([0.0, 0.5, 1.0]))
-def test_momentum_is_that_of_torchs_sgd(gradients: Tensor, mu: float) -> None:
+def test_momentum_agrees_with_torchs_sgd(gradients: Tensor, mu: float) -> None:
     x, y = (torch.zeros(2, 3, requires_grad=True) for _ in range(2))
     ours, torchs = MomentumGradientOptim([x], mu=mu, lr=0.1), SGD([y], lr=0.1, momentum=mu)
     for gradient in gradients:
@@ -147,7 +147,7 @@ def test_mu_is_at_least_0(mu: float) -> None:
         MomentumGradientOptim([torch.zeros(1, requires_grad=True)], mu=mu, lr=1.0)
 
 
-def test_momentum_of_another_type_or_device_is_taken_over() -> None:
+def test_momentum_of_another_dtype_or_device_is_converted() -> None:
     x, y = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True), torch.zeros(2, 3, requires_grad=True)
     before, after = MomentumGradientOptim([x], lr=1.0), MomentumGradientOptim([y], lr=1.0)
     x.grad, y.grad = torch.ones_like(x), torch.ones_like(y)
@@ -204,7 +204,7 @@ def test_vmi_and_vni_fgsm_are_chains(seed: int, looks_ahead: bool) -> None:
 
 
 @pytest.mark.parametrize("param_ndim", [-1, 0, 1, None])
-def test_every_view_of_a_parameter_asks_at_the_same_points(param_ndim: int | None) -> None:
+def test_every_view_of_a_parameter_evaluates_the_same_points(param_ndim: int | None) -> None:
     weights = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     x, asked = torch.zeros(2, 3, 4, requires_grad=True), []
 
@@ -226,7 +226,7 @@ def test_every_view_of_a_parameter_asks_at_the_same_points(param_ndim: int | Non
 
 
 @pytest.mark.parametrize("members", [(LookaheadGradientOptim, *MI), (TUNED, *MI), (LookaheadGradientOptim, TUNED, *MI)])
-def test_rows_that_leave_change_nothing_for_those_that_stay(members: Any) -> None:
+def test_removed_rows_do_not_affect_remaining_rows(members: Any) -> None:
     model, index = Softmax(0), torch.tensor([0, 2])
     whole, part = leaf(), leaf()
     expected = run(chained(*members, x=whole), model.gradient, 6, [keyed_generator(0, i) for i in range(ROWS)])
@@ -239,7 +239,7 @@ def test_rows_that_leave_change_nothing_for_those_that_stay(members: Any) -> Non
 
 
 @pytest.mark.parametrize("Optim", [LookaheadGradientOptim, TUNED])
-def test_the_parameter_is_where_it_was_after_the_look(Optim: Any) -> None:
+def test_the_parameter_is_restored_after_the_lookahead(Optim: Any) -> None:
     x = torch.full((2, 3), 0.1, requires_grad=True)
     optimizer = Optim([x], lr=0.0)
     with torch.no_grad():
@@ -250,12 +250,12 @@ def test_the_parameter_is_where_it_was_after_the_look(Optim: Any) -> None:
             assert torch.equal(x, kept)
 
 
-def test_without_a_gradient_nothing_is_asked() -> None:
+def test_without_a_gradient_nothing_is_evaluated() -> None:
     for Optim in (LookaheadGradientOptim, TUNED):
         Optim([torch.zeros(2, 3, requires_grad=True)], lr=0.1).step()
 
 
-def test_a_look_needs_the_solver() -> None:
+def test_lookahead_needs_the_solver() -> None:
     x = torch.zeros(2, 3, requires_grad=True)
     x.grad = torch.ones_like(x)
     ahead, around = LookaheadGradientOptim([x], lr=0.1), TUNED([x], lr=0.1)
@@ -265,7 +265,7 @@ def test_a_look_needs_the_solver() -> None:
             optimizer.step()
 
 
-def test_lookahead_stands_first() -> None:
+def test_lookahead_must_be_the_first_member() -> None:
     with pytest.raises(ValueError, match=r"LookaheadGradientOptim must stand first in a chain: .* L1Normed"):
         chained(L1NormedGradientOptim, LookaheadGradientOptim, x=leaf())
 

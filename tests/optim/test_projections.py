@@ -35,7 +35,7 @@ def test_other_balls_are_refused(p: float) -> None:
         ProjectedParameterOptimizer([leaf([1.0])], p=p, epsilon=1.0)
 
 
-def test_projecting_alone_leaves_the_gradient() -> None:
+def test_projection_does_not_change_the_gradient() -> None:
     x = leaf([0.0, 0.0])
     x.grad = torch.tensor([[-30.0, 4.0]])
     ProjectedParameterOptimizer([x], p=math.inf, epsilon=1.0, lr=0.1).step()
@@ -74,7 +74,7 @@ def test_the_nearest_point_is_not_the_clipped_and_shrunk_one() -> None:
     torch.testing.assert_close(x.detach(), torch.tensor([[0.8, 0.6]]))
 
 
-def test_groups_have_radii_and_splits_of_their_own() -> None:
+def test_each_group_has_its_own_radius_and_param_ndim() -> None:
     x, y = (torch.full((2, 2, 50), 10.0, requires_grad=True) for _ in range(2))
     groups = [{"params": [x], "epsilon": 1.0}, {"params": [y], "epsilon": 5.0, "param_ndim": 1}]
     L2ProjectedOptim(groups, epsilon=3.0, lr=1.0).project()

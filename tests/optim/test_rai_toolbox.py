@@ -134,14 +134,14 @@ def uniform(module: Any, ball: str, shape: tuple[int, ...], param_ndim: int | No
     return x
 
 
-def test_linf_starts_are_the_same() -> None:
+def test_linf_starts_agree() -> None:
     ours, theirs = (uniform(module, "linf", (4, 3, 2), -1, 0) for module in (perturbations, rai_perturbations))
     assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("ball", ["l1", "l2"])
 @pytest.mark.parametrize(("shape", "param_ndim"), [((20_000, 3), -1), ((5_000, 4, 3), 1), ((20_000,), 0)])
-def test_l1_and_l2_starts_have_the_same_law(ball: str, shape: tuple[int, ...], param_ndim: int) -> None:
+def test_l1_and_l2_starts_have_the_same_distribution(ball: str, shape: tuple[int, ...], param_ndim: int) -> None:
     """By the largest distance of two distribution functions: 0.1 % of such pairs are further apart."""
     ours = uniform(perturbations, ball, shape, param_ndim, 0).view(20_000, -1).numpy()
     theirs = uniform(rai_perturbations, ball, shape, param_ndim, 1).view(20_000, -1).numpy()

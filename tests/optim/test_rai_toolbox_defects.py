@@ -221,7 +221,7 @@ def test_top_q_makes_lists_as_long_as_what_it_keeps(monkeypatch: pytest.MonkeyPa
     assert made[1] <= 8
 
 
-def test_a_short_datum_moves_whatever_is_zeroed() -> None:
+def test_a_short_datum_moves_entries_that_should_be_zeroed() -> None:
     """With four entries, q=0.95 keeps none of rai_toolbox's gradient; raiopt keeps the largest."""
     for module, moves in ((rai_optim, False), (optim, True)):
         x = leaf([0.0, 0.0, 0.0, 0.0])

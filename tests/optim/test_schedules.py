@@ -40,7 +40,7 @@ def test_schedules_in_closed_form(steps, final):
     assert rates(schedules.constant, steps) == [0.5] * steps
 
 
-def test_schedules_are_those_of_torch():
+def test_schedules_agree_with_torch():
     cosine = rates(schedules.cosine, 20)
     assert cosine == pytest.approx(rates(lambda optimizer, steps: CosineAnnealingLR(optimizer, steps), 20))
     linear = rates(lambda o, n: schedules.linear(o, n, final=0.1), 20)
@@ -56,7 +56,7 @@ def test_schedules_are_those_of_torch():
         ("linear", {"final": "all"}, TypeError, "final='all'"),
     ],
 )
-def test_wrong_settings_are_told(name, setting, error, message):
+def test_wrong_settings_are_refused(name, setting, error, message):
     with pytest.raises(error, match=message):
         rates(lambda o, n: getattr(schedules, name)(o, n, **setting), 3)
 

@@ -152,7 +152,7 @@ def test_every_point_lies_in_the_box(name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_what_is_found_outside_of_the_ball_does_not_count(name: str) -> None:
+def test_successes_outside_of_the_ball_do_not_count(name: str) -> None:
     model, images, labels = problem()
     make, settings = MAKE[name]
     p = make([torch.zeros(1, 2, requires_grad=True)], **settings).traits.ball
@@ -202,7 +202,7 @@ def test_samples_are_independent_and_may_leave(name: str) -> None:
 
 
 @pytest.mark.parametrize("p", [1, 2, math.inf])
-def test_what_rounding_leaves_of_a_gradient_moves_nothing(p: float) -> None:
+def test_a_gradient_of_rounding_errors_moves_nothing(p: float) -> None:
     x = torch.zeros(1, 2, requires_grad=True)
     optimizer = FMNOptim([x], p=p, steps=5)
     optimizer.param_groups[0].update(losses=torch.tensor([1.0]), fooled=torch.tensor([False]))
@@ -212,7 +212,7 @@ def test_what_rounding_leaves_of_a_gradient_moves_nothing(p: float) -> None:
     assert x[0, 1] == 0
 
 
-def test_one_run_is_the_whole_curve() -> None:
+def test_one_run_gives_the_whole_curve() -> None:
     model, images, labels = problem()
     radii = [0.2, 0.5, 1.0, 2.0]
     make = partial(FMNOptim, p=2, steps=100)
@@ -254,7 +254,7 @@ def test_a_datum_without_a_gradient_stays_and_moves_when_it_has_one(name: str) -
     assert (x[1] < 0).all()
 
 
-def test_the_radius_of_what_never_fools_stays_in_the_box() -> None:
+def test_a_sample_that_is_never_fooled_keeps_a_radius_within_the_box() -> None:
     optimizer, x, weights = rows(DDNOptim, 0, steps=300, gamma=0.5)
     for _ in range(300):
         x.grad = weights.clone()
@@ -278,7 +278,7 @@ def test_the_radius_of_what_never_fools_stays_in_the_box() -> None:
         (ALMAOptim, {"mu": 1.5}, "mu=1.5"),
     ],
 )
-def test_wrong_settings_are_told(make: Any, settings: dict[str, Any], message: str) -> None:
+def test_wrong_settings_are_refused(make: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make([torch.zeros(1, 2, requires_grad=True)], **settings)
 

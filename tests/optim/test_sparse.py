@@ -26,7 +26,7 @@ def stepped(optimizer: torch.optim.Optimizer, gradient: Tensor) -> Tensor:
 
 
 @given(gradient=tensors(low=1, high=100), q=st.floats(0, 1))
-def test_exactly_the_promised_number_of_entries_is_left(gradient: Tensor, q: float) -> None:  # ties among them
+def test_exactly_the_documented_number_of_entries_is_kept(gradient: Tensor, q: float) -> None:  # ties among them
     optimizer = TopQGradientOptimizer([torch.zeros_like(gradient, requires_grad=True)], q=q, lr=1.0)
     left = stepped(optimizer, gradient).flatten(1)
     assert (left.count_nonzero(1) == max(round((1 - q) * left.shape[1]), int(q < 1))).all()
@@ -89,7 +89,7 @@ def test_a_copy_draws_the_same_numbers(copied: type) -> None:
         assert torch.equal(stepped(optimizer, gradient), stepped(other, gradient))
 
 
-def test_a_generator_elsewhere_is_refused() -> None:
+def test_a_generator_on_another_device_is_refused() -> None:
     class Elsewhere(Generator):
         device = torch.device("cuda")
 

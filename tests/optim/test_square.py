@@ -63,7 +63,7 @@ def test_every_candidate_lies_in_ball_and_box(p: float, case: tuple[Tensor, ...]
 
 
 @each
-def test_it_changes_the_candidate_that_was_best_so_far(p: float) -> None:
+def test_candidates_are_derived_from_the_best_so_far(p: float) -> None:
     weights = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     optimizer = made(torch.zeros(4, 3, 6, 6), p=p, steps=60)
     losses, least = mean_distance(weights), []
@@ -78,12 +78,12 @@ def test_it_changes_the_candidate_that_was_best_so_far(p: float) -> None:
     assert (kept[-1] < kept[0]).any()
 
 
-def test_one_that_fools_is_better_than_one_that_does_not() -> None:
+def test_a_successful_candidate_is_preferred_to_a_failed_one() -> None:
     param = torch.zeros(1, 1, 4, 4, requires_grad=True)
     optimizer = SquareOptim([param], p=math.inf, steps=10, epsilon=1.0)
-    told = [(9.0, False), (1.0, False), (3.0, True), (0.0, False), (4.0, True), (2.0, True), (math.nan, True)]
+    reported = [(9.0, False), (1.0, False), (3.0, True), (0.0, False), (4.0, True), (2.0, True), (math.nan, True)]
     kept: list[float] = []
-    for loss, fooled in told:
+    for loss, fooled in reported:
         with published(
             optimizer, losses=torch.tensor([loss]), fooled=torch.tensor([fooled]), generators=generators([0])
         ):
@@ -94,7 +94,7 @@ def test_one_that_fools_is_better_than_one_that_does_not() -> None:
 
 
 @each
-def test_data_do_not_see_each_other(p: float) -> None:
+def test_samples_are_independent(p: float) -> None:
     shape, ids = (4, 3, 6, 7), [5, 0, 17, 3]
     weights = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     together = search(made(torch.zeros(shape), p=p, steps=30), mean_distance(weights), 30, generators(ids))
@@ -106,7 +106,7 @@ def test_data_do_not_see_each_other(p: float) -> None:
 
 
 @each
-def test_rows_that_stay_move_as_if_all_had_stayed(p: float) -> None:
+def test_remaining_rows_do_not_depend_on_removed_rows(p: float) -> None:
     weights, start = torch.randn(5, 3, 6, 6, generator=torch.Generator().manual_seed(0)), torch.zeros(5, 3, 6, 6)
     whole = search(made(start, p=p, steps=40), mean_distance(weights), 40, generators(range(5)))
     optimizer, sources, index = made(start, p=p, steps=40), generators(range(5)), [0, 2, 3]
@@ -117,7 +117,7 @@ def test_rows_that_stay_move_as_if_all_had_stayed(p: float) -> None:
     assert inner_is_elementwise(optimizer)
 
 
-def test_a_search_goes_on_from_a_checkpoint() -> None:
+def test_a_search_resumes_from_a_checkpoint() -> None:
     weights, start = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 3, 6, 6)
     sources = generators(range(2))
     optimizer = made(start, p=2, steps=40)
@@ -131,7 +131,7 @@ def test_a_search_goes_on_from_a_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("box", [False, True])
-def test_it_comes_near_the_best_point_of_a_linear_model(box: bool) -> None:
+def test_it_approaches_the_optimum_of_a_linear_model(box: bool) -> None:
     images, weights = problem()
     bounds = {"lower": -images, "upper": 1 - images} if box else {}
     optimizer = made(torch.zeros_like(images), p=math.inf, steps=1000, epsilon=0.1, **bounds)
@@ -182,7 +182,7 @@ def test_a_gradient_moves_nothing() -> None:
     assert torch.equal(*found)
 
 
-def test_without_generators_it_draws_from_the_global_one() -> None:
+def test_without_generators_it_draws_from_the_global_generator() -> None:
     optimizer = SquareOptim([torch.zeros(1, 3, 4, 4, requires_grad=True)], p=math.inf, steps=1, epsilon=1.0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -202,7 +202,9 @@ def test_without_generators_it_draws_from_the_global_one() -> None:
         ((2, 3, 4, 4), {"epsilon": -1.0}, "epsilon=-1.0"),
     ],
 )
-def test_what_it_cannot_search_is_told(shape: tuple[int, ...], options: dict[str, Any], message: str) -> None:
+def test_unsupported_shapes_and_settings_are_refused(
+    shape: tuple[int, ...], options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         SquareOptim([torch.zeros(shape, requires_grad=True)], **{"p": 2, "epsilon": 1.0, "steps": 5, **options})
 
@@ -215,7 +217,7 @@ def test_losses_must_be_published() -> None:
 
 
 @pytest.mark.parametrize("name", ["lr", "InnerOpt", "grad_scale"])
-def test_there_is_no_step_to_set(name: str) -> None:
+def test_it_has_no_step_size(name: str) -> None:
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
         SquareOptim([torch.zeros(1, 3, 4, 4, requires_grad=True)], p=2, epsilon=1.0, steps=5, **{name: 1})
     with pytest.raises(TypeError, match="unexpected keyword argument 'InnerOpt'"):

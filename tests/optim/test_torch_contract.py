@@ -77,7 +77,7 @@ def test_a_checkpoint_of_the_inner_optimizer_alone_loads(row: Row) -> None:
     run(optimizer, y)
 
 
-def test_a_checkpoint_of_ours_keeps_the_radius_of_each_group() -> None:
+def test_a_checkpoint_keeps_the_radius_of_each_group() -> None:
     def make() -> L2ProjectedOptim:
         return L2ProjectedOptim([{"params": [start()], "epsilon": 0.25}, {"params": [start()]}], epsilon=1.0, lr=0.1)
 
@@ -93,7 +93,7 @@ def test_a_checkpoint_of_ours_keeps_the_radius_of_each_group() -> None:
 
 @each
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "copy"])
-def test_copies_go_on_alike(row: Row, how: str) -> None:  # they once raised AttributeError
+def test_copies_continue_identically(row: Row, how: str) -> None:  # they once raised AttributeError
     x = start()
     optimizer = row.build([x], InnerOpt=Adam, lr=0.1)
     scheduler = lr_scheduler.StepLR(optimizer, 1)  # wraps step by a function that is bound to the original
@@ -149,7 +149,7 @@ def test_gradients_are_unscaled_before_the_transforms(InnerOpt: Any) -> None:
     torch.testing.assert_close(step(True), step(False))
 
 
-def test_a_step_with_infinite_gradients_is_left_out_by_the_scaler() -> None:
+def test_the_scaler_skips_a_step_with_infinite_gradients() -> None:
     x = start()
     optimizer = L2NormedGradientOptim([x], lr=0.1)
     scaler = torch.amp.GradScaler("cpu")
@@ -200,7 +200,7 @@ def test_lbfgs_sees_transformed_gradients_at_each_evaluation() -> None:
 
 
 @with_inner
-def test_maximize_turns_the_step_around(row: Row) -> None:
+def test_maximize_reverses_the_step(row: Row) -> None:
     up, _ = row.step(start(), WEIGHT, InnerOpt=partial(SGD, maximize=True))
     down, _ = row.step(start(), WEIGHT, grad_scale=-1.0)
     assert torch.equal(up, down)
@@ -237,7 +237,7 @@ def test_named_parameters_keep_their_names() -> None:
 
 
 @pytest.mark.parametrize("InnerOpt", [Adam, RMSprop])
-def test_state_of_ones_own_under_a_string_survives(InnerOpt: Any) -> None:
+def test_user_state_under_a_string_key_survives(InnerOpt: Any) -> None:
     x = start()
     optimizer = ChainedParamTransformingOptimizer(SignedGradientOptim, params=[x], InnerOpt=InnerOpt, lr=0.1)
     optimizer.state["own"] = {"steps": torch.zeros(3)}
