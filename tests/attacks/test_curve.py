@@ -80,7 +80,7 @@ def changed(attack, **changes):
     return type(attack)(**{**vars(attack), **changes})
 
 
-def test_bisection_finds_the_same_with_fewer_passes():
+def test_bisection_agrees_with_fewer_passes():
     x = images(30)
     bisect, each = table(x, attack=LINEAR), [table(x, attack=changed(LINEAR, epsilons=[radius])) for radius in RADII]
     broken = np.array([one["verified"].to_list() for one in each])
@@ -107,7 +107,7 @@ def test_the_radii_at_which_a_search_succeeded():
 
 
 @pytest.mark.parametrize("epsilons", [[RADII[1]], RADII])
-def test_a_sample_that_holds_everywhere_has_the_record_of_the_largest_radius(epsilons):
+def test_a_sample_robust_at_all_radii_has_the_record_of_the_largest(epsilons):
     x = (
         torch.full((2, 3, 4, 4), 0.5)
         + Linear().weight.sign().view(1, 3, 4, 4) * torch.tensor([0.25, -0.25])[:, None, None, None]

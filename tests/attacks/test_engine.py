@@ -46,7 +46,7 @@ def labels_of(x, wrong=3):
     [{}, {"restarts": 3}, {"epsilons": [1 / 256, 1 / 128, 1 / 64]}, {"stop": "never", "attack_misclassified": True}],
 )
 @given(data=st.data())
-def test_order_batches_and_company_change_nothing(change, data):
+def test_order_batch_size_and_other_samples_change_nothing(change, data):
     n = 12
     x, attack = images(n, seed=1), question(optimizer=WEAK, init=random_start, **change)
     labels = labels_of(x)
@@ -149,7 +149,7 @@ def test_without_labels_the_prediction_is_the_label():
     assert outcome.attacked.all()
 
 
-def test_no_steps_judge_the_start():
+def test_without_steps_the_start_is_evaluated():
     x = images(12)
     zero = table(x, attack=question(steps=0))
     assert zero["verified"].to_list() == [False] * 12
@@ -180,7 +180,7 @@ def test_targets(rule):
     assert [reason == "is_target" for reason in stopped] == (~outcome.attacked).tolist()
 
 
-def test_of_several_targets_one_that_is_reached_counts():
+def test_reaching_one_of_several_targets_is_a_success():
     x = images(12, seed=4)
     labels = Classes()(x).argmax(1)
     optimizer = partial(LinfProjectedOptim, epsilon=0.02, lr=0.005)
@@ -199,7 +199,7 @@ def test_of_several_targets_one_that_is_reached_counts():
 @pytest.mark.parametrize("restarts", [1, 3])
 @pytest.mark.parametrize("epsilons", [None, [1 / 256, 1 / 64]])
 @pytest.mark.parametrize("size", [5, 64])
-def test_passes_are_those_that_the_model_saw(stop, restarts, epsilons, size):
+def test_recorded_passes_agree_with_calls_of_the_model(stop, restarts, epsilons, size):
     x, model = images(20), Counting(Linear())
     attack = question(optimizer=WEAK, init=random_start, stop=stop, restarts=restarts, epsilons=epsilons)
     records = table(x, labels_of(x), attack, fast=model, batch_size=size)
@@ -215,7 +215,7 @@ class Sick(Linear):
         return torch.where((x[:, 0, 0, 0] > 0.53)[:, None], torch.nan, super().forward(x))
 
 
-def test_samples_that_are_not_finite_are_undecided_and_disturb_no_other():
+def test_samples_that_are_not_finite_are_undecided_and_isolated():
     x = images(8, spread=0.1)
     x[:, 0, 0, 0] = torch.tensor([0.25, 0.5, 0.9375, 0.25, 0.5, 0.25, 0.9375, 0.25])
     labels = Linear()(x).argmax(1)
@@ -237,7 +237,7 @@ def test_samples_that_are_not_finite_are_undecided_and_disturb_no_other():
 
 
 class Small(Linear):
-    """Has memory for so many rows."""
+    """A model with memory for `room` rows only."""
 
     def __init__(self, room):
         super().__init__()
@@ -251,7 +251,7 @@ class Small(Linear):
 
 
 @pytest.mark.parametrize(("restarts", "room", "size", "left"), [(1, 5, 24, 3), (3, 7, 24, 6), (1, 1, 24, 1)])
-def test_out_of_memory_the_batch_is_halved(caplog, restarts, room, size, left):
+def test_the_batch_is_halved_when_memory_runs_out(caplog, restarts, room, size, left):
     x = images(24)
     attack = question(optimizer=WEAK, init=random_start, restarts=restarts, stop="never")
     labels = labels_of(x, wrong=100)
@@ -264,7 +264,7 @@ def test_out_of_memory_the_batch_is_halved(caplog, restarts, room, size, left):
 
 
 @pytest.mark.parametrize("change", [{"perturbation": attacks.universal}, {"restarts": 3, "init": random_start}])
-def test_out_of_memory_that_a_smaller_batch_cannot_help_is_raised(change):
+def test_an_out_of_memory_error_that_no_smaller_batch_avoids_is_raised(change):
     room = 5 if "perturbation" in change else 2
     with pytest.raises(torch.OutOfMemoryError):
         run(images(), attack=question(**change), fast=Small(room), batch_size=6)
@@ -298,7 +298,7 @@ def test_the_global_generator_is_neither_read_nor_set():
     assert not table(x, attack=question(**{**vars(attack), "seed": 1})).equals(found[0][0])
 
 
-def test_reaches_the_corner_of_the_ball_that_is_worst_for_a_linear_model():
+def test_reaches_the_worst_corner_of_the_ball_for_a_linear_model():
     x = images()
     trial = tried(x, attack=question(stop="never"))
     away = torch.where(Linear()(x).argmax(1).bool(), -1 / 16, 1 / 16).view(-1, 1, 1, 1)

@@ -30,7 +30,7 @@ def test_best_is_the_first_highest_score_of_each_sample(history):
 
 
 @given(scores, scores)
-def test_a_later_score_decides_ties_of_an_earlier_one(first, second):
+def test_later_scores_break_ties_of_earlier_ones(first, second):
     count = min(len(first), len(second))
     first, second = np.sign(first[:count, :1]), second[:count, :1]
     best = Best()
@@ -157,7 +157,7 @@ def test_model_is_restored_after_an_error():
     assert net[0].weight.requires_grad
 
 
-def test_what_is_evaluated_is_the_output_and_its_losses():
+def test_output_and_losses_belong_to_the_returned_perturbation():
     x, target, seen = torch.rand(4, 3), torch.arange(4), []
 
     def criterion(output, target):
@@ -242,13 +242,13 @@ def test_ready_made_perturbation_and_optimizer_are_used():
         ({"criterion": lambda x, t: x.sum(), "use_best": True}, ValueError, r"shape \(2,\).*returned shape \(\)"),
     ],
 )
-def test_what_does_not_fit_is_an_error(change, error, message):
+def test_incompatible_arguments_are_an_error(change, error, message):
     usual = {"model": lambda x: x, "data": torch.zeros(2, 2), "target": torch.zeros(2).long(), "optimizer": SGD}
     with pytest.raises(error, match=message):
         gradient_ascent(**{**usual, "steps": 1, **change})
 
 
-def test_options_for_a_ready_made_optimizer_are_refused():
+def test_options_with_a_ready_made_optimizer_are_refused():
     perturbation = AdditivePerturbation((1, 2))
     with pytest.raises(TypeError, match="lr would have no effect"):
         gradient_ascent(
@@ -347,7 +347,7 @@ def test_restarts_of_gradient_ascent_are_the_best_of_its_runs(targeted):
     assert len((seen.argmin(0) if targeted else seen.argmax(0)).unique()) > 1  # no single run was the best for all
 
 
-def test_restarts_leave_results_and_name_of_the_solver_alone():
+def test_restarts_modify_no_result_and_keep_the_name_of_the_solver():
     first = torch.tensor([1.0, 2.0])
     results = iter([(first, first), (first + 1, first + 1)])
     _, losses = random_restart(lambda: next(results), 2)()

@@ -107,7 +107,7 @@ def test_no_perturbation_leaves_an_image_on_the_grid_as_it_is(level):
         assert (to_8bit(images, torch.zeros_like(images), Ball(p, radius)).abs() < 1e-7).all()
 
 
-def test_pixels_of_an_l0_ball_stay_as_many():
+def test_rounding_does_not_change_the_number_of_pixels_in_an_l0_ball():
     images = (torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
     delta = torch.zeros_like(images)
     delta[:, :, 1, 2] = 0.35 - images[:, :, 1, 2]
@@ -115,7 +115,7 @@ def test_pixels_of_an_l0_ball_stay_as_many():
     assert (numpy_norms(found, 0, pixels=True) == 1).all()
 
 
-def test_rows_of_pixels_have_balls_of_their_own():
+def test_each_row_of_pixels_has_its_own_ball():
     images = torch.full((1, 1, 2, 4), 0.4)
     make = partial(Ball, 2, 3.6 / 255)
     delta = torch.full_like(images, 1.8 / 255)
@@ -124,6 +124,6 @@ def test_rows_of_pixels_have_balls_of_their_own():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_type_stays(dtype):
+def test_the_dtype_is_kept(dtype):
     images = torch.full((1, 1, 1, 2), 10 / 255, dtype=dtype)
     assert to_8bit(images, torch.zeros_like(images), Ball(INF, 0.1)).dtype == dtype

@@ -26,7 +26,7 @@ class Eager(Linear):
 
 
 @pytest.mark.parametrize("change", [{}, {"restarts": 3, "init": random_start}, {"epsilons": [1 / 256, 1 / 64]}])
-def test_what_fooled_the_faster_model_alone_is_searched_again(caplog, change):
+def test_successes_of_only_the_faster_model_are_searched_again(caplog, change):
     attack = question(optimizer=partial(LinfProjectedOptim, epsilon=1 / 64, lr=1 / 256), steps=8, **change)
     x = images(20)
     labels = Linear()(x).argmax(1)
@@ -81,7 +81,7 @@ class Leaving(ParamTransformingOptimizer):
         (partial(SGD, lr=1 / 16), False),
     ],
 )
-def test_an_optimizer_that_leaves_its_ball_or_the_box_breaks_nothing(optimizer, leaves):
+def test_results_outside_of_ball_or_box_are_not_successes(optimizer, leaves):
     x = images(spread=0.125)
     found = table(x, Linear()(x).argmax(1), question(optimizer=optimizer, steps=3))
     assert found["claimed"].all()

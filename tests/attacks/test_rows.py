@@ -40,7 +40,7 @@ def stepped(make, parameter, times=2):
 @pytest.mark.parametrize(
     "make", [partial(SGD, lr=0.1, momentum=0.9), partial(Adam, lr=0.1), partial(RMSprop, lr=0.1, centered=True), CHAIN]
 )
-def test_rows_that_stay_move_as_if_all_had_stayed(make):
+def test_remaining_rows_do_not_depend_on_removed_rows(make):
     start = torch.randn(5, 3, 2, generator=torch.Generator().manual_seed(0))
     parameter, index = start.clone().requires_grad_(), torch.tensor([0, 2, 3])
     optimizer = stepped(make, parameter)
@@ -57,7 +57,7 @@ def test_rows_that_stay_move_as_if_all_had_stayed(make):
     assert not torch.equal(parameter, start[index])
 
 
-def test_what_has_no_rows_is_left_alone():
+def test_state_without_rows_is_not_modified():
     parameter = torch.zeros(3, 3, 2, requires_grad=True)
     optimizer = LinfProjectedOptim([parameter], lr=0.1, epsilon=0.5)
     group, wide = optimizer.param_groups[0], torch.arange(3.0).view(1, 3, 1)
@@ -89,12 +89,12 @@ def test_what_has_no_rows_is_left_alone():
         (CHAIN, True),
     ],
 )
-def test_which_optimizers_are_known_to_treat_every_entry_alone(make, expected):
+def test_optimizers_known_to_be_elementwise(make, expected):
     assert inner_is_elementwise(make([torch.zeros(2, 2, requires_grad=True)])) is expected
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=20))
-def test_what_happened_to_one_row_of_a_sample_happened_to_all(pairs):
+def test_flags_of_one_row_apply_to_all_rows_of_the_sample(pairs):
     pairs = sorted(pairs)
     samples, happened = (torch.tensor(values) for values in zip(*pairs, strict=True))
     known = Rows(**dict.fromkeys(Rows.__dataclass_fields__, samples))
@@ -128,7 +128,7 @@ def test_rows_of_a_dataclass_are_taken_and_put_back(n, random):
     assert held.values.tolist() == list(range(n))
 
 
-def test_goals_stay_the_very_labels():
+def test_goals_keep_the_identity_of_the_labels():
     x = torch.arange(4)
     same = Rows(x, x, x, x, x, x, x, x, None)
     assert (taken := same.take(torch.tensor([1, 3]))).goals is taken.labels

@@ -97,7 +97,7 @@ ALWAYS, NEVER = 0.0, 2.0
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_rows_that_leave_change_nothing(monkeypatch, case):
+def test_removing_rows_changes_nothing(monkeypatch, case):
     changes = {"init": partial(attacks.uniform_linf, epsilon=0.01), "criterion": attacks.cross_entropy, "steps": 15}
     attack = question(**{**changes, **CASES[case]})
     batch = batch_of(attack)
@@ -135,7 +135,7 @@ class OwnSGD(SGD):
         {"perturbation": KINDS["universal"]},
     ],
 )
-def test_where_rows_cannot_leave_the_batch_stays_whole(monkeypatch, change):
+def test_coupled_rows_keep_the_batch_whole(monkeypatch, change):
     attack = question(**change)
     batch = batch_of(attack)
     found, _, start, model = searched(monkeypatch, attack, ALWAYS, batch)
@@ -236,7 +236,7 @@ def found_rows(draw):
 
 
 @given(found_rows())
-def test_the_best_row_of_a_sample_and_what_all_of_them_come_to(drawn):
+def test_the_best_row_of_a_sample_and_the_totals_of_all_rows(drawn):
     samples, found = drawn
     batch = replace(rows(images(1), torch.zeros(1).long(), question(), Linear()), samples=samples)
     best = best_rows(found, batch)

@@ -41,7 +41,7 @@ CLIMB = partial(
 @pytest.mark.parametrize(
     ("change", "best"), [({}, 3), ({"best_by": "norm"}, 1), ({"use_best": False}, 6), ({"stop": "fooled"}, 1)]
 )
-def test_which_iterate_is_kept(change, best):
+def test_the_kept_iterate_follows_best_by(change, best):
     found, parameter = searched(GREY, torch.tensor([0]), CLIMB(**change), Wave())
     if "stop" not in change:
         assert found.fooled_at[0].tolist() == [False, True, True, True, False, False, False]
@@ -142,7 +142,7 @@ class Sick(Linear):
 @pytest.mark.parametrize("spare", [0.0, 2.0])
 @pytest.mark.parametrize("at_output", [True, False])
 @pytest.mark.parametrize("stop", ["never", "fooled"])
-def test_a_sample_that_is_not_finite_is_marked_and_the_others_are_as_if_alone(monkeypatch, at_output, stop, spare):
+def test_a_sample_that_is_not_finite_is_marked_and_does_not_affect_others(monkeypatch, at_output, stop, spare):
     monkeypatch.setattr("raiopt.attacks.search_state.MIN_LEAVING_SHARE", spare)
     x = images()
     x[2, 0, 0, 0], x[4, 0, 0, 0] = 0.9375, 0.875
@@ -165,7 +165,7 @@ def test_a_sample_that_is_not_finite_is_marked_and_the_others_are_as_if_alone(mo
     assert found.best_step[4] < 2 or not at_output
 
 
-def test_where_none_can_leave_what_is_not_finite_moves_nothing():
+def test_in_a_coupled_batch_samples_that_are_not_finite_move_nothing():
     x = images()
     x[2, 0, 0, 0] = 0.9375
     attack = question(optimizer=partial(L2ProjectedOptim, epsilon=0.3, lr=0.2, param_ndim=None))
@@ -178,7 +178,7 @@ def test_where_none_can_leave_what_is_not_finite_moves_nothing():
 
 @pytest.mark.parametrize("kind", ["ball over the batch", "universal"])
 @pytest.mark.parametrize("best_by", ["loss", "norm"])
-def test_samples_that_act_together_keep_one_iterate(kind, best_by):
+def test_coupled_samples_keep_one_iterate(kind, best_by):
     x, model = images(12, seed=3, spread=0.4).double(), net()
     optimizer = partial(L2ProjectedOptim, epsilon=2.0, lr=0.3, param_ndim=None)
     perturbation = attacks.additive
@@ -203,7 +203,7 @@ def test_samples_that_act_together_keep_one_iterate(kind, best_by):
     assert_close(found.loss, nn.functional.cross_entropy(model(perturbed), labels, reduction="none").float())
 
 
-def test_samples_that_act_together_stop_when_all_are_fooled():
+def test_coupled_samples_stop_when_all_are_fooled():
     x, model = images(4), Counting(Linear())
     optimizer = partial(L2ProjectedOptim, epsilon=50.0, lr=0.2, param_ndim=None)
     labels = Linear()(x).argmax(1)
@@ -266,7 +266,7 @@ def test_rows_with_fewer_steps_leave_at_once(limits):
     assert found.backward_passes.equal(limits + (limits < 4))
 
 
-def test_where_none_can_leave_the_fewest_steps_end_the_search():
+def test_in_a_coupled_batch_the_fewest_steps_end_the_search():
     x = images(spread=0.1) + Linear().weight.sign().view(1, *SHAPE) * 0.25
     inner = type("Own", (SGD,), {})
     attack = question(optimizer=partial(LinfProjectedOptim, InnerOpt=inner, epsilon=1, lr=1 / 64), steps=4)

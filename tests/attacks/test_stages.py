@@ -45,7 +45,7 @@ plans = st.lists(st.tuples(steps, st.integers(0, 4), st.integers(1, 2)), min_siz
 
 
 @given(plan=plans, seed=st.integers(0, 99))
-def test_stages_are_their_attacks_one_after_another(plan, seed):
+def test_stages_agree_with_their_attacks_run_in_sequence(plan, seed):
     x, model = images(N, seed=seed), Linear()
     labels = model(x).argmax(1)
     plan = [stage(f"s{at}", lr=lr, steps=n, restarts=r) for at, (lr, n, r) in enumerate(plan)]
@@ -62,7 +62,7 @@ def mixed(radius=0.4):
     ]
 
 
-def test_stages_of_other_losses_targets_and_restarts_are_their_attacks_too():
+def test_stages_with_other_losses_targets_and_restarts_agree_too():
     x, model = images(60, seed=3, spread=0.4), net().float()
     labels, plan = model(x).argmax(1), mixed()
     found, expected = table(x, labels, model=model, stages=plan), in_turn(x, labels, plan, model)
@@ -90,7 +90,7 @@ def test_a_survivor_has_the_record_of_the_last_stage_along_gradients():
     assert set(table(x, labels, stages=plan[1:])["stage"]) == {"square"}
 
 
-def test_what_changed_its_label_alone_goes_on_to_the_next_stage_if_a_target_is_asked_for():
+def test_an_untargeted_change_goes_on_to_the_next_stage_if_targeted():
     x, model = images(60, seed=3, spread=0.4), net().float()
     make = partial(question, optimizer=partial(L2ProjectedOptim, epsilon=0.5, lr=0.1), targeted=True, target="next")
     plan = [Stage("short", make(criterion=attacks.cross_entropy, steps=3)), Stage("long", make(steps=12))]
@@ -108,7 +108,7 @@ def test_what_changed_its_label_alone_goes_on_to_the_next_stage_if_a_target_is_a
 
 
 @given(data=st.data())
-def test_order_batches_and_company_change_nothing(data):
+def test_order_batch_size_and_other_samples_change_nothing(data):
     x, plan = images(N, seed=1), [stage("short", lr=1 / 1024), stage("long", restarts=2)]
     labels = Linear()(x).argmax(1)
     labels[::5] = 1 - labels[::5]
@@ -120,7 +120,7 @@ def test_order_batches_and_company_change_nothing(data):
     assert_frame_equal(others.drop(PASSES), records[sorted(ids)].drop(PASSES))  # who waits, passes
 
 
-def test_a_stage_sees_what_the_one_before_left_and_the_passes_are_those_of_the_model():
+def test_a_stage_gets_the_remaining_samples_and_passes_agree_with_the_model():
     x, model = images(N), Counting(Linear())
     plan = [stage("a", lr=1 / 1024), stage("b", lr=1 / 512), stage("c")]
     (outcome,) = run(x, fast=model, stages=plan)
@@ -191,5 +191,5 @@ def test_stages_that_do_not_go_together_are_an_error(second, message):
         run(images(2), stages=[stage("a"), second])
 
 
-def test_what_stages_have_in_common_is_refused_in_their_words():
+def test_settings_shared_by_all_stages_are_refused_in_a_stage():
     assert {f"solver.{name}" for name in COMMON_SETTINGS if name != "seed"} <= set(words.JOB_SETTINGS)

@@ -1,4 +1,4 @@
-"""Every kind of perturbation, the library's and one's own: what a search starts from and what it claims in the end."""
+"""Every kind of perturbation, built in or user-defined: where a search starts and what it claims at the end."""
 
 from functools import partial
 
@@ -202,7 +202,7 @@ class Own(nn.Module):
         ("integers", TypeError, "perturbation: its parameter must be of a floating type, not torch.int64"),
     ],
 )
-def test_what_an_own_perturbation_does_wrong_is_an_error(wrong, error, message):
+def test_errors_of_a_user_defined_perturbation_are_reported(wrong, error, message):
     with pytest.raises(error, match=message):
         try_parts(question(perturbation=lambda images, generators: Own(images, wrong)), SHAPE, 2)
 
@@ -223,7 +223,7 @@ COUPLED = [
         ({"epsilons": [0.1, 0.2]}, "epsilons"),
     ],
 )
-def test_samples_that_act_together_have_one_start_goal_and_radius(parts, setting, name):
+def test_coupled_samples_have_one_start_goal_and_radius(parts, setting, name):
     assert try_parts(question(**parts), SHAPE, 2).coupled
     with pytest.raises(ValueError, match=f"(?s){name}.*needs samples that are independent.*param_ndim=-1"):
         try_parts(question(**parts, **setting), SHAPE, 2)
@@ -245,7 +245,7 @@ def test_samples_that_act_together_have_one_start_goal_and_radius(parts, setting
         ({"criterion": attacks.kl, "targeted": True, "target": 1}, "criterion: kl_divergence has no target"),
     ],
 )
-def test_parts_that_do_not_go_together_are_an_error_before_the_search(change, message):
+def test_incompatible_parts_are_an_error_before_the_search(change, message):
     with pytest.raises((TypeError, ValueError), match=message):
         try_parts(question(**change), SHAPE, 2)
 

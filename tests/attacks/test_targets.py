@@ -31,7 +31,7 @@ def test_orders_of_classes(logits, count):
 
 
 @pytest.mark.parametrize("rule", ["next", "likely", "malt", "least_likely"])
-def test_there_must_be_so_many_other_classes(rule):
+def test_the_number_of_targets_is_limited_by_the_classes(rule):
     with pytest.raises(ValueError, match=r"num_targets=5 must be below the number of classes, which is 5"):
         ordered(rule, 5, torch.zeros(4, 5), LABELS)
 
@@ -62,7 +62,7 @@ def test_where_there_are_fewer_classes_all_are_tried(target):
     assert all_five["verified"].any()
 
 
-def test_malt_pays_for_its_gradients():
+def test_the_passes_of_malt_are_counted():
     x, model = images(5, seed=2).double(), Counting(net())
     labels = model.model(x).argmax(1)
     records = table(x, labels, question(steps=3, target="malt", num_targets=2, stop="never"), model)
@@ -71,7 +71,7 @@ def test_malt_pays_for_its_gradients():
 
 
 @pytest.mark.parametrize("passes", [13, 14, 30])
-def test_the_limit_of_passes_holds_what_malt_takes(passes):
+def test_the_limit_of_passes_includes_those_of_malt(passes):
     x, model = images(5, seed=2).double(), Counting(net())
     labels = model.model(x).argmax(1)
     asked = {"steps": 9, "target": "malt", "num_targets": 2, "stop": "never"}

@@ -42,7 +42,7 @@ def shared(delta, ball):
     return Claim(delta, ball, shared=True)
 
 
-def test_what_is_right_is_verified():
+def test_correct_claims_are_verified():
     verification = verify(model, X, LABELS, added(torch.full_like(X, 0.1), Ball(INF, 0.1)))
     assert verification.broken.all()
     assert verification.broken_8bit is None
@@ -58,14 +58,14 @@ def test_what_is_right_is_verified():
         (1, float("nan"), Ball(INF, 0.1)),
     ],
 )
-def test_one_bad_entry_costs_its_sample_and_no_other(pixel, value, ball):
+def test_one_bad_entry_invalidates_only_its_sample(pixel, value, ball):
     delta = torch.full_like(X, 0.1)
     delta[pixel, 0, 1, 1] = value
     broken = verify(model, X, LABELS, added(delta, ball)).broken
     assert broken.tolist() == [True, False, True]
 
 
-def test_a_claim_that_the_plain_model_denies_is_not_verified():
+def test_a_claim_that_the_plain_model_contradicts_is_not_verified():
     delta = torch.tensor([0.1, 0.04, 0.1]).view(3, 1, 1, 1).expand_as(X)
     verification = verify(model, X, LABELS, added(delta, Ball(INF, 0.1)))
     assert verification.broken.tolist() == [True, False, True]
@@ -145,7 +145,7 @@ def test_the_norm_of_every_order(p, norm):
     param_ndim=st.sampled_from([-1, 0, 1, 3, None]),
     epsilon=st.floats(0, 300, allow_subnormal=False),
 )
-def test_the_ball_holds_what_numpy_finds_in_it(delta, p, param_ndim, epsilon):
+def test_the_ball_agrees_with_numpy(delta, p, param_ndim, epsilon):
     x, leading = delta.double().numpy(), {-1: 1, 0: 4, 1: 3, 3: 1, None: 0}[param_ndim]
     norms = [np.linalg.norm(x[index].ravel(), p) for index in np.ndindex(x.shape[:leading])]
     inside = np.reshape(norms, x.shape[:leading]) <= epsilon * (1 + 1e-6)
@@ -181,14 +181,14 @@ class CountingEntries(Counting):
         (CountingEntries, (5,), True, "curve", "L0 30 of the curve per 0-d row"),
     ],
 )
-def test_the_name_of_a_ball_tells_what_it_holds(kind, shape, shared, what, text):
+def test_the_name_of_a_ball_describes_it(kind, shape, shared, what, text):
     x = torch.zeros(shape, requires_grad=True)
     optimizer = kind([x], lr=1, defaults={"epsilon": 30.0})
     assert str(Ball.of(optimizer, shared=shared, what=what)) == text
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_an_output_that_is_not_finite_breaks_nothing(value):
+def test_an_output_that_is_not_finite_is_not_a_success(value):
     verification = verify(lambda x: model(x) * torch.tensor([1.0, value]), X, LABELS, added(X / 2, Ball(INF, 1)))
     assert verification.prediction.tolist() == [1, 1, 1]
     assert not verification.broken.any()
@@ -218,21 +218,21 @@ def test_the_radii_of_an_optimizer_are_those_of_its_rows(shape):
     assert not ball.take(index).contains(1.001 * inside[index]).any()
 
 
-def test_a_parameter_out_of_its_bounds_costs_its_sample():
+def test_a_parameter_out_of_bounds_invalidates_its_sample():
     pose = torch.zeros(3, 4)
     pose[1, 2] = 1.00001
     claim = Claim(pose, Ball(None, None), bounds=(-torch.ones(3, 4), torch.ones(3, 4)), perturb=lambda x: x + 0.1)
     assert verify(model, X, LABELS, claim).broken.tolist() == [True, False, True]
 
 
-def test_a_shared_parameter_out_of_its_bounds_costs_all():
+def test_a_shared_parameter_out_of_bounds_invalidates_all_samples():
     one = torch.ones(1, 1, 1, 1)
     claim = Claim(1.00001 * one, Ball(None, None), True, (0 * one, one), lambda x: x + 0.1)
     assert not verify(model, X, LABELS, claim).broken.any()
 
 
 @pytest.mark.parametrize(("bounds", "broken"), [((torch.zeros(3), torch.ones(3)), False), (None, True)])
-def test_an_image_out_of_the_box_is_broken_only_if_it_is_clamped(bounds, broken):
+def test_an_image_outside_of_the_box_is_a_success_only_when_clamped(bounds, broken):
     claim = Claim(torch.zeros(3), Ball(None, None), bounds=bounds, perturb=lambda x: x + 0.7)
     assert verify(model, X, LABELS, claim).broken.tolist() == [broken] * 3
 
