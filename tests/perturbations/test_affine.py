@@ -148,6 +148,6 @@ def test_gradient_ascent_moves_a_spot_to_where_the_model_looks():
         ((1, 1, 4, 4), {"scale": "big"}, TypeError, "scale='big' must"),
     ],
 )
-def test_what_does_not_fit_is_an_error(shape, largest, error, message):
+def test_incompatible_arguments_are_an_error(shape, largest, error, message):
     with pytest.raises(error, match=message):
         AffinePerturbation(shape, **largest)

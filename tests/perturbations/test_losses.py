@@ -80,7 +80,7 @@ def test_kl_divergence_agrees_with_numpy(batch, seed):
 
 
 @given(batches(least=4), st.floats(-50, 50), st.floats(0.1, 20))
-def test_dlr_knows_no_scale_and_no_shift_and_its_range(batch, shift, scale):
+def test_dlr_is_invariant_to_scale_and_shift_and_bounded(batch, shift, scale):
     z, target = batch
     changed = z * scale + shift
     assert_close(call(dlr, changed, target), call(dlr, z, target))

@@ -56,7 +56,7 @@ def test_data_are_not_written_to_and_the_protocol_holds():
     assert isinstance(perturbation, PerturbationModel)
 
 
-def test_bounds_are_the_room_to_the_walls():
+def test_bounds_are_the_distances_to_the_box():
     data = torch.tensor([[0.0, 0.25], [1.0, 0.5]])
     lower, upper = AdditivePerturbation(data).bounds(data) or pytest.fail("no bounds")
     assert_close(lower, -data)

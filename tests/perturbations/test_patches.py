@@ -61,7 +61,7 @@ def test_the_image_below_the_patch_has_no_gradient_and_the_rest_has():
 
 
 @pytest.mark.parametrize(("side", "size", "corner"), [(5, 3, [1, 1]), (6, 3, [1, 1]), (8, 2, [3, 3]), (4, 4, [0, 0])])
-def test_the_usual_place_is_the_centre(side, size, corner):
+def test_the_default_place_is_the_centre(side, size, corner):
     assert PatchPerturbation((2, 3, side, side), size=size).places.tolist() == [corner] * 2
 
 
@@ -144,7 +144,7 @@ def test_a_place_depends_on_its_own_generator_only():
         ((2, 3, 4, 5), {"size": 2, "places": torch.ones(2).bool()}, TypeError, "places must be integers"),
     ],
 )
-def test_what_does_not_fit_is_an_error(shape, options, error, message):
+def test_incompatible_arguments_are_an_error(shape, options, error, message):
     with pytest.raises(error, match=message):
         PatchPerturbation(shape, **options)
 

@@ -63,12 +63,12 @@ def test_a_patch_lies_where_it_was_put(place, corners, size, shared):
         (python_perturbation, {"factory": "math:sqroot"}, "has no function 'sqroot'"),
     ],
 )
-def test_what_does_not_fit_is_told(make, settings, message):
+def test_incompatible_settings_are_refused(make, settings, message):
     with pytest.raises(ValueError, match=message):
         make(X, **settings)
 
 
-def test_a_perturbation_of_ones_own_is_imported_and_called_with_the_images(tmp_path, monkeypatch):
+def test_a_user_defined_perturbation_is_imported_and_called_with_the_images(tmp_path, monkeypatch):
     (tmp_path / "own_kind.py").write_text(
         "from raiopt.perturbations import AdditivePerturbation\n"
         "def make(images, value=0.0):\n"

@@ -31,7 +31,9 @@ FAMILIES = sorted({row.name.split("_")[0] for row in TABLE})
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 @given(data=st.data(), epsilon=st.sampled_from([0.1, 0.5, 1.0, 2.3, 7.0]))
-def test_a_transform_keeps_its_promises(family: str, dtype: torch.dtype, data: st.DataObject, epsilon: float) -> None:
+def test_a_transform_has_its_documented_properties(
+    family: str, dtype: torch.dtype, data: st.DataObject, epsilon: float
+) -> None:
     given_param, param_ndim, lower, upper = data.draw(boxed_parameters(dtype))
     box = as_batch(lower, param_ndim), as_batch(upper, param_ndim)
     arrays = array(box[0]), array(box[1])
@@ -75,7 +77,7 @@ def test_a_datum_in_a_batch_is_the_datum_alone(row: Row, dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("row", TABLE, ids=str)
-def test_what_is_not_finite_stays_in_its_datum(row: Row, value: float) -> None:
+def test_values_that_are_not_finite_affect_only_their_sample(row: Row, value: float) -> None:
     x, epsilon, lower, upper = _batch()
     clean = row.call(x.clone(), epsilon, lower, upper)
     x[2, 1, 2, 1] = value

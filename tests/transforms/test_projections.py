@@ -64,7 +64,7 @@ def test_projection_onto_ball_and_box_agrees_with_bisection(p: float, look: bool
 @LOOKS
 @BALLS
 @given(case=boxed(dtype=torch.float64), epsilon=RADII, seed=st.integers(0, 2**32 - 1))
-def test_the_nearest_point_sees_the_whole_set_behind_it(
+def test_the_nearest_point_satisfies_the_variational_inequality(
     p: float, look: bool, case: Case, epsilon: float, seed: int
 ) -> None:
     """Onto a convex set, z is the projection of x if and only if <x - z, y - z> <= 0 for all y of the set."""
@@ -243,7 +243,7 @@ def every_support(x: Array, lower: Array, upper: Array, count: int, pixels: bool
 @given(
     case=boxed(shape=(2, 2, 1, 3)) | boxed(shape=(2, 2, 1, 3), low=-2, high=2), counts=st.tuples(*[st.floats(0, 7)] * 2)
 )
-def test_no_choice_of_entries_is_nearer(pixels: bool, case: Case, counts: tuple[float, float]) -> None:
+def test_no_other_choice_of_entries_is_nearer(pixels: bool, case: Case, counts: tuple[float, float]) -> None:
     x, lower, upper = case
     found = transforms.project_l0_(x.clone(), torch.tensor(counts).view(2, 1, 1, 1), lower, upper, pixels=pixels)
     for i, count in enumerate(counts):
@@ -275,7 +275,7 @@ def test_pixels_need_channels() -> None:
 
 
 @pytest.mark.parametrize("epsilon", [0, 0.9])
-def test_less_than_one_entry_is_none(epsilon: float) -> None:
+def test_fewer_than_one_entry_keeps_none(epsilon: float) -> None:
     assert not transforms.project_l0_(torch.ones(2, 3), epsilon).any()
 
 

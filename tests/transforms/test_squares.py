@@ -56,7 +56,7 @@ def moved(best: Array, side: int, p: int, epsilon: float, draws: Array) -> Array
 
 @pytest.mark.parametrize("p", [1, 2])
 @pytest.mark.parametrize("side", [3, 4, 5, 8, 13])
-def test_a_bump_is_the_papers_sum_of_rectangles(side: int, p: int) -> None:
+def test_a_bump_agrees_with_the_sum_of_rectangles_of_the_paper(side: int, p: int) -> None:
     np.testing.assert_allclose(squares.bump(side, p, like=LIKE), bump(side, p), rtol=1e-12)
 
 
