@@ -49,7 +49,7 @@ def test_an_option_composes_as_itself(option):
 
 
 @pytest.mark.parametrize("option", OF_A_JOB, ids=named)
-def test_an_option_builds_what_it_names(option):
+def test_an_option_builds_the_object_that_it_names(option):
     config = composed([named(option), *NEEDED.get(named(option), ())])
     node = OmegaConf.select(config, option.group.replace("/", "."))
     made = instantiate(node, _convert_="all")
@@ -100,7 +100,7 @@ def test_settings_of_the_solver_are_those_of_the_attack_with_its_defaults():
 
 
 @pytest.mark.parametrize("group", OPTIONS)
-def test_arguments_that_are_no_settings_are_arguments_of_some_target(group):
+def test_arguments_that_are_not_settings_exist_in_some_target(group):
     register_plugins()
     targets = [imported(option.target) for option in OPTIONS[group].values()]
     taken = {name for target in targets for name in inspect.signature(target).parameters}
@@ -117,7 +117,7 @@ def test_the_store_and_the_default_job_know_the_same_options():
 @pytest.mark.parametrize(
     "words", [["--help"], ["--cfg", "job"], ["list", "optim"], ["list", "perturbation"], ["optim.lrr=1"], []]
 )
-def test_configuring_does_not_import_torch(words):
+def test_configuration_does_not_import_torch(words):
     code = (
         "import sys; from raiopt.cli import main; from raiopt.config import options\n"
         f"words = {words!r}\n"

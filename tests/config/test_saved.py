@@ -75,7 +75,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("option", NAMED)
-def test_what_the_command_saves_is_read_as_it_was(option, folder, canary):
+def test_saved_configs_round_trip(option, folder, canary):
     words = [option, *NEEDED.get(option, ())]
     if option.startswith("optim="):
         words += ["optim.lr=1e-5"] * (option != "optim=square") + ["optim.param_ndim=null", "init=uniform_l2"]
@@ -104,19 +104,19 @@ values = st.recursive(
 
 
 @given(note=texts, kwargs=st.dictionaries(st.from_regex(r"[a-z]\w{0,5}", fullmatch=True), values), lr=st.floats(0, 1e6))
-def test_texts_numbers_and_keywords_are_read_as_they_were(folder, note, kwargs, lr):
+def test_strings_numbers_and_keywords_round_trip(folder, note, kwargs, lr):
     config = deepcopy(asked("model=python", "model.factory=canary:make"))
     config["note"], config["model"]["kwargs"], config["optim"]["lr"] = note, kwargs, lr
     assert without_tracker(read(folder, config, ALLOWED)) == without_tracker(config)
 
 
-def test_what_an_older_version_saved_has_todays_defaults(folder):
+def test_configs_of_older_versions_get_current_defaults(folder):
     config = deepcopy(asked("optim=l2_projected", "init=uniform_l2"))
     del config["tracker"], config["model"]["deterministic"], config["optim"]["InnerOpt"], config["init"]
     assert read(folder, config) == asked("optim=l2_projected")
 
 
-def test_the_job_is_that_of_the_command_and_nothing_is_loaded(folder):
+def test_the_job_equals_that_of_the_command_and_nothing_is_loaded(folder):
     config = composed(["optim=chain", "perturbation=patch", "data=image_folder", "data.root=nowhere", "threads=2"])
     config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
     ours: Any = build(config, {"optim": "chain", "optim/InnerOpt": "sgd", "perturbation": "patch"})
@@ -201,18 +201,18 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_is_no_config_of_ours_is_refused_with_its_line(what, folder, canary):
+def test_configs_not_written_by_raiopt_are_refused_with_their_line(what, folder, canary):
     text, line = changed(*REFUSED[what][:2])
     with pytest.raises(UnsafeConfig) as refused:
         saved_config(folder_with(folder, text), ALLOWED)
-    told = str(refused.value)
-    assert REFUSED[what][2] in told
-    assert told.isprintable()
+    message = str(refused.value)
+    assert REFUSED[what][2] in message
+    assert message.isprintable()
     if what not in ("no YAML", "a second document"):  # whose lines are where its reader saw the end
-        assert f"{folder}/.hydra/config.yaml, line {line}: " in told
+        assert f"{folder}/.hydra/config.yaml, line {line}: " in message
 
 
-def test_references_that_grow_without_end_are_refused(folder):
+def test_references_that_grow_exponentially_are_refused(folder):
     config = deepcopy(asked("model=python", "model.factory=canary:make"))
     config["model"]["kwargs"] = {f"a{i}": [f"${{model.kwargs.a{i + 1}}}"] * 10 for i in range(12)} | {"a12": "x"}
     with pytest.raises(UnsafeConfig, match="leads to no value"):
@@ -224,7 +224,7 @@ def test_references_that_grow_without_end_are_refused(folder):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"note: \xff", "line 1: it must be text in UTF-8"),
         (b"note: \x00", "line 1: "),
@@ -234,8 +234,8 @@ def test_references_that_grow_without_end_are_refused(folder):
         (b"- seed", "line 1: it must be a mapping"),
     ],
 )
-def test_a_file_that_is_no_config_is_refused(folder, content, told):
-    with pytest.raises(UnsafeConfig, match=re.escape(told)):
+def test_a_file_that_is_not_a_config_is_refused(folder, content, message):
+    with pytest.raises(UnsafeConfig, match=re.escape(message)):
         saved_config(folder_with(folder, content))
 
 
@@ -252,27 +252,27 @@ def test_links_are_refused(tmp_path, link):
         saved_config(other)
 
 
-def test_what_must_be_given_is_missing_without_it(folder):
+def test_missing_mandatory_values_are_reported(folder):
     text = OmegaConf.to_yaml(OmegaConf.create(asked("model=torchvision", "model.name=resnet18")))
     with pytest.raises(UnsafeConfig, match=r"line 21: model\.name: its value is missing"):
         read(folder, text.replace("name: resnet18", "name: ???"))
     assert read(folder, text.replace("split: test", "split: ???"))["data"]["split"] == "test"
 
 
-def test_a_folder_without_a_config_is_told(tmp_path):
+def test_a_folder_without_a_config_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="give the folder of one job"):
         saved_config(tmp_path)
 
 
 @pytest.mark.parametrize("group", ["model", "data", "perturbation"])
-def test_ones_own_functions_need_leave(group, folder, canary):
+def test_user_functions_need_permission(group, folder, canary):
     config = deepcopy(asked(f"{group}=python", *NEEDED[f"{group}=python"]))
     line = OmegaConf.to_yaml(OmegaConf.create(config)).splitlines().index("  factory: canary:make") + 1
     for allow in ((), "canary", ("canary:mak", "canary:make2", "canary.make", "data.download")):
         with pytest.raises(UnsafeConfig) as refused:
             read(folder, config, allow)
-        told = f"line {line}: {group}.factory: 'canary:make' would be imported and run."
-        assert told in str(refused.value)
+        message = f"line {line}: {group}.factory: 'canary:make' would be imported and run."
+        assert message in str(refused.value)
         assert "--allow canary:make." in str(refused.value)
     assert without_tracker(read(folder, config, "canary:make")) == without_tracker(config)
     config["note"], config[group]["factory"] = "canary:make", "${note}"
@@ -280,14 +280,14 @@ def test_ones_own_functions_need_leave(group, folder, canary):
         read(folder, config)
 
 
-def test_downloads_need_leave(folder):
+def test_downloads_need_permission(folder):
     config = asked("data=torchvision", *NEEDED["data=torchvision"])
     with pytest.raises(UnsafeConfig, match=r"data\.download: it would write into 'images'\. .* --allow data\.download"):
         read(folder, config, ["canary:make"])
     assert read(folder, config, ["data.download"])["data"]["download"]
 
 
-def test_nobody_else_says_whom_to_tell_of_a_run(folder, canary):
+def test_a_saved_config_cannot_choose_the_tracker(folder, canary):
     config = deepcopy(asked())
     config["tracker"] = {"_target_": "canary.make", "uri": "${oc.env:HOME}"}
     assert read(folder, config) == asked()
@@ -343,7 +343,7 @@ def test_a_damaged_file_is_refused_or_asks_for_nothing_but_what_raiopt_offers(fo
             assert path[:-1] in [(group,) for group in found] + [("optim", "InnerOpt")]
 
 
-def test_the_reader_sees_what_any_yaml_reader_sees(folder):
+def test_the_reader_agrees_with_other_yaml_readers(folder):
     """Else it could check one thing, and hydra build another."""
     text = OmegaConf.to_yaml(OmegaConf.create(asked(*WORDS)))
     assert without_tracker(read(folder, text, ALLOWED)) == without_tracker(yaml.safe_load(text))

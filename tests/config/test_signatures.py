@@ -27,7 +27,7 @@ def imported(path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_what_is_read_is_what_python_says(path):
+def test_signatures_agree_with_inspect(path):
     read = described(path).arguments
     real = {name: p for name, p in inspect.signature(imported(path)).parameters.items() if p.kind not in KINDS}
     assert set(read) == set(real)
@@ -66,7 +66,7 @@ def test_a_constant_is_read_without_importing():
     assert constant("raiopt.optim.bounded.DEFAULTS") == bounded.DEFAULTS
 
 
-def test_paths_that_lead_nowhere_are_errors():
+def test_unknown_paths_are_errors():
     for path in ("raiopt.optim.NoSuchOptim", "nowhere_at_all.thing", "raiopt.nothing.thing", "math.sqrt"):
         with pytest.raises(LookupError):
             described(path)
@@ -79,7 +79,7 @@ def test_arguments_are_documented_in_the_words_of_the_command():
     assert documented("Draws.") == {}
 
 
-def test_reading_leaves_the_class_alone():
+def test_reading_does_not_modify_the_class():
     before = inspect.signature(torch_optim.Adam)
     assert isinstance(described("torch.optim.Adam").arguments["amsgrad"], Argument)
     assert inspect.signature(torch_optim.Adam) == before

@@ -55,13 +55,13 @@ def test_an_option_of_a_folder_is_listed(folder, capsys):
         (["optim=smoothed", "stepz=5"], "stepz is not an option."),
     ],
 )
-def test_what_is_mistyped_beside_it_is_answered_in_one_line(folder, capsys, words, message, multirun):
+def test_a_typo_next_to_it_is_a_one_line_error(folder, capsys, words, message, multirun):
     found = said(capsys, *multirun, "--config-dir", "my_options", *words, status=1)
     assert message in found
     assert found.count("\n") == 1
 
 
-def test_a_folder_that_is_not_there_is_named(folder, capsys):
+def test_a_missing_folder_is_named(folder, capsys):
     assert "nowhere" in said(capsys, "--config-dir", "nowhere", status=1)
     assert "--config-dir nowhere is not a folder." in said(capsys, "--config-dir", "nowhere", "--help", status=1)
 

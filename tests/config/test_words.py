@@ -59,7 +59,7 @@ def plain(config: Any, *but: str) -> Any:
 
 
 @given(st.fixed_dictionaries({}, optional=SETTINGS))
-def test_a_stage_is_the_job_with_the_settings_of_its_words(settings):
+def test_a_stage_is_the_job_with_its_own_settings(settings):
     expected = asked().copy()
     for key, value in settings.items():
         OmegaConf.update(expected, key, value)
@@ -68,7 +68,7 @@ def test_a_stage_is_the_job_with_the_settings_of_its_words(settings):
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_an_option_that_a_stage_chooses_is_that_of_the_command(group):
+def test_an_option_of_a_stage_equals_that_of_the_command(group):
     for name in OPTIONS[group]:
         words = [f"{group}={name}"]
         expected = plain(asked(*words), "stages")
@@ -94,13 +94,13 @@ def test_an_option_that_a_stage_chooses_is_that_of_the_command(group):
         (["optim.lr=7", "optim/InnerOpt=adam"], "optim=signed", {"lr": 0.1, "ball": "linf"}),
     ],
 )
-def test_another_optimizer_looks_in_the_ball_of_the_job(job, stage, kept):
+def test_another_optimizer_searches_the_ball_of_the_job(job, stage, kept):
     found = one(stage, job=tuple(job)).optim
     assert {name: found[name] for name in kept} == kept
     assert found.InnerOpt._target_ == "torch.optim.SGD"
 
 
-def test_a_stage_inherits_what_it_does_not_say():
+def test_a_stage_inherits_unset_settings():
     config = one("criterion=margin", "optim/InnerOpt=adam", job=("optim.lr=3", "solver.steps=9", "init=uniform_linf"))
     assert (config.optim.lr, config.solver.steps, config.init.epsilon) == (3, 9, 0.1)
     assert config.optim.InnerOpt._target_ == "torch.optim.Adam"
@@ -146,7 +146,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("word", "message"), REFUSED)
-def test_what_a_stage_cannot_say_is_told(word, message):
+def test_invalid_stage_settings_are_refused(word, message):
     pattern = re.escape(message).replace(r"\.\*", ".*")
     with pytest.raises(ValueError, match=f"^stages.one: .*{pattern}"):
         one(word)
@@ -160,13 +160,13 @@ def test_what_a_stage_cannot_say_is_told(word, message):
         ({"a": ["optim=linf_frank_wolfe", "optim/InnerOpt=adam"]}, "the optim of this stage has no inner optimizer."),
     ],
 )
-def test_stages_that_are_none_are_told(stages, message):
+def test_invalid_stages_are_refused(stages, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         staged(with_stages(stages))
 
 
 @pytest.mark.parametrize("stages", [{"a": "solver.steps=1"}, ["solver.steps=1"], {"a": [1]}])
-def test_stages_of_another_form_are_told(stages):
+def test_stages_of_another_type_are_refused(stages):
     with pytest.raises(ValueError, match=r"must be a (mapping|list)"):
         words_of(OmegaConf.create({"stages": stages}))
 
@@ -198,18 +198,18 @@ def test_the_named_lists_build_in_every_ball_and_are_read_from_a_folder(name, tm
 
 
 @pytest.mark.parametrize("word", ["model=python", "model.factory=canary:make", "optim._target_=os.system", "x=${seed}"])
-def test_a_strangers_stages_are_checked_as_all_else(tmp_path, word):
+def test_stages_from_untrusted_configs_are_checked(tmp_path, word):
     config: Any = OmegaConf.to_container(asked())
     config["stages"] = {"fine": ["solver.steps=3"], "bad": [word]}
     folder = folder_with(tmp_path, config)
     lines = (folder / ".hydra" / "config.yaml").read_text().splitlines()
-    with pytest.raises(UnsafeConfig) as told:
+    with pytest.raises(UnsafeConfig) as refused:
         saved_job(folder)
     near = {number for number, line in enumerate(lines, 1) if "bad:" in line or word in line}
-    assert int(re.findall(r"line (\d+)", str(told.value))[0]) in near
+    assert int(re.findall(r"line (\d+)", str(refused.value))[0]) in near
 
 
-def test_no_group_of_functions_given_by_name_can_be_changed():
+def test_options_with_user_functions_cannot_be_chosen_in_a_stage():
     factories = {group for group, known in OPTIONS.items() for option in known.values() if "factory" in option.settings}
     assert factories.isdisjoint({*PARTS, *GROUPS})
 
@@ -232,15 +232,15 @@ def record(folder: Path) -> Any:
 def test_a_job_in_stages_leaves_them_in_its_folder_and_repeats(capsys):
     stages = "stages={ce:[solver.steps=1],dlr:[criterion=dlr,optim.lr=0.1],none:[optim=square,criterion=margin]}"
     assert main([*SMALL, "name=a", stages]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     (folder,) = folders()
     left = record(folder)["stages"]
     assert [stage["name"] for stage in left] == ["ce", "dlr", "none"]
     assert left[1]["words"] == ["criterion=dlr", "optim.lr=0.1"]
     assert [stage["gradient_free"] for stage in left] == [False, False, True]
-    assert "on 8 images of digits, ce, then dlr, then none, Linf 0.3" in told
+    assert "on 8 images of digits, ce, then dlr, then none, Linf 0.3" in printed
     row = r"stage ce \d of 8 attacked successfully, \d+\.\d % remain robust, \d+ passes"
-    assert re.search(row, " ".join(told.split()))
+    assert re.search(row, " ".join(printed.split()))
     stage = pl.read_parquet(folder / "samples.parquet").group_by("stage").agg(pl.col("verified").sum())
     assert all(each["broken"] == dict(stage.rows()).get(each["name"], 0) for each in left)
     assert len(stage) > 1
@@ -255,7 +255,7 @@ def test_a_job_in_stages_leaves_them_in_its_folder_and_repeats(capsys):
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_a_sweep_over_stages_and_over_what_they_inherit(capsys):
+def test_a_sweep_over_stages_and_inherited_settings(capsys):
     words = ["stages={ce:[solver.steps=1],dlr:[criterion=dlr]}", "hydra.launcher.n_jobs=1"]
     assert main(["-m", *SMALL[::2], SMALL[3], "name=a", *words, "solver.steps=0,2"]) == 0
     assert [record(folder)["stages"][0]["words"] for folder in folders()] == [["solver.steps=1"]] * 2
@@ -270,7 +270,7 @@ def test_a_sweep_over_stages_and_over_what_they_inherit(capsys):
 
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("many", [True, False])
-def test_a_wrong_word_is_told_before_any_work(capsys, many):
+def test_a_wrong_setting_is_reported_before_any_work(capsys, many):
     words = [*["-m"] * many, *SMALL, "stages={ce:[solver.stepz=1]}", *["solver.steps=1,2"] * many]
     assert main([word for word in words if word != "solver.steps=2"]) == 1
     assert "stages.ce: solver.stepz=1: solver.stepz is not an option. Did you mean solver.steps?" in (
