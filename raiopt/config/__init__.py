@@ -1,1 +1,1 @@
-"""The command's options: the hydra-zen store, the words that set them, and the job that they describe."""
+"""The command's options: the hydra-zen store, parsing of command-line words, and building the job from them."""

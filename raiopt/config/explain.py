@@ -1,4 +1,4 @@
-"""Error messages of the command: one line, with the options that were meant."""
+"""Error messages of the command: one line, naming the options and suggesting similar ones."""
 
 import functools
 import json
@@ -17,11 +17,11 @@ from raiopt.config.sources import CONFIG_DIR, composed, options
 from raiopt.config.words import dotted, refused_value, type_rule
 
 VERBS = ("doctor", "export", "list", "report", "rerun", "show", "track")
-"""The verbs of the command; each is a module of raiopt/verbs/."""
+"""The verbs (subcommands) of the command; each is a module of raiopt/verbs/."""
 
 
 def typed(value: Any) -> str:
-    """Returns a value as it is typed in the command: null, true, [1,2], {depth:3}."""
+    """Returns a value in the syntax of the command line: null, true, [1,2], {depth:3}."""
     if isinstance(value, dict):
         return f"{{{','.join(f'{key}:{typed(entry)}' for key, entry in value.items())}}}"
     if isinstance(value, list):
@@ -30,7 +30,7 @@ def typed(value: Any) -> str:
 
 
 def check_words(words: list[str]) -> None:
-    """Raises a ValueError for a word that is neither an override nor a flag, and for a group asked for with dots."""
+    """Raises a ValueError for a word that is neither an override nor a flag, or that writes a group with dots."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parser = OverridesParser.create()
@@ -59,7 +59,7 @@ def check_words(words: list[str]) -> None:
 
 
 def explain(error: BaseException, words: Sequence[str] = ()) -> str:
-    """Returns an error's message; for options that Hydra refuses, with the nearest ones that exist."""
+    """Returns an error's message; if Hydra rejected an option, it suggests the most similar existing ones."""
     if isinstance(error, OSError) and error.filename is not None:
         hint = " Results lie below outputs=DIR, which must be a folder that can be written." if words else ""
         return f"{error.filename}: {error.strerror}.{hint}"
@@ -80,7 +80,7 @@ def explain(error: BaseException, words: Sequence[str] = ()) -> str:
 
 
 def with_groups(text: str) -> str:
-    """Returns a message of the library in which its arguments and classes are written as options of the command.
+    """Returns a message of the library with Python arguments and classes replaced by options of the command.
 
     >>> with_groups("targeted=True needs target=...: a class.")
     'solver.targeted=true needs solver.target=...: a class.'
@@ -100,7 +100,7 @@ def with_groups(text: str) -> str:
     groups = dict.fromkeys(OPTIONS["solver"]["gradient_ascent"].settings, "solver")
     groups |= dict.fromkeys(described(INFERENCE).arguments, "model")
     if re.search(rf"(?<![\w.])({'|'.join(groups)})=\"\w", text):
-        text = re.sub(r'"(\w+)"', r"\1", text)  # a text needs no quotes in the command
+        text = re.sub(r'"(\w+)"', r"\1", text)  # strings need no quotes in the command
     text = re.sub(rf"(?<![\w.])({'|'.join(groups)})=(?=\S)", lambda found: f"{groups[found[1]]}.{found[0]}", text)
     text = re.sub(rf"^(stages\.\S+: )?({'|'.join(groups)})(?= )", lambda f: f"{f[1] or ''}{groups[f[2]]}.{f[2]}", text)
     words = {"True": "true", "False": "false", "None": "null"}
@@ -109,7 +109,7 @@ def with_groups(text: str) -> str:
 
 @functools.cache
 def _names_of_targets() -> dict[str, str]:
-    """Returns the option of each class and function that only one option of the attack's parts is made of."""
+    """Returns the option for each class and function that is used by exactly one option of the attack's parts."""
     names: dict[str, list[str]] = {}
     for group in ("optim", "criterion", "init"):
         for option in OPTIONS[group].values():
@@ -118,7 +118,7 @@ def _names_of_targets() -> dict[str, str]:
 
 
 def _innermost(error: BaseException) -> str:
-    """Returns the message, with that of the cause where the message alone does not say enough."""
+    """Returns the message, completed by the message of the cause if it is not clear by itself."""
     cause = error.__cause__
     if type(error).__name__ == "InstantiationException" and cause is not None:
         return _innermost(cause)
@@ -136,7 +136,7 @@ def _unknown_option(group: str, name: str, words: Sequence[str]) -> str:
 
 
 def _unknown_key(key: str, words: Sequence[str]) -> str:
-    """Names the near keys of the config that the groups among the words lead to."""
+    """Returns the message for an unknown key, with similar keys of the config that the words select."""
     groups = options(words)
     chosen = [word for word in words if word.partition("=")[0] in groups and "," not in word]
     if key == "optim/InnerOpt":
@@ -166,7 +166,7 @@ def _with_near(what: str, word: str, known: list[str], show_all: bool = True) ->
 
 
 def _shortened(text: str) -> str:
-    """Returns the lines of a config error in one, without the names of the classes inside raiopt."""
+    """Returns a config error as a single line, without the names of raiopt's internal classes."""
     text = text.partition(" raised while resolving interpolation: ")[2] or text
     lines = [line.strip() for line in text.splitlines()]
     key = next((line.partition(":")[2].strip() for line in lines if line.startswith("full_key:")), "")
@@ -179,7 +179,7 @@ def _shortened(text: str) -> str:
 
 
 def _given(text: str, key: str) -> str:
-    """Returns the word that a config error is about, as it was typed; only the key where the error does not say."""
+    """Returns the word that a config error refers to, as typed; only the key if the error does not quote the word."""
     word = re.search(r"^Error merging override (.*)", text, re.MULTILINE)
     if word and word[1].startswith(f"{key}="):
         return word[1]

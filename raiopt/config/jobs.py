@@ -1,4 +1,4 @@
-"""Builds the job that a config describes, and runs it in its folder, in the command itself or in a worker."""
+"""Builds the job described by a config, and runs it in its folder, in the command's process or in a worker."""
 
 import faulthandler
 import functools
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("raiopt")
 FOLDER_WAIT_SECONDS = 60.0
-"""How long a worker waits for another one in its folder: a cluster may restart a job while its old process ends."""
+"""Seconds a worker waits for a locked folder: a cluster may restart a job while its old process is still ending."""
 
 
 def plain(value: Any) -> Any:
-    """Returns a config's value as JSON: lists and dictionaries for nodes, texts for NaN and infinity."""
+    """Returns a config's value as JSON data: lists and dictionaries for nodes, strings for NaN and infinity."""
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value, resolve=True)
     if isinstance(value, dict):
@@ -56,13 +56,13 @@ def carry_out(
     memory: "Memory | None" = None,
     make: "Callable[[], experiment.Job] | None" = None,
 ) -> Exception | None:
-    """Runs a job in its folder; returns the exception it failed with, if it did. `folder.record` has the result.
+    """Runs a job in its folder; returns its exception, or None if it succeeded. `folder.record` has the result.
 
     Args:
         hydra: The content of .hydra/hydra.yaml.
-        about: What run.json records in addition to the results.
-        memory: Models and data that earlier jobs of this process loaded.
-        make: Builds the job; None: from the config.
+        about: Fields of run.json other than the results.
+        memory: Models and data already loaded by earlier jobs of this process.
+        make: Builds the job; None: build it from the config.
     """
     from raiopt import experiment
 
@@ -74,7 +74,7 @@ def carry_out(
             overrides = [] if "rerun_of" in about else about["command"][1:]
             _save_question(config, hydra, overrides, folder.path / ".hydra")
         folder.record = experiment.run(make or partial(build, config, about["choices"]), folder, about, memory)
-    except Exception as error:  # the caller reports it when Hydra is done, which would print lines of its own
+    except Exception as error:  # the caller reports it after Hydra has finished, which would print additional lines
         log.info("The job failed.\n%s", traceback.format_exc())
         error.add_note(f"The traceback is in {folder / 'run.log'}.")
         return error
@@ -88,11 +88,11 @@ def _save_question(config: DictConfig, hydra: Any, overrides: list[str], folder:
 
 
 def begin_worker(threads: int, gpus: str | None) -> None:
-    """Prepares a worker process, which ends when the process that made it does.
+    """Prepares a worker process, which ends together with its parent process.
 
     Args:
         threads: CPU threads of torch, for jobs that do not set them.
-        gpus: The numbers of the GPUs that it may use, separated by commas; None: any.
+        gpus: The numbers of the GPUs that it may use, separated by commas; None: all.
     """
     forget_start()
     if gpus is not None:
@@ -105,7 +105,7 @@ def begin_worker(threads: int, gpus: str | None) -> None:
 
 
 def work(task: dict[str, Any]) -> None:
-    """Runs a task of a sweep in this process; everything that it prints goes to its run.log.
+    """Runs a task of a sweep in this process; all of its output goes to its run.log.
 
     Args:
         task: A `raiopt.sweep.task.Task` as a dictionary.
@@ -122,7 +122,7 @@ def work(task: dict[str, Any]) -> None:
 
 
 def hashes(task: dict[str, Any]) -> dict[str, str]:
-    """Returns the hashes of the weights and data that a run of this task would use today."""
+    """Returns the hashes of the weights and data that this task would use if it ran now."""
     from raiopt import experiment
 
     config: Any = OmegaConf.create(task["config"])
@@ -139,7 +139,7 @@ def _memory() -> "Memory":
 
 @contextmanager
 def written_to(file: int) -> Iterator[None]:
-    """Sends stdout and stderr of this process and its children to an open file, including those of C libraries."""
+    """Redirects stdout and stderr of this process and its children to an open file, including output of C libraries."""
     sys.stdout.flush()
     sys.stderr.flush()
     before = [os.dup(1), os.dup(2)]
@@ -158,7 +158,7 @@ def written_to(file: int) -> Iterator[None]:
 
 @contextmanager
 def logged(*handlers: logging.Handler) -> Iterator[None]:
-    """Sends the log of this process to these handlers only."""
+    """Sends the log messages of this process to these handlers only."""
     for handler in handlers:
         if handler.formatter is None:
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -176,7 +176,7 @@ def logged(*handlers: logging.Handler) -> Iterator[None]:
 
 
 def build(config: DictConfig, choices: dict[str, str]) -> Any:
-    """Returns the job that a config describes; models and data are not loaded yet."""
+    """Returns the job described by a config, without loading models and data yet."""
     from hydra_zen import instantiate
 
     from raiopt import experiment
@@ -211,7 +211,7 @@ def build(config: DictConfig, choices: dict[str, str]) -> Any:
 
 
 def _check_keys(config: DictConfig) -> None:
-    """Raises a ValueError for keys at the top that were added or removed, and for values that are missing."""
+    """Raises a ValueError for top-level keys that were added or removed, and for missing values."""
     known = [field.name for field in fields(JobOptions) if field.name != "defaults"]
     for key in config:
         if key not in known:
@@ -224,7 +224,7 @@ def _check_keys(config: DictConfig) -> None:
 
 
 def _check_settings(config: DictConfig, choices: dict[str, str]) -> None:
-    """Raises a ValueError for settings that no type can check: what names the option, and lists of a fixed length."""
+    """Raises a ValueError for settings that types cannot check: fixed ones, and lists of the wrong length."""
     for group in OPTIONS:
         place = group.replace("/", ".")
         node = OmegaConf.select(config, place)
@@ -242,7 +242,7 @@ def _check_settings(config: DictConfig, choices: dict[str, str]) -> None:
 
 
 def _attack(config: DictConfig) -> "Attack":
-    """Returns the attack that a config describes, without its stages."""
+    """Returns the attack described by a config, ignoring its stages."""
     from hydra_zen import instantiate
 
     from raiopt.optim.bounded import with_ball_and_seed
@@ -264,14 +264,14 @@ def _attack(config: DictConfig) -> "Attack":
 
 
 def _opened(load: partial[Any], model: Any) -> Any:
-    """Opens the data; the loader gets what it takes of the model's properties."""
+    """Opens the data; the loader is passed those properties of the model that its signature has."""
     known = {"geometry": model.geometry, "categories": model.classes, "num_classes": model.num_classes}
     taken = inspect.signature(load).parameters
     return load(**{key: value for key, value in known.items() if key in taken})
 
 
 def _split(load: Any, target: str) -> tuple[partial[Any], dict[str, Any]]:
-    """Returns a partial without the keywords that belong to the target, and those keywords."""
+    """Splits a partial into one without the target's keyword arguments, and those keyword arguments."""
     names = described(target).arguments
     rest = {name: value for name, value in load.keywords.items() if name not in names}
     return partial(load.func, *load.args, **rest), {n: v for n, v in load.keywords.items() if n in names}

@@ -1,4 +1,4 @@
-"""The help page, and the lists of the options of each group."""
+"""The help page and the lists of options in each group."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -50,7 +50,7 @@ def print_help(words: Sequence[str] = ()) -> int:
 
 
 def list_options(groups: list[str], words: Sequence[str] = ()) -> int:
-    """Prints what the groups offer, and what the settings of a named group mean; without a name, all groups."""
+    """Prints the options of the named groups with explanations of their settings; without names, all groups."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -81,7 +81,7 @@ def list_options(groups: list[str], words: Sequence[str] = ()) -> int:
 
 
 def _described(group: str, name: str, words: Sequence[str]) -> tuple[str, str]:
-    """Returns what an option is, and its settings with their defaults."""
+    """Returns an option's description, and its settings with their defaults."""
     option = OPTIONS.get(group, {}).get(name)
     if option is None:
         doc, values = read_from_yaml(group, name, words)
@@ -91,7 +91,7 @@ def _described(group: str, name: str, words: Sequence[str]) -> tuple[str, str]:
 
 
 def meanings(group: str) -> dict[str, str]:
-    """Returns the documentation of each setting of a group: the first that one of its options has."""
+    """Returns the documentation of each setting of a group, from the first option that documents it."""
     found: dict[str, str] = {}
     for option in OPTIONS.get(group, {}).values():
         for key, argument in option.settings.items():
@@ -101,7 +101,7 @@ def meanings(group: str) -> dict[str, str]:
 
 
 def _by_name(groups: list[str]) -> list[tuple[str, list[str]]]:
-    """Returns the names that torchvision offers for the groups that were asked for one by one."""
+    """Returns torchvision's names of models and data sets, for explicitly requested groups only."""
     if not {"model", "data"} & set(groups):
         return []
     from raiopt import zoo

@@ -1,7 +1,8 @@
-"""The options of the command: a table of import paths and of the values that differ here. Imports no torch.
+"""The options of the command: a table of import paths and overridden defaults. Does not import torch.
 
-What an option takes, with types, defaults and documentation, is read from the class or function that it names: see
-`raiopt.config.signatures`. hydra-zen makes the typed configs. Named experiments are YAML in conf/, never both.
+The settings of an option, with types, defaults and documentation, are read from the class or function at its import
+path: see `raiopt.config.signatures`. hydra-zen makes the typed configs. Named experiments are YAML files in conf/; no
+option is defined in both places.
 """
 
 from collections.abc import Collection, Mapping
@@ -17,7 +18,7 @@ from raiopt.config.signatures import REQUIRED, Argument, constant, described, st
 
 store = ZenStore(name="raiopt", overwrite_ok=True)
 PLUGINS = "hydra_plugins.raiopt"
-"""The package that Hydra finds our launchers and sweepers in."""
+"""The package in which Hydra finds raiopt's launchers and sweepers."""
 NOT_SETTINGS: dict[str, set[str]] = {
     "optim": {"params", "InnerOpt", "generator", "div_by_zero_eps", "p", "transform"},
     "optim/InnerOpt": {"params", "lr", "maximize", "foreach", "capturable", "differentiable", "fused"},
@@ -32,12 +33,12 @@ NOT_SETTINGS: dict[str, set[str]] = {
     "hydra/launcher": set(),
     "hydra/sweeper": set(),
 }
-"""The arguments of each group's targets that the command passes by itself, or does not offer."""
+"""The arguments of each group's targets that are no settings: passed by the command itself, or not offered."""
 
 
 @dataclass
 class InnerOption:
-    """The type of every option of optim/InnerOpt, so that a plain text in its place is refused."""
+    """The type of every option of optim/InnerOpt, so that a plain string in its place is rejected."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,13 @@ class Option:
     """An option of a group.
 
     Attributes:
-        target: The import path of what it builds.
-        doc: What it is, in one line.
+        target: The import path of the class or function that it calls.
+        doc: Its description in one line.
         settings: Its settings, each with this option's default.
-        fixed: Those of them that are the option itself: another value would make it another option.
+        fixed: Settings that define the option and cannot be changed.
         optim: Settings of `optim` that the option changes as well.
-        inner: The option of optim/InnerOpt that it comes with, if it takes one.
-        ball: The ball of an optimizer that has no setting for it.
+        inner: Its default option of optim/InnerOpt, if it has an inner optimizer.
+        ball: The ball of an optimizer without a setting for the ball.
     """
 
     group: str
@@ -66,7 +67,7 @@ class Option:
 
     @cached_property
     def node(self) -> Any:
-        """The typed config, as hydra-zen makes it."""
+        """The typed config made by hydra-zen."""
         settings = dict(self.settings)
         if self.inner:
             settings["InnerOpt"] = Argument(InnerOption)
@@ -87,13 +88,13 @@ class Option:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The settings that users may change, and their defaults; "???" where there is none."""
+        """The settings that users may change, with their defaults; "???" if there is none."""
         values = {key: "???" if each.default is REQUIRED else each.default for key, each in self.settings.items()}
         own = {key: value for key, value in values.items() if key not in self.fixed}
         return own | {f"optim.{key}": value for key, value in self.optim.items()}
 
     def config(self) -> DictConfig:
-        """Returns the typed config without what only Hydra understands."""
+        """Returns the typed config without entries that only Hydra understands."""
         found = OmegaConf.structured(self.node)
         with open_dict(found):
             found.pop("defaults", None)
@@ -101,11 +102,11 @@ class Option:
 
 
 OPTIONS: dict[str, dict[str, Option]] = {}
-"""Every option of raiopt's own, by group and name; groups stand before the groups in them."""
+"""All of raiopt's built-in options, by group and name; groups come before their nested groups."""
 
 
 def option_of(group: str, config: Any) -> Option | None:
-    """Returns the option of a group that a config was made from; None if it is not one of raiopt's own.
+    """Returns the option of a group from which a config was made; None if it is not a built-in option.
 
     >>> option_of("optim", OPTIONS["optim"]["l1q"].config()).name
     'l1q'
@@ -142,14 +143,14 @@ def _option(
 
     Args:
         path: The class or function whose arguments are the settings.
-        also: Further ones, whose arguments are settings as well.
-        only: The settings that are offered; empty: all but those of `NOT_SETTINGS`.
-        target: What is built, where it is not `path`.
-        fixed: Arguments that make this option, and no settings of it.
+        also: Further classes or functions whose arguments are settings as well.
+        only: The settings that are offered; empty: all except those in `NOT_SETTINGS`.
+        target: The import path to call, if it is not `path`.
+        fixed: Arguments that define this option and are not settings.
         optim: Settings of the optimizer that this option changes.
         inner: The default option of optim/InnerOpt; None: it has no inner optimizer.
-        of_ball: The ball, where no setting `ball` names it: linf, l2, l1 or l0.
-        values: Defaults of this option. What `path` does not take is an argument of `bounded`.
+        of_ball: The ball (linf, l2, l1 or l0), if there is no setting `ball`.
+        values: Defaults of this option. Those that are not arguments of `path` are arguments of `bounded`.
     """
     found = [described(each) for each in (path, *also)]
     arguments = {key: argument for each in reversed(found) for key, argument in each.arguments.items()}
@@ -163,7 +164,7 @@ def _option(
     built = Option(group, name, target or path, doc or found[0].doc, kept, fixed, optim, inner, of_ball)
     OPTIONS.setdefault(group, {})[name] = built
     node = built.node
-    if optim:  # it changes settings of another group, so that it is merged at the top
+    if optim:  # it changes settings of another group, so it must be merged at the top level
         node = OmegaConf.create({group: node, "optim": dict(optim)})
         store(node, group=group, name=name, package="_global_", to_config=lambda node: node)
     else:
@@ -175,7 +176,7 @@ def _optim(name: str, path: str, inner: str | None = "sgd", epsilon: float = 0.1
 
 
 def _transform(name: str, path: str, **values: Any) -> None:
-    """Stores an option that transforms the gradient, then projects."""
+    """Stores an optimizer option that transforms the gradient and then projects onto a ball."""
     own = constant("raiopt.optim.bounded.DEFAULTS").get(name, {})
     shared = {key: SHARED[key].default for key in ("ball", "param_ndim", "grad_scale", "grad_bias")}
     target, fixed = "raiopt.optim.bounded.bounded", {"transform": name}
@@ -267,7 +268,7 @@ for name, path in (("grid", "grid.GridSweeper"), ("optuna", "tuning.OptunaSweepe
 CHOSEN: dict[str, Any] = {"model": "digits_robust", "data": "digits", "optim": "linf_projected"}
 CHOSEN |= {"perturbation": "additive", "init": "zero", "criterion": "cross_entropy", "schedule": "auto"}
 CHOSEN |= {"solver": "gradient_ascent", "tracker": "none", "experiment": None}
-"""The option of each group that a job has unless another is asked for."""
+"""The default option of each group."""
 CHOSEN["optim/InnerOpt"] = OPTIONS["optim"][CHOSEN["optim"]].inner
 
 
@@ -279,12 +280,12 @@ class JobOptions:
         name: Name of the run or sweep: its folder below `outputs`. null: the date and time.
         outputs: The folder of all results.
         note: Free text for run.json.
-        seed: Key of all random starts.
-        stages: For each stage of the attack, what it changes: a list of words as on the command line. A stage attacks
-            the samples that no earlier stage attacked successfully. Empty: one attack, as the rest of the config says.
+        seed: Seed of all random starts.
+        stages: For each stage of the attack, a list of the options that it changes, as on the command line. A stage
+            attacks the samples that no earlier stage attacked successfully. Empty: a single attack without stages.
         device: auto, cpu, cuda (cuda:1, ...) or mps.
         threads: CPU threads of torch; null: torch's choice.
-        batch_size: Samples attacked together; null: by the size of the images, 256 at most.
+        batch_size: Samples attacked together; null: chosen by image size, at most 256.
         save: Which perturbations are stored: fooled, all or none.
         force: Run finished jobs again; their folders are moved to replaced/ next to them.
         retry: Which jobs of a sweep that ended without a result are run again: failed (all) or none.
@@ -318,7 +319,7 @@ class JobOptions:
 
 
 SUBDIR = "${raiopt.job_key:}"
-"""The folder of a job in that of its sweep, as Hydra gets it: two different jobs never share one."""
+"""Hydra's setting for a job's folder inside its sweep's folder: different jobs never share one."""
 _FORMATS = {
     "file": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
     "terminal": {"format": "%(message)s"},
@@ -352,7 +353,7 @@ _HYDRA = HydraConf(
 
 
 def _open_to_stages(job: Any) -> Any:
-    """Returns the config of a job into which `stages={...}` and `stages.NAME=[...]` may write new names."""
+    """Returns the config of a job, in which `stages={...}` and `stages.NAME=[...]` may add new names."""
     node = OmegaConf.structured(job)
     OmegaConf.set_struct(node.stages, False)
     return node

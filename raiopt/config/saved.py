@@ -1,4 +1,4 @@
-"""The config in a run's folder, read as data: all of it is checked before any of it is used."""
+"""Safe reading of the config in a run's folder: everything is checked before anything is used."""
 
 import re
 import shlex
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 GROUPS = [group for group in OPTIONS if not group.startswith("hydra/")]
 """The groups that make up a job."""
 MAX_FILE_BYTES, MAX_LEVELS, MAX_ENTRIES = 2**20, 20, 100_000
-"""Limits of a config that is read: every entry is checked."""
+"""Limits for the size of a saved config, because every entry is checked."""
 IMPORT_PATH = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+"
 REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")
-"""A reference to another value, without anything around it."""
+"""A plain reference to another value, with no surrounding text."""
 MAX_SHOWN_CHARACTERS = 80
 IGNORED_GROUP = "tracker"
-"""The group that decides where runs are logged: a config of others does not."""
+"""The group that sets where runs are logged; a config from somebody else must not set it."""
 
 
 class UnsafeConfig(ValueError):
-    """A saved config that asks for more than raiopt's own options do; the message names file, line and key."""
+    """A saved config that goes beyond raiopt's built-in options; the message names file, line and key."""
 
 
 class _Node(NamedTuple):
@@ -44,21 +44,21 @@ class _Node(NamedTuple):
 
 
 def saved_config(folder: Path | str, allow: Collection[str] = ()) -> DictConfig:
-    """Returns the config in a run's folder, which may come from anybody. Nothing is imported or opened for it.
+    """Returns the config in a run's folder, which may be untrusted. Nothing that it names is imported or opened.
 
-    It is a config that the command could have composed: each group is one of raiopt's options, with its settings and
-    their types. A setting that the file lacks has its default, as the tracker always has. Functions given by name
-    (`model.factory`, `data.factory`, `perturbation.factory`), targets that are not raiopt's, and `data.download=true`
-    have to be allowed.
+    The result is a config that the command could have composed: each group is one of raiopt's options, with its
+    settings and their types. Settings missing from the file get their defaults; the tracker always does. Functions
+    given by name (`model.factory`, `data.factory`, `perturbation.factory`), targets outside raiopt, and
+    `data.download=true` must be allowed explicitly.
 
     Args:
-        folder: Holds `.hydra/config.yaml`, a file of at most 1 MB.
-        allow: What may be used although it is not part of raiopt: "package.module:function" or "package.module.target"
-            as in the file, or "data.download".
+        folder: The folder that contains `.hydra/config.yaml`, a file of at most 1 MB.
+        allow: What the config may use beyond raiopt's own options: "package.module:function" or
+            "package.module.target" as written in the file, or "data.download".
 
     Raises:
         FileNotFoundError: If there is no such file.
-        UnsafeConfig: If it asks for anything else, or cannot be read.
+        UnsafeConfig: If it uses anything that is not allowed, or cannot be read.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -74,16 +74,16 @@ def saved_config(folder: Path | str, allow: Collection[str] = ()) -> DictConfig:
 
 
 def saved_job(folder: Path | str, allow: Collection[str] = ()) -> "experiment.Job":
-    """Returns the job whose config is in a run's folder, with nothing loaded yet; arguments and errors as above.
+    """Returns the job for the config in a run's folder, with nothing loaded yet; see `saved_config` for the arguments.
 
-    Paths in it (`model.checkpoint`, `data.root`) are opened when it runs, as data.
+    Paths in it (`model.checkpoint`, `data.root`) are opened when the job runs, and read as data only.
     """
     config = saved_config(folder, allow)
     return build(config, choices(config))
 
 
 def choices(config: DictConfig) -> dict[str, str]:
-    """Returns the option of each group that a saved config was made from.
+    """Returns the option of each group from which a saved config was made.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -98,7 +98,7 @@ def choices(config: DictConfig) -> dict[str, str]:
 
 
 class _Saved:
-    """A config file whose YAML was checked, and the line of each entry."""
+    """A config file with checked YAML and the line number of each entry."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.lines = path, dict[str, int]()
@@ -112,7 +112,11 @@ class _Saved:
             given = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
         except UnsafeConfig:
             raise
-        except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:  # the last of a number too long
+        except (
+            yaml.YAMLError,
+            OmegaConfBaseException,
+            ValueError,
+        ) as error:  # ValueError: a number with too many digits
             mark = getattr(error, "problem_mark", None)
             parts = [text for name in ("context", "problem") if (text := getattr(error, name, None))]
             why = " ".join(parts) or str(error).partition("\n")[0]
@@ -122,7 +126,7 @@ class _Saved:
         self.given: dict[Any, Any] = {key: value for key, value in given.items() if key != IGNORED_GROUP}
 
     def config(self, allowed: set[str]) -> DictConfig:
-        """Returns raiopt's typed config with the values of the file; what it does not know is refused."""
+        """Returns raiopt's typed config with the values of the file; raises for anything unknown."""
         config = OmegaConf.structured(JobOptions)
         with open_dict(config):
             del config["defaults"]
@@ -167,7 +171,7 @@ class _Saved:
             raise self._refused_at(line, "it must be text in UTF-8") from None
 
     def _check_syntax(self, text: str) -> None:
-        """Refuses YAML that readers understand differently, or that expands beyond the size of the file."""
+        """Raises for YAML that parsers read differently, or that expands beyond the size of the file."""
         depth = 0
         for number, event in enumerate(yaml.parse(text, yaml.SafeLoader)):
             starts = isinstance(event, yaml.CollectionStartEvent)
@@ -194,9 +198,9 @@ class _Saved:
             raise self._refused(node.key, why)
 
     def _option(self, group: str, place: str, allowed: set[str]) -> DictConfig:
-        """Returns the typed settings of the option that a group's `_target_` names; the default one if there is none.
+        """Returns the typed settings of the option named by a group's `_target_`; without it, of the default option.
 
-        The settings of a target that is allowed, but not one of raiopt's own, are taken as they are.
+        The settings of an allowed target outside raiopt are not checked.
         """
         given = self.given
         for name in place.split("."):
@@ -217,7 +221,7 @@ class _Saved:
         raise self._refused(f"{place}._target_", f"{_shown(target)} is not a target of raiopt's options{hint}")
 
     def _check_references(self, config: Any) -> None:
-        """Refuses references that do not lead to one value in a few steps: they might never end."""
+        """Raises for references that do not resolve to a value in a few steps, as they might be circular."""
         values = flat(config, lists=True)
         for key, value in values.items():
             name: Any = None
@@ -241,7 +245,7 @@ class _Saved:
                 raise self._refused(f"{place}.download", why)
 
     def _check_stages(self, config: DictConfig) -> None:
-        """Refuses stages that change anything but settings of raiopt's options, none of which names a function."""
+        """Raises unless stages only change settings of raiopt's options, none of which names a function."""
         try:
             staged(config)
         except ValueError as error:
@@ -250,12 +254,14 @@ class _Saved:
 
     def _refused(self, key: str, why: str) -> UnsafeConfig:
         known = key
-        while known and known not in self.lines:  # else the line of the mapping that contains it
+        while known and known not in self.lines:  # fall back to the line of the enclosing mapping
             known = re.sub(r"\.?[^.\[]*$|\[\d*\]?$", "", known)
         return self._refused_at(self.lines.get(known, 1), f"{key}: {why}" if key else why)
 
     def _refused_at(self, line: int, why: str) -> UnsafeConfig:
-        seen = "".join(c if c.isprintable() else repr(c)[1:-1] for c in why)  # a terminal would obey the others
+        seen = "".join(
+            c if c.isprintable() else repr(c)[1:-1] for c in why
+        )  # a terminal would interpret control characters
         return UnsafeConfig(f"{self.path}, line {line}: {seen}.")
 
 

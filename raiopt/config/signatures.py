@@ -1,4 +1,4 @@
-"""What a class or function takes, read from its source file: nothing is imported, above all not torch."""
+"""Signatures of classes and functions, read from their source files without importing anything, such as torch."""
 
 import ast
 import re
@@ -19,9 +19,9 @@ class Argument(NamedTuple):
     """An argument of a class or function.
 
     Attributes:
-        type: What a config can check: bool, int, float, str, lists and dictionaries of these, or Any.
+        type: A type that a config can check: bool, int, float, str, lists and dictionaries of these, or Any.
         default: `REQUIRED` if there is none.
-        doc: Its text in the section "Args" of the docstring.
+        doc: Its text from the section "Args" of the docstring.
     """
 
     type: Any
@@ -39,10 +39,10 @@ class Described(NamedTuple):
 
 @cache
 def described(target: str) -> Described:
-    """Returns what the class or function takes that an import path names; `**kwargs` are replaced by the base class's.
+    """Returns the description of the class or function at an import path; `**kwargs` become the base class's arguments.
 
     Raises:
-        LookupError: If the path leads to no source file, or to no class or function in it.
+        LookupError: If there is no source file for the path, or no such class or function in it.
 
     >>> described("raiopt.optim.L2ProjectedOptim").arguments["param_ndim"].default
     -1
@@ -66,7 +66,7 @@ def constant(target: str) -> Any:
 
 
 def stub(target: str, doc: str, arguments: Mapping[str, Argument]) -> Callable[..., Any]:
-    """Returns a function in place of the target, from which hydra-zen makes a config without importing anything."""
+    """Returns a stand-in for the target, from which hydra-zen makes a config without importing the target."""
 
     def described_only(**_: Any) -> None: ...
 
@@ -85,7 +85,7 @@ def stub(target: str, doc: str, arguments: Mapping[str, Argument]) -> Callable[.
 
 
 def documented(docstring: str) -> dict[str, str]:
-    """Returns what the section "Args" says of each argument, in the words of the command.
+    """Returns the text for each argument in the section "Args", with None, True and False as written in the command.
 
     >>> documented("Draws.\\n\\nArgs:\\n    width: Pixels; None: as wide\\n        as the window.\\n")
     {'width': 'Pixels; null: as wide as the window.'}
@@ -148,7 +148,7 @@ def _argument(annotation: ast.expr | None, default: ast.expr | None) -> Argument
 
 
 def _value(node: ast.expr) -> Any:
-    """Returns the value of a literal, in which infinity may stand by its name."""
+    """Returns the value of a literal expression, which may contain the name of infinity."""
     if isinstance(node, ast.Constant):
         return node.value
     if (text := ast.unparse(node)) in NUMBERS:
@@ -161,7 +161,7 @@ def _value(node: ast.expr) -> Any:
 
 
 def _type(node: ast.expr | None) -> Any:
-    """Returns the type that a config checks for an annotation; of a union with tensors, that of the rest."""
+    """Returns the type that a config checks for an annotation; tensors in a union are ignored."""
     members = [text for text in _members(node) if text not in ("None", "Tensor")]
     optional = "None" in _members(node)
     kind: Any = _plain_type(members[0]) if len(members) == 1 else Any
@@ -200,7 +200,7 @@ def _plain_type(text: str) -> Any:
 
 @cache
 def _file(module: str) -> Path:
-    """Returns the source file of a module; only packages at the top are looked up, which imports nothing."""
+    """Returns the source file of a module; only the top-level package is looked up, so nothing is imported."""
     top, *rest = module.split(".")
     try:
         spec = find_spec(top)
@@ -239,7 +239,7 @@ def _definition(file: Path, name: str) -> ast.ClassDef | ast.FunctionDef | None:
 
 
 def _imported(file: Path, name: str) -> tuple[Path, str]:
-    """Returns where a name of a file comes from."""
+    """Returns the import path from which a file imports a name."""
     for module, names in re.findall(r"^from ([\w.]+) import (\([^)]*\)|[^\n(]+)", _text(file), re.MULTILINE):
         for each in names.strip("()\n ").split(","):
             original, _, alias = each.strip().partition(" as ")

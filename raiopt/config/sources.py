@@ -1,4 +1,4 @@
-"""All options that there are: raiopt's own, those of conf/, of `--config-dir` and of installed packages."""
+"""All available options: built-in ones, and those from conf/, `--config-dir` and installed packages."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ CONFIG_DIR = ("--config-dir", "-cd")
 
 
 def loader(words: Sequence[str] = ()) -> ConfigLoaderImpl:
-    """Returns Hydra's loader for the folders that these words, raiopt and Hydra's search path plugins name.
+    """Returns Hydra's config loader, with the search path from these words, raiopt and Hydra's search path plugins.
 
     Raises:
         ValueError: If `--config-dir` is not a folder.
@@ -37,22 +37,22 @@ def loader(words: Sequence[str] = ()) -> ConfigLoaderImpl:
 
 
 def composed(overrides: list[str], words: Sequence[str] = ()) -> DictConfig:
-    """Returns the config, that of Hydra included, with these overrides; options may come from where `words` say."""
+    """Returns the config, including Hydra's, with these overrides; flags in `words` may add sources of options."""
     return loader(words).load_configuration("raiopt", overrides, RunMode.RUN)
 
 
 def options(words: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Returns the names of all options of each config group: raiopt's own first, then the others in order."""
+    """Returns the names of all options of each config group: built-in ones first, then the others in order."""
     names = {group: dict.fromkeys(own) for group, own in OPTIONS.items()}
     for source in loader(words).repository.get_sources():
-        if source.provider != "hydra" and source.scheme() != "structured":  # the store, which Hydra would copy
+        if source.provider != "hydra" and source.scheme() != "structured":  # skip the store, which Hydra would copy
             for group, name in _files(source):
                 names.setdefault(group, {})[name] = None
     return {group: list(own) for group, own in names.items()}
 
 
 def _files(source: ConfigSource, group: str = "") -> Iterator[tuple[str, str]]:
-    """Yields group and name of every file of a source that is in a group."""
+    """Yields group and name of every file in the groups of a source."""
     if group:
         yield from ((group, name) for name in sorted(source.list(group, ObjectType.CONFIG)))
     for name in source.list(group, ObjectType.GROUP):
@@ -60,7 +60,7 @@ def _files(source: ConfigSource, group: str = "") -> Iterator[tuple[str, str]]:
 
 
 def read_from_yaml(group: str, name: str, words: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
-    """Returns the first comment of an option's YAML file, else the first line on its target, and its settings."""
+    """Returns the description of an option's YAML file (its first comment, or its target's docstring) and settings."""
     found = loader(words).repository.load_config(f"{group}/{name}")
     assert found is not None
     scheme, _, place = found.path.partition("://")

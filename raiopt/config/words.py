@@ -1,4 +1,4 @@
-"""The words of a job, key=value each: those of its stages, laid over the typed config of the job."""
+"""The command-line words (key=value) of stages, applied on top of the typed config of a job."""
 
 import re
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ JOB_SETTINGS = (
     *("optim.epsilon", "optim.param_ndim", "optim.ball", "solver.epsilons", "solver.max_passes"),
     *("solver.attack_misclassified", "solver.quantize", "solver.verify_8bit"),
 )
-"""The settings that belong to the job, and are the same in all of its stages."""
+"""The settings that belong to the whole job and cannot differ between stages."""
 BALL_SETTINGS = ("epsilon", "param_ndim", "ball", "pixels")
-"""The settings of the job's optimizer that say what its ball is: the optimizer of a stage takes them over."""
+"""The settings that define the ball of the job's optimizer; the optimizer of a stage inherits them."""
 TYPE_RULES = {
     "could not be converted to Integer": "must be an integer",
     "could not be converted to Float": "must be a number",
@@ -31,7 +31,7 @@ TYPE_RULES = {
     "is not Optional": "is not allowed; it must have a value",
     "Incompatible value 'None'": "cannot be null",
 }
-"""The rule that a value breaks, by what OmegaConf's message about it contains."""
+"""The rule that a value violates, by a part of OmegaConf's error message."""
 INNER_WORD = re.compile(r"""(?<=[\[,])\s*([\w./]+=(?:\[[^\[\]]*\]|[^\[\]{},'"])*)(?=[\],])""")
 """A word without quotes in a list; its value may be a list."""
 
@@ -58,18 +58,18 @@ def words_of(config: DictConfig) -> dict[str, list[str]]:
 
 
 def staged(config: DictConfig) -> dict[str, DictConfig]:
-    """Returns what each stage makes of a job's config, in the order of the stages; empty if there are none.
+    """Returns the config of each stage of a job, in the order of the stages; empty if there are none.
 
-    A stage that chooses an option of a group has the defaults of that option; another `optim` keeps the job's ball.
+    If a stage chooses an option of a group, it starts from that option's defaults; a new `optim` keeps the job's ball.
 
     Raises:
-        ValueError: If a stage cannot take a word; the message names both.
+        ValueError: If a word is invalid in its stage; the message names both.
     """
     return {name: _Stage(name, config).changed(words) for name, words in words_of(config).items()}
 
 
 class _Stage:
-    """A stage; `config` is the job's, with the words of the stage that were applied so far."""
+    """A stage; `config` is the job's config with the words of the stage applied so far."""
 
     def __init__(self, name: str, config: DictConfig) -> None:
         self.name, self.config = name, config.copy()
@@ -93,7 +93,7 @@ class _Stage:
         return self.config
 
     def _parsed(self, word: str) -> tuple[str, Any]:
-        """Returns key and value of a word, which sets a setting or chooses the option of a group."""
+        """Returns key and value of a word, which changes a setting or chooses the option of a group."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
         from hydra.errors import HydraException
 
@@ -122,7 +122,7 @@ class _Stage:
         return key, value
 
     def _choose(self, group: str, option: Any) -> None:
-        """Puts an option with its defaults in place of the one that the job has."""
+        """Replaces the job's option of a group by another one with its defaults."""
         chosen = OPTIONS[group][checks.choice(f"stages.{self.name}: {group}", option, OPTIONS[group])]
         node = chosen.config()
         if group == "optim/InnerOpt":
@@ -164,7 +164,7 @@ class _Stage:
 
 
 def quoted(word: str) -> str:
-    """Returns a word of the command in which the words of stages are quoted as Hydra needs it.
+    """Returns a command-line word in which the words of stages are quoted as required by Hydra.
 
     >>> quoted("stages.ce=[solver.steps=10,solver.target=[next,3]],['optim=square']")
     'stages.ce=["solver.steps=10","solver.target=[next,3]"],[\\'optim=square\\']'
@@ -178,7 +178,7 @@ def quoted(word: str) -> str:
 
 
 def type_rule(text: str) -> str | None:
-    """Returns the rule that a value breaks, from OmegaConf's message about its type; None for any other message.
+    """Returns the rule that a value violates, from OmegaConf's message about its type; None for any other message.
 
     >>> type_rule("Value 'x' of type 'str' could not be converted to Integer")
     'must be an integer'
@@ -187,7 +187,7 @@ def type_rule(text: str) -> str | None:
 
 
 def refused_value(text: str) -> str | None:
-    """Returns the value that OmegaConf's message about its type names; None if it names none.
+    """Returns the value quoted in OmegaConf's message about its type; None if there is none.
 
     >>> refused_value("Value 'x' of type 'str' could not be converted to Integer")
     'x'
@@ -201,14 +201,14 @@ def _in_quotes(found: re.Match[str]) -> str:
 
 
 def _ball(optim: DictConfig) -> dict[str, Any]:
-    """Returns the settings of an optimizer that describe its ball; nobody knows the ball of a user's own option."""
+    """Returns the settings that describe an optimizer's ball; the ball of a user-defined option is unknown."""
     option = option_of("optim", optim)
     known = {} if option is None else {"ball": option.ball}
     return {**known, **{name: optim[name] for name in BALL_SETTINGS if name in list(optim)}}
 
 
 def _is_hydras(value: Any) -> bool:
-    """Whether a value contains what Hydra would act on: a name such as _target_, or a reference."""
+    """Returns whether a value contains something Hydra would act on: a name such as _target_, or a reference."""
     if isinstance(value, dict):
         return any(str(key).startswith("_") or _is_hydras(entry) for key, entry in value.items())
     if isinstance(value, list):
@@ -223,7 +223,7 @@ def _names(config: DictConfig) -> list[str]:
 
 
 def dotted(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields every entry of nested dictionaries under its dotted name, without those that only Hydra reads.
+    """Yields every entry of nested dictionaries under its dotted name, except those that only Hydra reads.
 
     >>> list(dotted({"optim": {"_target_": "x", "lr": 0.1}}))
     [('optim', {'_target_': 'x', 'lr': 0.1}), ('optim.lr', 0.1)]
