@@ -1,4 +1,4 @@
-"""A sweep as a grid: every figure at the values of its own job."""
+"""A sweep as a grid: every metric at the option values of its job."""
 
 import sys
 
@@ -31,7 +31,7 @@ LABELS = KINDS.flatmap(lambda kind: st.lists(st.none() | kind, unique=True, max_
 
 @given(data=st.data(), lrs=st.lists(st.floats(0, 1), unique=True, max_size=3), labels=LABELS)
 def test_every_job_stands_at_its_own_values_in_any_order_and_with_gaps(tmp_path_factory, data, lrs, labels):
-    """Against a dictionary of what was asked; a drawn part of the grid was run, in a drawn order."""
+    """Against a dictionary of the jobs; a random part of the grid was run, in random order."""
     cells = [(lr, label) for lr in lrs or [0.5] for label in labels or [1]]
     kept = data.draw(st.lists(st.sampled_from(cells), unique=True, min_size=1))
     asked = {cell: data.draw(st.none() | st.floats(0, 1)) for cell in kept}
@@ -88,7 +88,7 @@ def test_a_part_of_the_table_is_a_smaller_grid(tmp_path):
     assert grid.attrs == {NDIM: 1}
 
 
-def test_where_a_job_ran_is_no_dimension_and_damaged_records_have_no_cell(tmp_path):
+def test_machine_fields_are_not_dimensions_and_damaged_records_have_no_cell(tmp_path):
     sweep(tmp_path, [(0.5, {LR: 0.1, "device": "cpu"}), (0.25, {LR: 0.2, "device": "cuda"})])
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "run.json").write_text("{")
@@ -115,7 +115,7 @@ def test_two_jobs_for_one_cell_are_an_error_that_names_what_was_not_swept(tmp_pa
         to_xarray(tmp_path)
 
 
-def test_what_is_no_grid_is_told(tmp_path):
+def test_sweeps_that_are_not_a_grid_are_refused(tmp_path):
     rows = [("job", "finished", *(index + number for number in range(3)), "Linf 0.1") for index in range(300)]
     frame = pl.DataFrame(rows, schema=["job", "status", "a", "b", "c", "ball"], orient="row")
     with pytest.raises(ValueError, match=r"300 jobs would fill 1e-05 of a grid over a, b, c: they are not a grid"):

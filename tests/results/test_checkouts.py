@@ -1,4 +1,4 @@
-"""Commits as they are read from files, against those that git tells."""
+"""Commits read from files, compared with those that git reports."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ def repository(tmp_path):
     return folder
 
 
-def test_the_commit_is_that_of_git(repository, tmp_path):
+def test_the_commit_agrees_with_git(repository, tmp_path):
     commit = git(repository, "rev-parse", "HEAD")
     assert commit_of(repository) == commit_of(repository / "below") == commit
     git(repository, "worktree", "add", "-q", "-b", "other", tmp_path / "tree")
@@ -44,7 +44,7 @@ def test_the_commit_is_that_of_git(repository, tmp_path):
 
 
 @pytest.mark.parametrize("head", ["", "ref: refs/heads/none", "ref: ../secret", "ref: refs/../../secret", "deadbeef"])
-def test_what_names_no_commit_is_none(tmp_path, head):
+def test_invalid_references_have_no_commit(tmp_path, head):
     (tmp_path / "secret").write_text("0" * 40)
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "HEAD").write_text(head)
@@ -75,7 +75,7 @@ def test_the_record_has_the_commit_of_code_that_was_named(repository, monkeypatc
     assert read_record(folder).code == {"nets_of_a_checkout": git(repository, "rev-parse", "HEAD")}
 
 
-def test_raiopts_own_state_is_that_of_its_checkout_and_asked_once(repository, monkeypatch):
+def test_the_state_of_raiopts_checkout_is_read_once(repository, monkeypatch):
     monkeypatch.setattr(checkouts, "ROOT", repository)
     own_state.cache_clear()
     commit = git(repository, "rev-parse", "HEAD")

@@ -1,4 +1,4 @@
-"""A run that was stopped goes on behind its finished chunks, and ends as if nothing had happened."""
+"""A stopped run resumes after its finished chunks, with the results of an uninterrupted run."""
 
 import gc
 import json
@@ -87,7 +87,7 @@ def load_perturbations(folder):
 
 
 def left(folder):
-    """Returns everything that a run says of its question."""
+    """Returns all results of a run."""
     record = json.loads((folder / "run.json").read_text())
     figures = {name: value for name, value in record["metrics"].items() if name != "attack_seconds"}
     return (
@@ -157,7 +157,7 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("batches", [0, 1, 2])
-def test_a_run_goes_on_behind_its_finished_batches(tmp_path, undisturbed, batches):
+def test_a_run_resumes_after_its_finished_batches(tmp_path, undisturbed, batches):
     folder = tmp_path / "run"
     interrupted(folder, [(Engine, "run")], batches + 1)
     record = run(folder)
@@ -172,7 +172,7 @@ def test_a_run_goes_on_behind_its_finished_batches(tmp_path, undisturbed, batche
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("at", range(1, 19))
-def test_a_run_goes_on_wherever_its_writing_stopped(tmp_path, undisturbed, at, after):
+def test_a_run_resumes_wherever_its_writing_stopped(tmp_path, undisturbed, at, after):
     """There are 18 files: the record that the chunks begin with, 5 for each of 3 batches, samples, perturbations."""
     folder = tmp_path / "run"
     interrupted(folder, WRITERS, at, after=after)
@@ -182,7 +182,7 @@ def test_a_run_goes_on_wherever_its_writing_stopped(tmp_path, undisturbed, at, a
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("at", range(1, 8))
-def test_a_run_of_one_batch_goes_on_wherever_its_writing_stopped(tmp_path, at, after):
+def test_a_run_of_one_batch_resumes_wherever_its_writing_stopped(tmp_path, at, after):
     run(tmp_path / "undisturbed", batch_size=8)
     interrupted(tmp_path / "run", WRITERS, at, after=after, batch_size=8)
     assert (run(tmp_path / "run", batch_size=8)["continued"] is not None) == ((at, after) > (6, False))
@@ -190,7 +190,7 @@ def test_a_run_of_one_batch_goes_on_wherever_its_writing_stopped(tmp_path, at, a
 
 
 @pytest.mark.parametrize("name", ["trace_frame", "metrics", "draw_gallery"])
-def test_a_run_that_stopped_while_it_was_summed_up_attacks_nothing_again(tmp_path, monkeypatch, undisturbed, name):
+def test_a_run_stopped_while_merging_chunks_attacks_nothing_again(tmp_path, monkeypatch, undisturbed, name):
     folder = tmp_path / "run"
     interrupted(folder, [(experiment, name)], 1)
     monkeypatch.setattr(Engine, "run", lambda *_: pytest.fail("attacked again"))
@@ -216,7 +216,7 @@ def test_no_perturbation_is_lost_when_a_kill_comes_while_those_of_the_chunks_are
     assert_same(folder, undisturbed)
 
 
-def test_starts_that_come_to_nothing_lose_nothing(tmp_path, undisturbed):
+def test_failed_resumptions_lose_nothing(tmp_path, undisturbed):
     folder = tmp_path / "run"
     interrupted(folder, [(Engine, "run")], 3)
     interrupted(folder, [(experiment, "load")], 1)
@@ -243,7 +243,7 @@ CHANGED[4] = 1 - CHANGED[4]
 
 
 @pytest.mark.parametrize("images", [CHANGED, IMAGES[:7], torch.cat([IMAGES, IMAGES[:1]])], ids=["one", "fewer", "more"])
-def test_other_data_are_told_and_nothing_is_lost(tmp_path, undisturbed, images):
+def test_other_data_are_refused_and_nothing_is_lost(tmp_path, undisturbed, images):
     folder = tmp_path / "run"
     interrupted(folder, [(Engine, "run")], 3)
     before = {path: path.read_bytes() for path in (folder / "chunks").iterdir()}
@@ -258,7 +258,7 @@ def test_other_data_are_told_and_nothing_is_lost(tmp_path, undisturbed, images):
 
 @pytest.mark.parametrize("place", [([(Engine, "run")], 3), ([(experiment, "draw_gallery")], 1)], ids=["attack", "end"])
 @pytest.mark.parametrize("options", [{"net": Net(23.5)}, {"batch_size": 2}], ids=["weights", "batch_size"])
-def test_another_question_is_started_anew(tmp_path, options, place):
+def test_other_options_start_a_new_run(tmp_path, options, place):
     interrupted(tmp_path / "run", *place)
     assert run(tmp_path / "run", **options)["continued"] is None
     run(tmp_path / "other", **options)
@@ -282,7 +282,7 @@ def test_the_model_runs_as_it_did_before(tmp_path, monkeypatch):
     assert run(tmp_path / "other", channels_last=None)["inference"]["channels_last"] is False
 
 
-def test_shared_perturbations_are_told_apart_in_one_file(tmp_path):
+def test_shared_perturbations_are_stored_by_batch_in_one_file(tmp_path):
     record = run(tmp_path / "run", universal)
     stored = load_file(tmp_path / "run" / "perturbations.safetensors")
     assert stored["batch"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
@@ -313,7 +313,7 @@ def test_large_perturbations_stay_in_a_file_a_chunk(tmp_path, monkeypatch, make)
         assert torch.equal(rows, whole["parameter"][whole["batch"]])
 
 
-def test_what_is_not_to_be_saved_is_not(tmp_path):
+def test_save_none_stores_no_perturbations(tmp_path):
     run(tmp_path / "none", save="none")
     assert load_perturbations(tmp_path / "none") == []
     assert {path.name for path in (tmp_path / "none").iterdir()} == {
@@ -374,7 +374,7 @@ def net():
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal")
-def test_the_command_goes_on_after_a_kill(tmp_path):
+def test_the_command_resumes_after_a_kill(tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     words = ["model=python", "model.factory=own:net", "data=python", "data.factory=own:Data", "batch_size=3"]
     words += ["threads=1", "solver.steps=3", "optim.epsilon=0.05", "init=uniform_linf", "save=all"]

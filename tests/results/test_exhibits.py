@@ -1,4 +1,4 @@
-"""Which samples are kept to be shown, however the data are cut into batches."""
+"""The samples kept for display do not depend on the batches."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ COLUMNS = ("label", "clean_prediction", "prediction", "clean_confidence", "adver
 
 
 def rows(scores, broken, first=0):
-    """Returns candidates with these scores; all else of them follows from their ids."""
+    """Returns candidates with these scores; their other values follow from their ids."""
     ids = torch.arange(first, first + len(scores))
     pixels = (ids.float() / 100).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
     return {
@@ -30,7 +30,7 @@ def rows(scores, broken, first=0):
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=12), max_size=5))
-def test_the_ends_of_those_that_broke_and_the_firmest_others_are_kept(batches):
+def test_easiest_and_hardest_successes_and_most_robust_samples_are_kept(batches):
     kept, every = Exhibits(), []
     for batch in batches:
         scores, broken = [score for score, _ in batch], [is_broken for _, is_broken in batch]
@@ -55,7 +55,7 @@ def test_the_ends_of_those_that_broke_and_the_firmest_others_are_kept(batches):
     ) + ["Remained robust"] * min(EACH, len(lost))
 
 
-def test_what_is_stored_are_8_bit_pixels_and_half_precision():
+def test_exhibits_are_stored_as_8_bit_pixels_and_half_precision():
     kept = Exhibits()
     assert kept.offer(rows([1.0, 2.0], [True, False], first=20))
     stored = kept.stored()
@@ -70,13 +70,13 @@ def test_candidates_are_the_decided_samples_of_a_batch():
     found = candidates_of(outcome(), by_norm=False)
     assert found["ids"].tolist() == [10, 13, 11]  # 12 is not decided, 14 and 15 were not attacked
     assert found["broken"].tolist() == [True, False, False]
-    assert found["score"].tolist() == [1.25, -0.5, -0.375]  # the step and what is left of the label; its probability
+    assert found["score"].tolist() == [1.25, -0.5, -0.375]  # step + label probability; minus label probability
     assert found["clean_confidence"].tolist() == [0.5, 1.0, 1.0]
     assert found["adversarial_confidence"].tolist() == [0.5, 1.0, 0.75]
     assert candidates_of(nothing(), by_norm=False) == {}
 
 
-def test_a_small_norm_or_radius_is_easy_where_the_attack_is_after_it():
+def test_minimum_norm_attacks_rank_by_norm_or_radius():
     both = verification(broken=(True, False, False, True))
     of = trial(verification=both, ball=Ball(2, 1.0), search=search(first_fooled=torch.tensor([1, -1, -1, 0])))
     assert candidates_of(outcome(of), by_norm=False)["ids"].tolist() == [13, 10, 11]

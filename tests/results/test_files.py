@@ -1,4 +1,4 @@
-"""Links in the folders of runs, sweeps and reports lead nowhere: what lies outside is neither written nor read."""
+"""Links in the folders of runs, sweeps and reports are not followed: no file outside is written or read."""
 
 import json
 import os
@@ -138,7 +138,7 @@ def test_sweep_json_names_no_folder_outside(sweep, tmp_path):
         read_jobs(sweep)
 
 
-def test_a_linked_list_of_jobs_is_told(sweep, tmp_path, capsys):
+def test_a_linked_list_of_jobs_is_refused(sweep, tmp_path, capsys):
     victims = planted(sweep, ["sweep.json"], tmp_path / "outside")
     assert main(["-m", *SMALL, "seed=0,1", "outputs=outputs", "name=s"]) == 1
     assert main(["show", str(sweep)]) == 1
@@ -178,7 +178,7 @@ def test_an_export_replaces_links(sweep, tmp_path):
 
 
 def moved(path: Path, outside: Path) -> None:
-    """Moves a file away, and puts a link to it in its place: what it holds is right, but lies outside."""
+    """Moves a file out of the folder and replaces it by a link to it: correct content, but outside."""
     outside.mkdir(exist_ok=True)
     os.replace(path, outside / path.name)
     path.symlink_to(outside / path.name)
@@ -214,7 +214,7 @@ def test_no_file_of_a_run_is_read_through_a_link(sweep, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["run.json", "samples.parquet", "exhibits.safetensors", "classes.json", "sweep.json"])
-def test_nothing_of_outside_stands_in_a_report(sweep, tmp_path, name):
+def test_a_report_contains_nothing_from_outside_its_folders(sweep, tmp_path, name):
     job = jobs_of(sweep)[0]
     if name == "classes.json":
         (job / name).write_text(json.dumps([SECRET] * 10))
@@ -234,8 +234,8 @@ def test_nothing_of_outside_stands_in_a_report(sweep, tmp_path, name):
     assert SECRET not in make_report(load_runs([sweep]), "title").html
 
 
-def test_a_tracker_gets_nothing_of_outside(sweep, tmp_path, monkeypatch):
-    """The client of MLflow is one that notes what it is given."""
+def test_a_tracker_gets_nothing_from_outside_the_folder(sweep, tmp_path, monkeypatch):
+    """The client of MLflow is a stand-in that records its inputs."""
     job, other = jobs_of(sweep)
     given: list[str] = []
     session = object.__new__(Session)
@@ -264,7 +264,7 @@ def test_a_tracker_gets_nothing_of_outside(sweep, tmp_path, monkeypatch):
     assert tracked(other).params
 
 
-def test_the_way_to_the_folder_may_have_links(tmp_path, swept):
+def test_parent_folders_may_be_links(tmp_path, swept):
     (tmp_path / "disk").mkdir()
     (tmp_path / "outputs").symlink_to(tmp_path / "disk")
     assert main(["-m", *SMALL, "seed=0,1", "outputs=outputs", "name=s"]) == 0
@@ -295,7 +295,7 @@ def test_files_are_written_exclusively_and_whole(tmp_path):
     assert [found.name for found in path.parent.iterdir()] == ["x.json"]
 
 
-def test_a_log_that_is_a_link_makes_way(tmp_path):
+def test_a_log_that_is_a_link_is_replaced(tmp_path):
     (tmp_path / "victim").write_text(SECRET)
     (tmp_path / "run.log").symlink_to(tmp_path / "victim")
     for word in (b"one ", b"two"):
@@ -306,7 +306,7 @@ def test_a_log_that_is_a_link_makes_way(tmp_path):
 
 
 @pytest.mark.parametrize("inner", INNER)
-def test_folders_of_ours_are_never_links(tmp_path, inner):
+def test_created_folders_are_never_links(tmp_path, inner):
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "x").write_text(SECRET)
     (tmp_path / inner).symlink_to(tmp_path / "outside")
@@ -341,7 +341,7 @@ def test_only_regular_files_are_read(tmp_path):
     assert list(files_below(tmp_path)) == []
 
 
-def test_what_killed_processes_left_is_removed_later(tmp_path):
+def test_leftovers_of_killed_processes_are_removed_later(tmp_path):
     old, new = tmp_path / ".run.json.0.tmp", tmp_path / ".run.json.1.tmp"
     for path in (old, new):
         path.touch()

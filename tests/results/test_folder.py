@@ -1,4 +1,4 @@
-"""run.json: what it says at each moment, and what survives."""
+"""run.json: its content at each stage of a run, and after errors."""
 
 import json
 
@@ -29,7 +29,7 @@ def test_running_then_finished(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError("no such thing"), KeyboardInterrupt()])
-def test_an_error_is_recorded_and_goes_on(tmp_path, error):
+def test_an_error_is_recorded_and_raised(tmp_path, error):
     folder = RunFolder(tmp_path)
     with pytest.raises(type(error)), folder.recording({}):
         raise error
@@ -39,7 +39,7 @@ def test_an_error_is_recorded_and_goes_on(tmp_path, error):
     assert folder.finished_record(None) is None
 
 
-def test_a_record_that_cannot_be_written_leaves_the_last_one(tmp_path):
+def test_a_record_that_cannot_be_written_keeps_the_previous_one(tmp_path):
     folder = RunFolder(tmp_path)
     folder.save(status="running")
     with pytest.raises(ValueError, match="JSON"):
@@ -48,22 +48,22 @@ def test_a_record_that_cannot_be_written_leaves_the_last_one(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", '{"status": "fin', "[1]", "\xff"])
-def test_what_is_not_a_record_reads_as_none(tmp_path, content):
+def test_invalid_records_read_as_none(tmp_path, content):
     (tmp_path / "run.json").write_bytes(content.encode("latin-1"))
     assert read_record(tmp_path) is None
     assert read_record(tmp_path / "nothing") is None
 
 
-def test_a_finished_run_of_another_schema_is_not_ours(tmp_path):
+def test_a_finished_run_of_another_schema_is_not_reused(tmp_path):
     RunFolder(tmp_path).save(status="finished", schema=SCHEMA + 1)
     assert RunFolder(tmp_path).finished_record(None) is None
 
 
-def test_results_of_another_question_are_never_an_answer(tmp_path):
+def test_results_of_other_options_are_never_reused(tmp_path):
     folder, batches = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run" / "chunks")
     folder.path.mkdir()
     folder.save(status="failed", schema=SCHEMA, job_key="a", command=["raiopt", "note=b c"])
-    assert folder.finished_record("b") is None  # it has nothing to lose
+    assert folder.finished_record("b") is None  # a failed run may be overwritten
     folder.save(status="finished")
     assert folder.finished_record("a").as_json() == on_disk(folder)
     with pytest.raises(FileExistsError, match=r"another question: raiopt 'note=b c'\. Nothing was overwritten"):

@@ -33,7 +33,7 @@ def test_cells_show_clean_perturbation_and_adversarial(tmp_path, channels, size)
             assert np.abs(cell(tmp_path / "g.png", column, row).astype(int) - value).max() <= 1
 
 
-def test_no_perturbation_is_grey_and_nothing_at_all_is_said(tmp_path):
+def test_a_zero_perturbation_is_grey_and_an_empty_gallery_is_drawn(tmp_path):
     image = torch.zeros(3, 8, 8)
     draw_gallery([exhibit(image, image)], tmp_path / "g.png", "title")
     assert np.abs(cell(tmp_path / "g.png", 0, 1).astype(int) - 128).max() <= 1

@@ -1,4 +1,4 @@
-"""One process at a time in a folder, whatever became of the one before."""
+"""A folder is locked by one process at a time, even after a killed one."""
 
 import json
 import os
@@ -50,9 +50,9 @@ def holder(tmp_path):
         found.kill()
 
 
-def test_a_second_process_is_refused_and_told_who_is_there(tmp_path, holder):
-    told = rf"{tmp_path} is in use: process {holder.pid} on {re.escape(socket.gethostname())} works in it since 20"
-    with pytest.raises(FileExistsError, match=told), locked(tmp_path):
+def test_a_second_process_is_refused_and_the_holder_is_named(tmp_path, holder):
+    message = rf"{tmp_path} is in use: process {holder.pid} on {re.escape(socket.gethostname())} works in it since 20"
+    with pytest.raises(FileExistsError, match=message), locked(tmp_path):
         pass
     (tmp_path / ".lock.json").write_text("{")
     with pytest.raises(FileExistsError, match="is in use: another process works in it"), locked(tmp_path):
@@ -65,7 +65,7 @@ def test_a_second_process_is_refused_and_told_who_is_there(tmp_path, holder):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_killed_process_gives_it_back(tmp_path, holder):
+def test_a_killed_process_releases_the_lock(tmp_path, holder):
     holder.kill()
     holder.wait()
     assert {path.name for path in tmp_path.iterdir()} == {".lock", ".lock.json"}
@@ -74,21 +74,21 @@ def test_a_killed_process_gives_it_back(tmp_path, holder):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_gives_it_back(tmp_path):
+def test_an_error_releases_the_lock(tmp_path):
     with pytest.raises(KeyError), locked(tmp_path / "new"):
         raise KeyError
     with locked(tmp_path / "new"):
         pass
 
 
-def test_one_thread_cannot_take_it_twice(tmp_path):
+def test_one_thread_cannot_acquire_it_twice(tmp_path):
     with locked(tmp_path), pytest.raises(FileExistsError, match=f"process {os.getpid()}"), locked(tmp_path):
         pass
 
 
-def test_processes_that_race_are_never_inside_together(tmp_path):
+def test_racing_processes_never_hold_the_lock_together(tmp_path):
     racing = [process(RACES, tmp_path) for _ in range(4)]
     for found in racing:
-        _, told = found.communicate()
-        assert (found.returncode, told) == (0, "")
+        _, errors = found.communicate()
+        assert (found.returncode, errors) == (0, "")
     assert not list(tmp_path.iterdir())

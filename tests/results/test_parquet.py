@@ -1,4 +1,4 @@
-"""Runs in folders whose names are patterns elsewhere, each beside a folder of other rows that the pattern fits."""
+"""Runs in folders named like glob patterns, next to a folder with other rows that the pattern matches."""
 
 import re
 import shutil
@@ -31,7 +31,7 @@ def emptied(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", BESIDE)
-def test_a_path_is_no_pattern(tmp_path, monkeypatch, name):
+def test_a_path_is_not_a_glob_pattern(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / BESIDE["~"]))
     for number, folder in enumerate((name, BESIDE[name])):
@@ -97,7 +97,7 @@ def test_everything_works_in_any_folder(tmp_path, monkeypatch, capsys, usual, na
     assert "WRONG" not in Path("page.html").read_text(encoding="utf-8")
 
 
-def test_a_sweep_is_saved_in_a_folder_that_only_looks_like_home(tmp_path, monkeypatch):
+def test_a_sweep_is_saved_in_a_folder_named_like_home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for folder in ("~", "home"):

@@ -33,7 +33,7 @@ def rgb(x):
     return x[:3] if len(x) >= 3 else np.stack([x[0]] * 3)
 
 
-def test_what_is_no_number_is_black():
+def test_nan_is_black():
     assert np.asarray(picture(np.full((1, 1, 1), np.nan))).max() == 0
 
 
@@ -48,7 +48,7 @@ def test_a_perturbation_is_stretched_around_grey(x, scale):
 
 
 @given(width=st.integers(1, 40), height=st.integers(1, 40), room=st.tuples(st.integers(4, 60), st.integers(4, 60)))
-def test_a_picture_fills_its_room_and_keeps_its_shape(width, height, room):
+def test_a_picture_fills_its_cell_and_keeps_its_aspect_ratio(width, height, room):
     made = fitted(Image.new("RGB", (width, height)), *room)
     assert made.width <= room[0]
     assert made.height <= room[1]

@@ -1,4 +1,4 @@
-"""Tables of a job, from outcomes made by hand, against what they must say."""
+"""Tables of a job from outcomes made by hand, compared with the expected values."""
 
 import math
 from dataclasses import replace
@@ -23,7 +23,7 @@ LABELS = torch.tensor([0, 0, 0, 0, 1, 2])
 
 
 def search(**changes):
-    """Returns what a search found for four samples: one that breaks, one that holds, one lost, one that only claims."""
+    """Returns the search of four samples: a success, a robust one, one not finite, an unverified claim."""
     usual = {
         "prediction": torch.tensor([1, 0, 0, 3]),
         "loss": torch.tensor([2.0, 2.0, 3.0, 6.0]),
@@ -115,7 +115,7 @@ def test_one_row_a_sample_with_nulls_where_nothing_was_attacked():
         assert frame[name].is_null().all()
 
 
-def test_a_sample_that_broke_before_it_was_lost_is_decided():
+def test_a_success_before_values_were_not_finite_counts():
     lost = search(not_finite=torch.tensor([2, -1, 1, -1]))
     frame = samples_frame(outcome(trial(search=lost)))
     assert frame["stopped"].to_list()[:3] == ["fooled", "steps", "not_finite"]
@@ -123,7 +123,7 @@ def test_a_sample_that_broke_before_it_was_lost_is_decided():
     assert metrics(frame.lazy()).undecided == 2
 
 
-def test_a_sample_whose_label_is_the_target_is_told_from_one_predicted_wrong():
+def test_samples_whose_label_is_the_target_are_marked_is_target():
     none = samples_frame(nothing())
     assert none["stopped"].to_list() == ["is_target"] * 4 + ["misclassified", "not_finite"]
 
@@ -166,7 +166,7 @@ def test_rises_agree_with_a_count_by_hand(data):
         assert late == max(row) - max(row[: int(0.9 * end + 1e-9) + 1])
 
 
-def test_check_counts_count_the_troubles_of_those_that_survived():
+def test_check_counts_include_only_surviving_samples():
     found = check_counts(samples_frame(outcome()).lazy(), "linf", 0.3)
     assert found.survivors == 2  # 11 held, 13 was claimed only
     assert found.zero_gradient_share == pytest.approx(3 / 6)
@@ -179,13 +179,13 @@ def test_check_counts_count_the_troubles_of_those_that_survived():
 
 
 @pytest.mark.parametrize(("norm", "epsilon"), [(None, None), (None, 0.3), ("l0", 5.0), ("linf", 0.0)])
-def test_what_has_no_ball_to_reach_is_not_short_of_it(norm, epsilon):
+def test_an_unbounded_search_is_not_counted_as_short_of_its_ball(norm, epsilon):
     found = check_counts(samples_frame(nothing()).lazy(), norm, epsilon)
     assert (found.short_of_ball, found.reach, found.restarts_differ) == (None, None, None)
     assert (found.survivors, found.zero_gradient_share) == (0, None)
 
 
-def test_check_counts_take_the_radius_of_each_sample_where_there_are_several():
+def test_check_counts_use_the_radius_of_each_sample():
     found = check_counts(samples_frame(outcome(trial(**SWEPT))).lazy(), "linf", None)
     assert (found.short_of_ball, found.reach) == (2, pytest.approx(0.2 / 0.3))
 
@@ -213,7 +213,7 @@ def test_every_batch_has_the_same_columns(other):
     assert len(pl.concat([usual, samples_frame(other)])) == 12
 
 
-def test_metrics_count_what_was_verified_and_nothing_else():
+def test_metrics_count_only_verified_successes():
     figures = metrics(samples_frame(outcome()).lazy())
     assert figures.samples == 6
     assert figures.clean_accuracy == pytest.approx(4 / 6)
@@ -234,7 +234,7 @@ def test_metrics_of_a_job_in_which_nothing_was_attacked():
     assert figures.robust_accuracies == [figures.robust_accuracy] * 3 == [pytest.approx(4 / 6)] * 3
 
 
-def test_metrics_of_a_targeted_attack_tell_the_share_that_reached_its_target():
+def test_metrics_of_a_targeted_attack_include_the_target_rate():
     frame = samples_frame(outcome(trial(search=search(goal=torch.tensor([1, 1, 1, 1])))))
     assert frame["target"].to_list() == [1, 1, 1, 1, None, None]
     assert metrics(frame.lazy(), targeted=True).target_reached == pytest.approx(1 / 4)
@@ -242,7 +242,7 @@ def test_metrics_of_a_targeted_attack_tell_the_share_that_reached_its_target():
 
 
 @pytest.mark.parametrize("broken_8bit", [[True, False, False, False], [False] * 4])
-def test_what_stays_broken_as_8_bit_images_is_counted_where_it_was_asked(broken_8bit):
+def test_successes_as_8_bit_images_are_counted_on_request(broken_8bit):
     frame = samples_frame(outcome(trial(verification=verification(broken_8bit=broken_8bit))))
     assert frame["verified_8bit"].to_list()[:4] == broken_8bit
     assert metrics(frame.lazy()).verified_8bit == sum(broken_8bit)

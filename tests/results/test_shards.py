@@ -1,4 +1,4 @@
-"""The shards of a question as one row: the undivided run to the last digit, and nothing less than whole."""
+"""Shards merged into one row: equal to the undivided run in every digit, incomplete if a shard is missing."""
 
 import json
 from dataclasses import asdict
@@ -78,7 +78,7 @@ def run(folder, number, question, shard=None, **overrides):
 
 
 @pytest.mark.parametrize("changes", QUESTIONS.values(), ids=QUESTIONS.keys())
-def test_shards_are_the_undivided_run(tmp_path, changes):
+def test_merged_shards_equal_the_undivided_run(tmp_path, changes):
     """Two questions, their shards run in any order: a row each, equally good, with the figures of the whole."""
     shards = [Shard(index, COUNT) for index in range(COUNT)]
     records = {}
@@ -147,7 +147,7 @@ def test_shares_are_of_all_samples_and_not_the_mean_of_the_shards(tmp_path):
     assert (row["attack_seconds"], row["forward_passes"]) == (6.0, 17)
 
 
-def test_a_part_is_never_the_whole(tmp_path):
+def test_missing_shards_make_the_run_incomplete(tmp_path):
     """16 shards: 4 never started, 7 failed, 11 was killed, 2 runs; then everything but the running one is done."""
     list_jobs(tmp_path, {f"s{i}": {"data.shard": i, "data.num_shards": 16} for i in range(16)})
     lost, states = {4: "missing", 7: "failed", 11: "killed"}, {2: "running"}
@@ -173,13 +173,13 @@ def test_a_part_is_never_the_whole(tmp_path):
     ]
 
 
-def test_many_lost_shards_are_told_in_short(tmp_path):
+def test_many_lost_shards_are_summarized(tmp_path):
     shard(tmp_path, 1, 16)
-    told = "15 of 16 shards are missing or failed: 0, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 5 more"
-    assert only_row(tmp_path)["error"] == told
+    message = "15 of 16 shards are missing or failed: 0, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 5 more"
+    assert only_row(tmp_path)["error"] == message
 
 
-def test_the_number_of_shards_may_stand_in_the_record_alone(tmp_path):
+def test_the_number_of_shards_may_be_only_in_the_record(tmp_path):
     about = {"name": "digits", "num_shards": 3}
     for index in range(2):
         file = make(tmp_path, f"s{index}", 0.5, overrides={"data.shard": index}) / "run.json"
@@ -194,28 +194,28 @@ def test_shards_of_an_unknown_number_are_incomplete(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"weights": "others"}, f"{APART} weights"),
         ({"batch_size": 7, "ball": {"norm": "l2"}}, f"{APART} ball, batch_size"),
         ({"versions": {"raiopt": "9"}}, f"{APART} raiopt"),
     ],
 )
-def test_shards_of_different_runs_are_no_whole(tmp_path, fields, told):
+def test_shards_of_different_runs_are_not_merged(tmp_path, fields, message):
     for index in range(4):
         shard(tmp_path, index, **(fields if index == 2 else {}))
     row = only_row(tmp_path)
-    assert (row["status"], row["error"], row["robust_accuracy"]) == ("incomplete", told, None)
+    assert (row["status"], row["error"], row["robust_accuracy"]) == ("incomplete", message, None)
 
 
-def test_a_shard_with_two_folders_is_told(tmp_path):
+def test_a_shard_with_two_folders_is_reported(tmp_path):
     for index in range(4):
         shard(tmp_path, index)
     make(tmp_path, "again", 0.5, overrides={"data.shard": 2, "data.num_shards": 4})
     assert only_row(tmp_path)["error"] == "shard 2 has several folders: again, s2"
 
 
-def test_a_table_of_samples_that_is_damaged_is_told(tmp_path):
+def test_a_damaged_table_of_samples_is_reported(tmp_path):
     folders = [shard(tmp_path, index) for index in range(4)]
     (folders[1] / "samples.parquet").write_bytes(b"nothing")
     row = only_row(tmp_path)
@@ -225,7 +225,7 @@ def test_a_table_of_samples_that_is_damaged_is_told(tmp_path):
     assert only_row(tmp_path)["status"] == "incomplete"
 
 
-def test_questions_and_numbers_of_shards_are_kept_apart(tmp_path):
+def test_other_options_and_shard_counts_are_kept_apart(tmp_path):
     for index in range(2):
         shard(tmp_path / "two", index, 2)
         shard(tmp_path / "lr", index, 2, overrides={"data.shard": index, "data.num_shards": 2, "optim.lr": 1})
@@ -247,7 +247,7 @@ def test_questions_and_numbers_of_shards_are_kept_apart(tmp_path):
     assert by_job == {"alone": True, "lr0": True, "two0": True, "beyond": False}
 
 
-def test_samples_of_a_job_that_is_no_shard(tmp_path):
+def test_samples_of_a_job_without_shards(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no samples\.parquet: its job is not finished"):
         load_samples(make(tmp_path, "running", status="running"))
     with pytest.raises(FileNotFoundError, match="nowhere has no samples"):
@@ -257,7 +257,7 @@ def test_samples_of_a_job_that_is_no_shard(tmp_path):
     assert load_samples(str(folder)).collect()["id"].to_list() == [1]
 
 
-def test_a_list_that_changed_its_mind_groups_by_what_was_listed_first(tmp_path):
+def test_a_changed_list_of_jobs_groups_by_the_first_entry(tmp_path):
     """A shard that was run again with a default written out stays with its like."""
     list_jobs(tmp_path, {f"s{i}": {"data.shard": i, "data.num_shards": 2} for i in range(2)})
     shard(tmp_path, 0, 2)

@@ -1,4 +1,4 @@
-"""What a run in stages leaves: its tables and its record tell the same, also behind a restart and over shards."""
+"""Results of a run in stages: tables and record agree, also after a resumed run and over shards."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def undisturbed(tmp_path_factory):
     return folder, run(folder, make=staged)
 
 
-def test_record_and_tables_tell_the_same(undisturbed):
+def test_record_and_tables_agree(undisturbed):
     folder, record = undisturbed
     samples, trace = pl.read_parquet(folder / "samples.parquet"), pl.read_parquet(folder / "trace.parquet")
     stages = record["stages"]
@@ -69,10 +69,10 @@ def test_stages_of_finished_batches_are_kept_when_a_run_goes_on(tmp_path, undist
     assert again["stages"] == record["stages"]
 
 
-def test_batches_of_another_size_tell_the_same(tmp_path, undisturbed):
+def test_other_batch_sizes_give_the_same_counts(tmp_path, undisturbed):
     folder, record = undisturbed
     other = run(tmp_path / "run", make=staged, batch_size=8)
-    passes = ["forward_passes", "backward_passes"]  # who waits, passes
+    passes = ["forward_passes", "backward_passes"]  # waiting rows pass too
     tables = [
         pl.read_parquet(at / "samples.parquet").select("id", "stage", "verified") for at in (folder, tmp_path / "run")
     ]
@@ -88,7 +88,7 @@ def test_one_attack_has_no_stages(tmp_path):
         assert pl.read_parquet(tmp_path / "run" / f"{name}.parquet")["stage"].is_null().all()
 
 
-def test_shards_come_to_what_the_undivided_run_does():
+def test_merged_shards_have_the_counts_of_the_undivided_run():
     parts = [(5, [(5, 2, 3), (3, 1, 2)]), (8, [(7, 3, 4), (4, 0, 4)])]
     kinds = ("attacked", "broken", "robust")
     noted = [

@@ -44,7 +44,7 @@ def test_without_a_difference_all_overrides_are_columns(tmp_path):
     assert {"data.limit", "optim.lr"} <= set(load_sweep(tmp_path).columns)
 
 
-def test_an_option_that_a_job_was_not_given_is_the_choice_that_it_had(tmp_path):
+def test_an_option_not_overridden_shows_its_default_choice(tmp_path):
     job(tmp_path, 0, 0.5, choices={"optim": "linf_projected"})
     job(tmp_path, 1, 0.5, overrides={"optim": "signed", "optim.lr": 0.1})
     frame = load_sweep(tmp_path)
@@ -74,7 +74,7 @@ def test_jobs_with_other_radii_are_not_compared(tmp_path):
     assert frame["solver.epsilons"].to_list() == ["[0.1, 0.2]", "[0.1, 0.3]", "[0.1, 0.2]"]
 
 
-def test_every_job_is_a_row_and_says_how_it_is(tmp_path):
+def test_every_job_is_a_row_with_its_status(tmp_path):
     """Missing, running, failed, killed, damaged, of another version, and one that the list does not know."""
     listed = ["f", "e", "d", "c", "b", "a", "z"]
     list_jobs(tmp_path, {name: {"optim.lr": float(number)} for number, name in enumerate(listed)})
@@ -100,7 +100,7 @@ def test_every_job_is_a_row_and_says_how_it_is(tmp_path):
     assert others == ["out of memory", "lr=-1 must be [0, inf)", None, None, "did not start", None]
 
 
-def test_figures_of_a_job_that_did_not_finish_are_none_of_the_table(tmp_path):
+def test_metrics_of_an_unfinished_job_are_not_in_the_table(tmp_path):
     job(tmp_path, 0, status="killed", metrics={"robust_accuracy": 0.1})
     job(tmp_path, 1, 0.5)
     frame = load_sweep(tmp_path)
@@ -108,7 +108,7 @@ def test_figures_of_a_job_that_did_not_finish_are_none_of_the_table(tmp_path):
     assert frame["best"].to_list() == [False, True]
 
 
-def test_what_is_no_sweep_is_told(tmp_path):
+def test_a_folder_that_is_not_a_sweep_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere does not exist; give the folder of a sweep"):
         load_sweep(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="contains no jobs; give the folder of a sweep"):
@@ -127,8 +127,8 @@ ONE_KIND = st.sampled_from([SCALARS, VALUES, st.integers(), st.floats(-9, 9) | s
 
 
 @given(values=ONE_KIND.flatmap(lambda kind: st.lists(st.none() | kind, min_size=1, max_size=4)))
-def test_values_of_any_kind_survive_as_what_they_are(tmp_path_factory, values):
-    """Numbers stay numbers, null stays null; what has no type of its own is text that JSON reads back."""
+def test_values_of_any_type_round_trip(tmp_path_factory, values):
+    """Numbers stay numbers, null stays null; mixed types become text that JSON reads back."""
     root = tmp_path_factory.mktemp("sweep")
     list_jobs(root, {f"job{number}": {"target": value} for number, value in enumerate(values)})
     frame = jobs_frame(read_jobs(root), ["target"])
@@ -146,8 +146,10 @@ def test_values_of_any_kind_survive_as_what_they_are(tmp_path_factory, values):
     elif kinds and kinds <= {int, float} and small:
         assert cells == list(map(float, known))
     else:
-        told = [value if isinstance(value, str) else json.loads(cell) for value, cell in zip(known, cells, strict=True)]
-        assert told == known
+        parsed = [
+            value if isinstance(value, str) else json.loads(cell) for value, cell in zip(known, cells, strict=True)
+        ]
+        assert parsed == known
         assert all(cell == value for cell, value in zip(cells, known, strict=True) if isinstance(value, str))
 
 
@@ -170,7 +172,7 @@ def test_the_printed_table_marks_the_best_and_says_why_others_failed(tmp_path, c
     assert not any("more" in line for line in lines)
 
 
-def test_of_many_jobs_the_telling_ones_are_printed(tmp_path, capsys):
+def test_of_many_jobs_the_best_and_some_unfinished_ones_are_printed(tmp_path, capsys):
     """The best, ten that did not finish, and the smallest robust accuracies, in the order of the jobs."""
     count, bad = 100, set(range(0, 100, 4))
     list_jobs(tmp_path, {f"job{number}": {"optim.lr": float(number)} for number in range(count)})
@@ -179,17 +181,17 @@ def test_of_many_jobs_the_telling_ones_are_printed(tmp_path, capsys):
         job(tmp_path, number, (number * 37 % 100) / 100 + 0.5 * (number == 1), ball=given)
     lines = table(capsys, tmp_path)
     marks = [line.split() for line in lines if "%" in line or line.startswith(" ! ")]
-    told = [cells[1] if cells[0] in "*!" else cells[0] for cells in marks]
+    listed = [cells[1] if cells[0] in "*!" else cells[0] for cells in marks]
     good = sorted(set(range(2, count)) - bad, key=lambda number: number * 37 % 100)
     expected = {1, *sorted(bad)[:MAX_UNFINISHED], *good[: MAX_ROWS - MAX_UNFINISHED - 1]}
-    assert told == [str(number) for number in sorted(expected)]
+    assert listed == [str(number) for number in sorted(expected)]
     assert [cells[1] for cells in marks if cells[0] == "*"] == ["1", str(good[0])]
     assert any(line.startswith("60 more rows in sweep.csv") for line in lines)
     assert sum(line == f"! job{number} missing: did not start" for number in bad for line in lines) == MAX_UNFINISHED
     assert f"! and {len(bad) - MAX_UNFINISHED} more without a result" in lines
 
 
-def test_counts_are_whole_numbers_whatever_the_jobs_hold(tmp_path, capsys):
+def test_counts_are_integers_whatever_the_jobs_contain(tmp_path, capsys):
     job(tmp_path, 0, status="failed")
     job(tmp_path, 1, metrics={"robust_accuracy": 1, "forward_passes": 20254})
     assert {name: load_sweep(tmp_path).schema[name] for name in METRICS} == METRICS

@@ -1,4 +1,4 @@
-"""The summary of a job as a person reads it on a terminal of 80 columns."""
+"""The summary of a job as printed on a terminal of 80 columns."""
 
 from dataclasses import replace
 
@@ -101,7 +101,7 @@ def test_zero_gradients_at_the_start_have_a_row():
     assert ("no gradient at the start", "3 of 40") in rows(zero_gradients_at_start=3)
 
 
-def test_a_job_without_attacked_samples_divides_by_nothing():
+def test_a_job_without_attacked_samples_does_not_divide_by_zero():
     found = dict(rows(attacked=0, forward_passes=0, backward_passes=0, median_l2=None))
     assert found["passes per sample"] == "0.0 forward, 0.0 backward"
     assert found["L2 norm of successful perturbations"] == "none"
@@ -124,12 +124,12 @@ QUESTION = "and no sample leaves it early: another batch_size gives another resu
         ),
     ],
 )
-def test_what_samples_share_is_one_yellow_line(shown, changes, line):
+def test_coupling_of_samples_is_one_yellow_line(shown, changes, line):
     assert line in shown(**changes)
     assert f"\x1b[33m{line}\x1b[0m" in shown(color=True, **changes)
 
 
-def test_a_continued_run_says_what_it_saved_and_a_skipped_one_only_that(shown):
+def test_a_resumed_run_prints_its_finished_part_and_a_skipped_one_only_that(shown):
     continued = {"batches": 2, "samples": 3000, "passes": 120000}
     line = "continued: 3,000 samples finished before, 120,000 passes saved"
     assert line in shown(continued=continued)

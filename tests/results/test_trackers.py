@@ -1,4 +1,4 @@
-"""What a tracker is told of a job, against its folder; MLflow itself is in tests/sweep/test_tracker.py."""
+"""What a tracker receives for a job, compared with the job folder; MLflow itself is in tests/sweep/test_tracker.py."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def folder_of(path, record=RECORD, **changes):
     return path
 
 
-def test_all_figures_of_the_record_are_told_and_nothing_else(tmp_path):
+def test_exactly_the_metrics_of_the_record_are_logged(tmp_path):
     metrics = {**RECORD["metrics"], "robust_accuracies": [0.75, 0.25]}
     job = tracked(folder_of(tmp_path, metrics=metrics))
     assert job.metrics == {
@@ -70,7 +70,7 @@ def test_the_curves_are_the_table_of_steps_without_its_gaps(tmp_path):
     ]
 
 
-def test_what_was_asked_are_the_options_and_choices_without_those_of_the_run(tmp_path):
+def test_params_are_options_and_choices_without_run_settings(tmp_path):
     folder = folder_of(tmp_path)
     assert tracked(folder).params == {"optim.lr": "0.5", "optim": "signed", "optim/InnerOpt": "sgd"}
     options = {
@@ -89,7 +89,7 @@ def test_what_was_asked_are_the_options_and_choices_without_those_of_the_run(tmp
     }
 
 
-def test_tags_say_where_the_run_lies_and_what_it_was_made_from(tmp_path):
+def test_tags_name_the_folder_and_the_sources_of_the_run(tmp_path):
     folder = folder_of(tmp_path, status="failed", error={"type": "ValueError", "message": "no such weights"})
     job = tracked(folder)
     assert job.status == "FAILED"
@@ -109,7 +109,7 @@ def test_tags_say_where_the_run_lies_and_what_it_was_made_from(tmp_path):
     }
 
 
-def test_a_job_of_a_sweep_is_named_after_what_was_swept(tmp_path):
+def test_a_job_of_a_sweep_is_named_after_the_swept_options(tmp_path):
     folder = folder_of(tmp_path / "s" / "0123456789")
     assert tracked(folder).name == "mine"
     (tmp_path / "s" / "sweep.json").write_text(json.dumps({"swept": ["optim.lr", "seed"]}))
@@ -117,7 +117,7 @@ def test_a_job_of_a_sweep_is_named_after_what_was_swept(tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{"status": "running"}, {"schema": SCHEMA + 1}, {"status": None}])
-def test_nothing_is_told_of_a_job_that_has_not_ended(tmp_path, changes):
+def test_nothing_is_logged_for_a_job_that_has_not_ended(tmp_path, changes):
     assert tracked(folder_of(tmp_path, **changes)) is None
     assert tracked(tmp_path / "none") is None
 
@@ -153,7 +153,7 @@ def test_wrong_settings_are_tracked(settings, said):
 
 
 @pytest.mark.parametrize("missing", ["mlflow", "sqlalchemy", "alembic"])
-def test_what_is_not_installed_is_told_with_the_command_that_installs_it(missing, monkeypatch):
+def test_a_missing_package_is_reported_with_the_install_command(missing, monkeypatch):
     there = type("Spec", (), {"origin": "file"})
     monkeypatch.setattr(trackers, "find_spec", lambda name: None if name == missing else there)
     with pytest.raises(ValueError, match=rf"needs {missing}: pip install 'raiopt\[mlflow\]'"):
@@ -167,7 +167,7 @@ def test_a_server_needs_no_database_here(monkeypatch):
     assert Mlflow("https://me:secret@host/path").public_uri == "https://host/path"
 
 
-def test_the_mark_of_sqlite_moves_with_its_folder(tmp_path, monkeypatch):
+def test_the_sqlite_marker_moves_with_its_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(trackers, "find_spec", lambda name: type("Spec", (), {"origin": "file"}))
     marks = [Mlflow(f"sqlite:///{root}/mlflow.db").mark(root / "a" / "b") for root in (tmp_path, tmp_path / "moved")]
     assert marks == ["../../mlflow.db raiopt"] * 2
