@@ -1,4 +1,4 @@
-"""What the doctor says of this machine, and of machines on which something is broken."""
+"""`raiopt doctor` on this machine, and on machines on which something is broken."""
 
 import itertools
 import json
@@ -40,7 +40,7 @@ def found(monkeypatch, capsys):
     return of
 
 
-def test_a_machine_on_which_all_is_well(tmp_path, capsys):
+def test_a_healthy_machine(tmp_path, capsys):
     assert main(["doctor", "--images", "100"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert f"torch {version('torch')}" in text
@@ -99,7 +99,7 @@ def test_another_torch_than_torchvision_is_made_for_is_wrong(found, monkeypatch)
     assert finding["remedy"].startswith("pip install torch==2.3.1 torchvision==")
 
 
-def test_without_torch_the_other_parts_are_looked_at(found, monkeypatch):
+def test_without_torch_the_other_parts_are_checked(found, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     findings = found(status=1)
     levels = {part: findings[part][0]["level"] for part in PARTS}
@@ -111,7 +111,7 @@ def test_without_torch_the_other_parts_are_looked_at(found, monkeypatch):
     ("free", "writable", "level"),
     [(10**12, True, "ok"), (2**30, True, "note"), (10**7, True, "wrong"), (10**12, False, "wrong")],
 )
-def test_a_disk_that_is_full_or_may_not_be_written(found, monkeypatch, free, writable, level):
+def test_a_full_or_read_only_disk_is_reported(found, monkeypatch, free, writable, level):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
     monkeypatch.setattr(doctor.os, "access", lambda place, mode: writable)
     (finding,) = found("--outputs", "new/folder", status=int(level == "wrong"))["disk"]
@@ -126,7 +126,7 @@ def test_threads_that_are_left_idle_are_noted(found, monkeypatch):
     assert (finding["level"], finding["remedy"]) == ("note", "OMP_NUM_THREADS=1 is set; threads=8 uses all cores.")
 
 
-def test_a_missing_extra_is_told_and_nothing_wrong(found, monkeypatch):
+def test_a_missing_extra_is_reported_but_not_an_error(found, monkeypatch):
     monkeypatch.setattr(doctor, "_version", lambda package: None if package == "optuna" else "1.0")
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda package: None)
     there, missing = found()["extras"]
@@ -134,7 +134,7 @@ def test_a_missing_extra_is_told_and_nothing_wrong(found, monkeypatch):
     assert (missing["level"], missing["remedy"]) == ("ok", "pip install 'raiopt[optuna]'")
 
 
-def test_every_extra_that_gives_something_is_known():
+def test_checked_extras_agree_with_pyproject():
     with open(doctor.__file__.rpartition("raiopt")[0] + "pyproject.toml", "rb") as file:
         import tomllib
 
@@ -145,13 +145,13 @@ def test_every_extra_that_gives_something_is_known():
 
 
 @pytest.mark.parametrize(("there", "level"), [((), "ok"), (doctor.SLURM, "ok"), (("sbatch",), "note")])
-def test_half_a_slurm_is_noted(found, monkeypatch, there, level):
+def test_an_incomplete_slurm_installation_is_reported(found, monkeypatch, there, level):
     which = {command: f"/usr/bin/{command}" for command in there}
     monkeypatch.setattr(doctor.shutil, "which", which.get)
     assert found()["slurm"][0]["level"] == level
 
 
-def test_a_part_that_fails_is_told_in_a_line(found, monkeypatch, capsys):
+def test_a_failing_check_is_reported_in_one_line(found, monkeypatch, capsys):
     def fail(outputs):
         raise OSError("no [disk]\nat all")
 
@@ -187,13 +187,13 @@ def test_a_step_is_timed_by_the_clock_for_each_image(monkeypatch):
 
 
 @pytest.mark.parametrize(("load", "level"), [(0.0, "ok"), (10**6, "note")])
-def test_a_time_on_a_busy_machine_is_told_as_such(found, monkeypatch, load, level):
+def test_a_timing_on_a_busy_machine_is_marked(found, monkeypatch, load, level):
     monkeypatch.setattr(doctor.os, "getloadavg", lambda: (load, load, load), raising=False)
     assert found()["speed"][0]["level"] == level
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "googlenet"])
-def test_a_network_with_random_weights_answers(name):
+def test_random_networks_for_timing_are_frozen_and_keep_the_generator(name):
     state = torch.get_rng_state()
     model, size = timing._random(name)
     assert torch.equal(torch.get_rng_state(), state)

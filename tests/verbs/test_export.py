@@ -1,4 +1,4 @@
-"""Exported images, each judged again from its file, apart from the code that wrote it."""
+"""Exported images, each verified from its file by code that shares nothing with the export."""
 
 import csv
 import json
@@ -83,7 +83,7 @@ NORMS = {
 
 
 def judged(folder, to, lines, name="digits_robust", norm="linf"):
-    """Compares the list with what the files, the model and NumPy say; returns the norms by the ids."""
+    """Compares the list with files, model and NumPy; returns the norms by the ids."""
     data, model, rows, norms = zoo.digits(), zoo.load_model(name), table(folder), {}
     assert {line["file"] for line in lines.values()} == {file.name for file in to.glob("*.png")}
     for number, line in lines.items():
@@ -94,13 +94,13 @@ def judged(folder, to, lines, name="digits_robust", norm="linf"):
         norms[number] = NORMS[norm](image / 255 - clean)
         assert int(line["file_prediction"]) == prediction
         assert line["fools"] == ("yes" if prediction != rows[number]["label"] else "no")
-        for told in ("name", "label", "clean_prediction", "adversarial_prediction"):
-            assert line[told] == str(rows[number][told])
+        for column in ("name", "label", "clean_prediction", "adversarial_prediction"):
+            assert line[column] == str(rows[number][column])
         assert float(line["norm"]) == pytest.approx(norms[number], rel=1e-5)
     return norms
 
 
-def test_what_broke_is_written_and_judged_from_its_files(plain, tmp_path, capsys):
+def test_successes_are_written_and_verified_from_their_files(plain, tmp_path, capsys):
     to = tmp_path / "png"
     lines = export(plain, to)
     rows = table(plain)
@@ -136,7 +136,7 @@ def test_a_folder_that_is_not_empty_is_left_alone_or_replaced_by_force(plain, tm
 
 
 @pytest.mark.parametrize("part", ["weights", "data"])
-def test_other_weights_or_data_are_told_before_anything_is_written(copied, tmp_path, capsys, part):
+def test_other_weights_or_data_are_refused_before_anything_is_written(copied, tmp_path, capsys, part):
     record = json.loads((copied / "run.json").read_text())
     record["hashes"][part] = "0" * 64
     (copied / "run.json").write_text(json.dumps(record))
@@ -145,7 +145,7 @@ def test_other_weights_or_data_are_told_before_anything_is_written(copied, tmp_p
     assert not (tmp_path / "png").exists()
 
 
-def test_class_names_lead_nowhere_else(copied, tmp_path):
+def test_class_names_cannot_leave_the_folder(copied, tmp_path):
     names = ["../../x", "<script>", "a/b\\c:d", "", "..", "x" * 300, "\x1b[31m", "Ärger", "-rf", "nul\0"]
     (copied / "classes.json").write_text(json.dumps(names))
     to = tmp_path / "deep" / "png"
@@ -226,7 +226,7 @@ def test_a_run_in_chunks_gives_the_same_files(copied, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 2])
-def test_code_of_ones_own_runs_only_where_it_is_allowed(tmp_path, monkeypatch, capsys, channels):
+def test_user_code_runs_only_when_allowed(tmp_path, monkeypatch, capsys, channels):
     name = f"own_of_{channels}"
     (tmp_path / f"{name}.py").write_text(OWN.replace("CHANNELS", str(channels)))
     monkeypatch.chdir(tmp_path)
@@ -255,7 +255,7 @@ def test_code_of_ones_own_runs_only_where_it_is_allowed(tmp_path, monkeypatch, c
         assert line["fools"] == ("yes" if mean < 0.5 - mean else "no")
 
 
-def test_what_cannot_be_exported_says_so(tmp_path, capsys):
+def test_runs_that_cannot_be_exported_are_refused(tmp_path, capsys):
     folder = run(tmp_path, "save=none")
     assert main(["export", str(folder), "--png", str(tmp_path / "png")]) == 1
     assert "save=fooled or save=all" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The table of runs and sweeps: what stands in it, at every width, and folders that are not as they should be."""
+"""The table of runs and sweeps: its content, every terminal width, and damaged folders."""
 
 import calendar
 import re
@@ -25,7 +25,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture
 def listed(capsys, monkeypatch):
-    """The lines of `raiopt list runs`, as a terminal of so many columns shows them, or as they go into a file."""
+    """The lines of `raiopt list runs` in a terminal of `columns` columns, or as written to a file."""
 
     def of(*words, columns=None, status=0):
         monkeypatch.setenv("COLUMNS", str(columns or 80))
@@ -103,9 +103,9 @@ def test_the_newest_stands_first_and_a_sweep_is_one_row(outputs, listed):
     assert found["2026-11-02/04-05-06-000002"][-2:] == ["75.0 %", "1 job"]
 
 
-def test_what_did_not_finish_is_told_with_its_reason(outputs, listed):
-    told = [line for line in listed() if line.startswith("!")]
-    assert told == [
+def test_unfinished_jobs_are_listed_with_their_reason(outputs, listed):
+    unfinished = [line for line in listed() if line.startswith("!")]
+    assert unfinished == [
         "! other/failed: failed: lr=-1 must be [0, inf)",
         "! sweep: 2 of 4 jobs; the first failed: lr=-1 must be [0, inf)",
     ]
@@ -147,7 +147,7 @@ def test_a_damaged_sweep_is_a_row_among_the_others(outputs, listed):
     assert any(line.startswith("! sweep: outputs/sweep/sweep.json is not a list of jobs") for line in listed())
 
 
-def test_names_are_no_markup(tmp_path, listed):
+def test_names_are_not_interpreted_as_markup(tmp_path, listed):
     made(tmp_path / "outputs", "[red]x", 0.5, day=1, model="[bold]y")
     assert rows(listed())[0][0] == "[red]x"
     assert rows(listed())[0][2] == "[bold]y"

@@ -1,4 +1,4 @@
-"""`raiopt report`, as it is typed."""
+"""`raiopt report` as a user types it."""
 
 import json
 
@@ -30,7 +30,7 @@ def spoil(folder):
     (folder / "run.json").write_text(json.dumps(record))
 
 
-def test_page_and_figures_lie_in_the_folder(sweep, capsys):
+def test_page_and_figures_are_written_into_the_folder(sweep, capsys):
     assert report(sweep) == 0
     assert (sweep / "report.html").stat().st_size > 4_000_000
     assert {path.suffix for path in (sweep / "figures").iterdir()} == {".png", ".pdf"}
@@ -45,17 +45,17 @@ def test_page_and_figures_lie_in_the_folder(sweep, capsys):
     assert "raiopt rerun" in html
 
 
-def test_what_is_there_is_replaced_only_by_force(sweep, capsys):
+def test_existing_reports_are_replaced_only_by_force(sweep, capsys):
     (sweep / "report.html").write_text("mine")
     assert report(sweep, "--no-figures") == 1
-    told = capsys.readouterr().err
-    assert told == f"raiopt: {sweep / 'report.html'} exists: --force replaces it, --out FILE writes another one.\n"
+    printed = capsys.readouterr().err
+    assert printed == f"raiopt: {sweep / 'report.html'} exists: --force replaces it, --out FILE writes another one.\n"
     assert (sweep / "report.html").read_text() == "mine"
     assert report(sweep, "--no-figures", "--force") == 0
     assert "<title>sweep: robustness report</title>" in (sweep / "report.html").read_text(encoding="utf-8")
 
 
-def test_several_folders_make_one_page_here_or_where_it_is_asked_for(sweep, tmp_path, monkeypatch):
+def test_several_folders_make_one_page_here_or_at_out(sweep, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert report(sweep / "job0", sweep / "job1", "--no-figures") == 0
     assert "<title>job0, job1: robustness report</title>" in (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -70,9 +70,9 @@ def test_check_fails_where_the_best_job_is_red_and_says_which_and_why(sweep, cap
     spoil(sweep / "job2")
     assert report(sweep, "--force", "--no-figures") == 0
     assert report(sweep, "--check", "--force", "--no-figures") == 1
-    told = capsys.readouterr().out
-    assert f"{sweep / 'job2'}: RED: " in told
-    assert "The search claims 25 successes" in told
+    printed = capsys.readouterr().out
+    assert f"{sweep / 'job2'}: RED: " in printed
+    assert "The search claims 25 successes" in printed
     assert (sweep / "report.html").exists()
 
 
@@ -93,7 +93,7 @@ def test_a_sweep_without_a_result_has_a_page_and_no_figures(tmp_path, capsys):
     assert not (tmp_path / "sweep" / "figures").exists()
 
 
-def test_figures_that_fail_are_told_and_the_page_is_kept(sweep, capsys):
+def test_figures_that_fail_are_reported_and_the_page_is_kept(sweep, capsys):
     (sweep / "figures").write_text("in the way")
     assert report(sweep) == 1
     assert "the page is written, the figures are not: " in capsys.readouterr().err
@@ -101,15 +101,15 @@ def test_figures_that_fail_are_told_and_the_page_is_kept(sweep, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [([], "arguments are required: folder"), (["nowhere"], "does not exist"), (["."], "contains no runs")],
 )
-def test_what_is_no_run_is_told(words, told, tmp_path, monkeypatch, capsys):
+def test_folders_without_runs_are_refused(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert report(*words) == 1
     error = capsys.readouterr().err
     assert error.startswith("raiopt: ")
-    assert told in error
+    assert message in error
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""`raiopt rerun`: what is unchanged repeats bit for bit, and what was changed is told by its name."""
+"""`raiopt rerun`: an unchanged run repeats bit for bit, and a changed one names what changed."""
 
 import json
 import shutil
@@ -49,13 +49,13 @@ def again(folder: Path, *words: str, status: int = 0) -> Path | None:
     return next((path for path in folders("again") if path not in known), None)
 
 
-def told(folder: Path | None, name: str = "comparison.json") -> Any:
+def read_json(folder: Path | None, name: str = "comparison.json") -> Any:
     assert folder is not None
     return json.loads((folder / name).read_text())
 
 
 def edit(folder: Path, change: Any) -> None:
-    record = told(folder, "run.json")
+    record = read_json(folder, "run.json")
     change(record)
     (folder / "run.json").write_text(json.dumps(record))
 
@@ -79,14 +79,14 @@ def test_a_run_is_repeated_bit_for_bit_in_an_ordinary_folder(folder, tmp_path, c
     new = again(folder)
     assert new is not None
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert told(new)["repeated"] == "bitwise"
-    assert told(new)["stored"]["count"] == told(new, "run.json")["metrics"]["verified"] > 0
+    assert read_json(new)["repeated"] == "bitwise"
+    assert read_json(new)["stored"]["count"] == read_json(new, "run.json")["metrics"]["verified"] > 0
     assert {p.name for p in folder.iterdir()} | {"comparison.json"} == {p.name for p in new.iterdir()}
     assert (new / "perturbations.safetensors").read_bytes() == (folder / "perturbations.safetensors").read_bytes()
     out = capsys.readouterr().out
     assert "robust accuracy" in out
     assert out.rstrip().endswith("Repeated bit for bit.")
-    old, record = told(folder, "run.json"), told(new, "run.json")
+    old, record = read_json(folder, "run.json"), read_json(new, "run.json")
     assert record["rerun_of"] == str(folder)
     assert record["command"] == ["raiopt", "rerun", str(folder), "--outputs", "again"]
     assert record["overrides"] == {"data.limit": 4, "solver.steps": 2, "optim.epsilon": 0.4, "optim.lr": 0.2}
@@ -94,7 +94,7 @@ def test_a_run_is_repeated_bit_for_bit_in_an_ordinary_folder(folder, tmp_path, c
     assert record["choices"] | {"experiment": None} == old["choices"]
     assert "Done with 4 of 4 samples." in (new / "run.log").read_text()
     third = again(new)
-    assert told(third)["repeated"] == "bitwise"
+    assert read_json(third)["repeated"] == "bitwise"
 
 
 def test_as_a_command(folder):
@@ -124,23 +124,23 @@ def test_as_a_command(folder):
     ids=["universal", "patch", "nothing stored", "epsilons", "shard", "mi_fgsm"],
 )
 def test_every_kind_of_run_repeats(words):
-    assert told(again(run(*words)))["repeated"] == "bitwise"
+    assert read_json(again(run(*words)))["repeated"] == "bitwise"
 
 
 def test_a_job_of_a_sweep_repeats_with_the_threads_that_it_had():
     assert main(["-m", *SMALL[:2], *BROKEN, "seed=0,1", "outputs=first", "name=sweep", "hydra.launcher.n_jobs=1"]) == 0
     one, other = folders("first")
     new = again(other)
-    assert told(new)["repeated"] == "bitwise"
-    assert told(new, "run.json")["device"] == told(other, "run.json")["device"]
-    assert told(new, "run.json")["job_key"] == other.name != one.name
+    assert read_json(new)["repeated"] == "bitwise"
+    assert read_json(new, "run.json")["device"] == read_json(other, "run.json")["device"]
+    assert read_json(new, "run.json")["job_key"] == other.name != one.name
 
 
 @pytest.mark.parametrize("layout", [True, False])
-def test_what_the_run_decided_by_itself_is_taken_over(folder, layout):
+def test_automatic_choices_of_the_run_are_reused(folder, layout):
     edit(folder, lambda record: record["inference"].update(channels_last=layout))
     edit(folder, lambda record: record.update(batch_size=3))
-    record = told(again_anyhow(folder), "run.json")
+    record = read_json(again_anyhow(folder), "run.json")
     assert record["inference"]["channels_last"] is layout
     assert record["batch_size"] == 3
 
@@ -156,11 +156,11 @@ def again_anyhow(folder: Path) -> Path | None:
     ("device", "expected"),
     [({"type": "cpu", "threads": 1}, 1), ({"type": "cuda:77", "threads": 10**6}, None), ("x", None), ({}, None)],
 )
-def test_a_device_or_threads_that_are_not_there_are_left_to_the_machine(folder, device, expected):
+def test_an_unavailable_device_or_thread_count_is_chosen_anew(folder, device, expected):
     config = folder / ".hydra" / "config.yaml"
     config.write_text(config.read_text().replace("threads: 1", "threads: null"))
     edit(folder, lambda record: record.update(device=device))
-    found = told(again_anyhow(folder), "run.json")["device"]
+    found = read_json(again_anyhow(folder), "run.json")["device"]
     assert expected in (None, found["threads"])
     assert found["threads"] < 10**6
 
@@ -173,10 +173,10 @@ def perturb(folder: Path) -> None:
 
 def test_another_version_is_compared_by_verdict(folder, capsys):
     perturb(folder)
-    assert told(again(folder, status=1))["repeated"] is None
+    assert read_json(again(folder, status=1))["repeated"] is None
     assert "No recorded difference explains it" in capsys.readouterr().out
     edit(folder, lambda record: record["versions"].update(torch="2.12.0"))
-    found = told(again(folder))
+    found = read_json(again(folder))
     assert found["repeated"] == "verdicts"
     assert found["conditions"]["torch"][0] == "2.12.0"
     assert 0 < found["stored"]["largest"] < 1e-5
@@ -188,36 +188,36 @@ def test_a_verdict_that_was_changed_names_its_sample(folder, capsys):
     row = samples["verified"].to_list().index(True)
     samples[row, "verified"] = False
     samples.write_parquet(folder / "samples.parquet")
-    found = told(again(folder, status=1))
+    found = read_json(again(folder, status=1))
     assert [flip["id"] for flip in found["flips"]] == [samples["id"][row]] == found["changed"]
     assert f"1 sample has another verdict: {samples['id'][row]} ({samples['name'][row]}): robust, now fooled" in (
         capsys.readouterr().out
     )
 
 
-def test_a_config_that_was_changed_is_another_question(folder):
+def test_a_changed_config_is_reported_as_other_options(folder):
     config = folder / ".hydra" / "config.yaml"
     config.write_text(config.read_text().replace("epsilon: 0.4", "epsilon: 0.3"))
-    found = told(again(folder, status=1))
+    found = read_json(again(folder, status=1))
     assert found["question"] == {"optim.epsilon": [0.4, 0.3]}
-    assert told(folders("again")[0], "run.json")["overrides"]["optim.epsilon"] == 0.3
+    assert read_json(folders("again")[0], "run.json")["overrides"]["optim.epsilon"] == 0.3
 
 
-def test_made_up_overrides_are_no_options(folder):
+def test_invented_overrides_are_ignored(folder):
     edit(
         folder, lambda record: record.update(overrides={"a[": 1, "seed.x": 2, "seed": 0, "model": "x", "optim.lr[": 1})
     )
-    found = told(again(folder), "run.json")["overrides"]
+    found = read_json(again(folder), "run.json")["overrides"]
     assert found == {"seed": 0, "model": "digits_robust"}
 
 
-def test_a_table_that_cannot_be_compared_is_told_before_anything_runs(folder, capsys):
+def test_a_table_that_cannot_be_compared_is_refused_before_anything_runs(folder, capsys):
     (folder / "samples.parquet").write_text("x")
     assert again(folder, status=1) is None
     assert "samples.parquet cannot be read" in capsys.readouterr().err
 
 
-def test_changed_weights_and_data_are_told_before_anything_runs(tmp_path, capsys, monkeypatch):
+def test_changed_weights_and_data_are_reported_before_anything_runs(tmp_path, capsys, monkeypatch):
     from raiopt.zoo.vision import models
 
     (tmp_path / "images").mkdir()
@@ -228,26 +228,28 @@ def test_changed_weights_and_data_are_told_before_anything_runs(tmp_path, capsys
     words = ["model=torchvision", "model.name=shufflenet_v2_x0_5", "model.checkpoint=weights.safetensors",
              "model.num_classes=3", "data=image_folder", "data.root=images", "data.labels=predicted"]  # fmt: skip
     folder = run(*words)
-    assert told(again(folder))["repeated"] == "bitwise"
+    assert read_json(again(folder))["repeated"] == "bitwise"
     capsys.readouterr()
 
     weights["fc.bias"] = weights["fc.bias"] + np.float32(1)
     save_file(weights, "weights.safetensors")
     assert again(folder, status=1) is None
     err = capsys.readouterr().err
-    hashed = told(folder, "run.json")["hashes"]
+    hashed = read_json(folder, "run.json")["hashes"]
     assert f"not the same weights (hash {hashed['weights'][:10]}, now" in err
     assert "Nothing was run; --anyway uses the present ones" in err
-    found = told(again(folder, "--anyway", status=1))
+    found = read_json(again(folder, "--anyway", status=1))
     assert list(found["question"]) == ["weights"]
 
     Image.new("RGB", (64, 64), (1, 40, 200)).save(tmp_path / "images" / "0.png")
     edit(
         folder,
-        lambda record: record["hashes"].update(weights=told(folders("again")[-1], "run.json")["hashes"]["weights"]),
+        lambda record: record["hashes"].update(
+            weights=read_json(folders("again")[-1], "run.json")["hashes"]["weights"]
+        ),
     )
     capsys.readouterr()
-    files = told(folder, "run.json")["data"]["files"]
+    files = read_json(folder, "run.json")["data"]["files"]
     with monkeypatch.context() as patched:
         patched.setattr(Image, "open", lambda *_, **__: pytest.fail("decoded"))
         patched.setattr("raiopt.zoo.picture_files.open_picture", lambda *_, **__: pytest.fail("decoded"))
@@ -260,7 +262,7 @@ def test_changed_weights_and_data_are_told_before_anything_runs(tmp_path, capsys
     assert f"not the same data (hash {hashed['data'][:10]}, now" in capsys.readouterr().err
 
 
-def test_ones_own_functions_run_only_with_leave(tmp_path, monkeypatch, capsys):
+def test_user_functions_run_only_when_allowed(tmp_path, monkeypatch, capsys):
     (tmp_path / "nets_of_rerun.py").write_text(FACTORY)
     monkeypatch.syspath_prepend(tmp_path)
     folder = run("model=python", "model.factory=nets_of_rerun:make", "model.mean=0.3", "model.std=0.35")
@@ -271,15 +273,15 @@ def test_ones_own_functions_run_only_with_leave(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "ran").exists()
     assert again(folder, "--allow", "nets_of_rerun:other", status=1) is None
     assert not (tmp_path / "ran").exists()
-    assert told(again(folder, "--allow", "nets_of_rerun:make"))["repeated"] == "bitwise"
+    assert read_json(again(folder, "--allow", "nets_of_rerun:make"))["repeated"] == "bitwise"
 
 
 @pytest.mark.parametrize("status", ["killed", "failed", "running"])
-def test_a_run_without_an_end_is_run_but_repeats_nothing(folder, capsys, status):
+def test_an_unfinished_run_is_run_but_not_compared(folder, capsys, status):
     edit(folder, lambda record: (record.update(status=status), record.pop("metrics"), record.pop("hashes")))
     new = again(folder, status=1)
     assert new is not None
-    assert told(new, "run.json")["status"] == "finished"
+    assert read_json(new, "run.json")["status"] == "finished"
     assert f"copy is {status}, not finished: there is nothing to compare. The new run is in {new}" in (
         capsys.readouterr().err
     )
@@ -289,7 +291,7 @@ def test_a_job_that_fails_again_says_why(folder, capsys):
     config = folder / ".hydra" / "config.yaml"
     config.write_text(config.read_text().replace("param_ndim: -1", "param_ndim: 9"))
     new = again(folder, status=1)
-    assert told(new, "run.json")["status"] == "failed"
+    assert read_json(new, "run.json")["status"] == "failed"
     assert "param_ndim" in capsys.readouterr().err
 
 
@@ -304,7 +306,7 @@ def test_a_job_that_fails_again_says_why(folder, capsys):
         (None, "does not exist: give the folder of one job"),
     ],
 )
-def test_a_record_that_is_none_is_told_before_anything_runs(folder, capsys, content, message):
+def test_an_invalid_record_is_refused_before_anything_runs(folder, capsys, content, message):
     (folder / "run.json").unlink()
     if content is not None:
         (folder / "run.json").write_text(content)
@@ -314,7 +316,7 @@ def test_a_record_that_is_none_is_told_before_anything_runs(folder, capsys, cont
     assert message in err
 
 
-def test_a_strangers_words_do_not_reach_the_terminal_as_they_are(folder, capsys):
+def test_untrusted_text_is_escaped_on_the_terminal(folder, capsys):
     edit(folder, lambda record: record["versions"].update(torch="\x1b[31m[red]evil"))
     again(folder)
     out = capsys.readouterr().out

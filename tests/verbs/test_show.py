@@ -1,4 +1,4 @@
-"""What the terminal shows of a run and of its samples, compared with the files of real runs."""
+"""Terminal output about a run and its samples, compared with the files of real runs."""
 
 import json
 import re
@@ -20,7 +20,7 @@ QUESTION = ["data.limit=40", "solver.steps=4", "optim.epsilon=0.2", "optim.lr=0.
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A run that stored what broke, and one that stored all."""
+    """A run that stored the adversarial perturbations, and one that stored all."""
     root = tmp_path_factory.mktemp("runs")
     for save in ("fooled", "all"):
         assert main([*QUESTION, f"save={save}", f"outputs={root}", f"name={save}", "note='[why] not'"]) == 0
@@ -48,7 +48,7 @@ def table(folder):
     return pl.read_parquet(folder / "samples.parquet")
 
 
-def test_a_run_is_told_on_a_screen(runs, shown):
+def test_a_run_fits_on_one_screen(runs, shown):
     text = shown(runs["all"])
     record = json.loads((runs["all"] / "run.json").read_text())
     lines = [" ".join(line.split()) for line in text.splitlines()]
@@ -65,15 +65,15 @@ def test_the_least_robust_classes_are_those_of_the_table(runs, shown):
     for label, clean, verified in frame.select("label", "clean_prediction", "verified").rows():
         robust.setdefault(label, []).append(clean == label and not verified)
     order = sorted(robust, key=lambda label: (np.mean(robust[label]), label))[:3]
-    told = ", ".join(f"{label} ({100 * np.mean(robust[label]):.1f} % of {len(robust[label])})" for label in order)
-    assert f"least robust classes: {told}\n" in shown(runs["all"])
+    weakest = ", ".join(f"{label} ({100 * np.mean(robust[label]):.1f} % of {len(robust[label])})" for label in order)
+    assert f"least robust classes: {weakest}\n" in shown(runs["all"])
 
 
 @pytest.mark.parametrize("verified", [True, False])
-def test_a_sample_is_told_as_the_table_has_it(runs, shown, verified):
+def test_a_sample_is_shown_as_in_the_table(runs, shown, verified):
     row = table(runs["all"]).filter(pl.col("verified") == verified).row(0, named=True)
     text = " ".join(shown(runs["all"], "--sample", row["id"]).split())
-    told = [
+    parts = [
         f"sample {row['id']}, {row['name']} label {row['label']} ",
         f"clean prediction {row['clean_prediction']}, confidence {100 * row['clean_confidence']:.1f} %",
         f"adversarial prediction {row['adversarial_prediction']}, confidence ",
@@ -85,11 +85,11 @@ def test_a_sample_is_told_as_the_table_has_it(runs, shown, verified):
         f"its adversarial image as PNG: raiopt export {runs['all']} --png DIR{'' if verified else ' --all'} pictures",
         f"pictures of some samples are in {runs['all'] / 'gallery.png'}",
     ]
-    for part in told:
+    for part in parts:
         assert part in text
 
 
-def test_losses_of_two_stages_do_not_stand_beside_each_other(shown, tmp_path):
+def test_losses_of_two_stages_are_not_shown_in_one_row(shown, tmp_path):
     stages = "stages={first:[],second:[criterion=margin]}"
     assert main([*QUESTION[1:], "data.limit=10", stages, f"outputs={tmp_path}", "name=staged"]) == 0
     folder = next((tmp_path / "staged").iterdir())
@@ -101,7 +101,7 @@ def test_losses_of_two_stages_do_not_stand_beside_each_other(shown, tmp_path):
         assert f" loss {before}under attack {row['adversarial_loss']:.4g} " in text
 
 
-def test_an_older_table_without_confidences_is_told_too(runs, shown, tmp_path):
+def test_an_older_table_without_confidences_is_shown_too(runs, shown, tmp_path):
     shutil.copytree(runs["all"], tmp_path / "old")
     older = table(runs["all"]).drop(pl.selectors.ends_with("confidence"))
     older.write_parquet(tmp_path / "old" / "samples.parquet")
@@ -151,14 +151,14 @@ def test_a_sweep_is_its_table(tmp_path, shown):
     assert "--sample needs the folder of one" in shown(tmp_path, "--sample", 1, status=1)
 
 
-def test_what_did_not_finish_says_why_and_how_it_was_asked(tmp_path, shown):
+def test_an_unfinished_run_shows_its_reason_and_command(tmp_path, shown):
     folder = make(tmp_path, "job", status="failed", command=["raiopt", "optim.lr=-1"])
     text = shown(folder)
     assert "failed: lr=-1 must be [0, inf)" in text
     assert text.splitlines()[-1] == "raiopt optim.lr=-1"
 
 
-def test_a_folder_of_neither_is_an_error(tmp_path, shown):
+def test_a_folder_without_run_or_sweep_is_an_error(tmp_path, shown):
     assert "contains neither a run nor a sweep" in shown(tmp_path, status=1)
     assert "does not exist" in shown(tmp_path / "none", status=1)
 
