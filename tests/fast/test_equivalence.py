@@ -1,4 +1,4 @@
-"""What takes a model's place answers the same, gradients included."""
+"""A replacement of a model has the same outputs and gradients."""
 
 import math
 
@@ -48,7 +48,7 @@ def raising(x):
         (raising, "KeyError: 'lost\\nand more'"),
     ],
 )
-def test_what_differs(candidate, why_not):
+def test_differences_are_detected(candidate, why_not):
     found = EquivalenceCheck(plain, IMAGES).differs(candidate)
     assert found.startswith(why_not) if why_not else found == ""
     assert EquivalenceCheck(plain, IMAGES, accepts_all=True).differs(candidate) == ""
@@ -71,7 +71,7 @@ def test_off_by_with_entries_that_are_not_finite():
     assert off_by(sick.nan_to_num(), sick) == 1
 
 
-def test_a_tie_that_rounding_decides_is_no_difference():
+def test_a_tie_decided_by_rounding_is_not_a_difference():
     def largest(x, tilt=0.0):
         return (x.flatten(1) + tilt * torch.arange(9)).max(1).values[:, None]
 
@@ -80,7 +80,7 @@ def test_a_tie_that_rounding_decides_is_no_difference():
     assert EquivalenceCheck(largest, even).differs(lambda x: largest(x, 1e-6)) == ""
 
 
-def test_seconds_takes_turns_and_the_best(monkeypatch):
+def test_seconds_alternates_and_returns_the_best(monkeypatch):
     clock, calls = [0.0], []
 
     def taking(name, durations):

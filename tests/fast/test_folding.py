@@ -51,7 +51,7 @@ def test_each_kind_of_convolution(bias, affine, padding):
 
 
 class Branches(nn.Module):
-    """A forward pass that no symbol gets through, over parts that can be traced."""
+    """A forward pass that cannot be traced, over parts that can."""
 
     def __init__(self, part):
         super().__init__()
@@ -63,7 +63,7 @@ class Branches(nn.Module):
         return self.parts[1](x)
 
 
-def test_the_parts_of_what_cannot_be_traced_are_folded():
+def test_parts_of_a_model_that_cannot_be_traced_are_folded():
     net = lively(Branches(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))).double()
     folded = copy.deepcopy(net)
     folds, untraced = fold_(folded)
@@ -118,7 +118,7 @@ def training():
         training(),
     ],
 )
-def test_what_is_no_pair_stays(net):
+def test_modules_that_are_not_a_pair_are_kept(net):
     before = str(net)
     assert fold_(net)[0] == 0
     assert str(net) == before

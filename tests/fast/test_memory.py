@@ -1,4 +1,4 @@
-"""What jobs of one process share: it changes nothing that they compute or record, and it does not grow."""
+"""The cache shared by jobs of one process: it changes no result, and its size is bounded."""
 
 import gc
 import hashlib
@@ -70,7 +70,7 @@ def counted(images):
 
 
 def left(folder):
-    """Returns all that a run leaves, but for times."""
+    """Returns all results of a run except for times."""
     record = json.loads((folder / "run.json").read_text())
     del record["started"], record["seconds"], record["metrics"]["attack_seconds"]
     return record, {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "run.json"}
@@ -81,7 +81,7 @@ def run(folder, job, kept=None):
     return experiment.run(lambda: job, RunFolder(folder), {"job_key": "a question"}, kept)
 
 
-def test_jobs_of_one_process_leave_what_they_would_leave_in_their_own(tmp_path, caplog, monkeypatch):
+def test_jobs_in_one_process_write_the_same_results_as_in_separate_ones(tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.INFO, "raiopt")
     l2 = replace(PGD, optimizer=partial(L2ProjectedOptim, epsilon=1.0, lr=0.5))
     standard = replace(USUAL, model=lambda: load_model("digits_standard"))
@@ -130,7 +130,7 @@ class NoDigest:
         pytest.fail("hashed again")
 
 
-def test_a_model_that_was_written_to_is_another():
+def test_a_modified_model_is_prepared_again():
     model, kept, images = small(), Memory(), data().image(0)[None]
     net: Any = model.net
 
@@ -155,7 +155,7 @@ def test_a_model_that_was_written_to_is_another():
         torch.testing.assert_close(fresh.fast(images), model(images))
 
 
-def test_a_view_is_that_of_its_options_and_its_first_batch():
+def test_a_view_is_cached_by_options_and_first_batch():
     model, kept, images = small(), Memory(), data(3).image(0).expand(2, -1, -1, -1)
     usual = {"options": Inference(channels_last=False), "images": images, "first": "a", "known": None}
     view = kept.view(model, **usual)
@@ -171,7 +171,7 @@ def test_a_view_is_that_of_its_options_and_its_first_batch():
         assert kept.view(model, **usual) is view
 
 
-def test_what_could_not_be_prepared_is_not_kept(monkeypatch):
+def test_a_failed_preparation_is_not_cached(monkeypatch):
     model, kept = small(), Memory()
     images = data().image(0)[None]
     filters = logging.getLogger("raiopt").filters.copy()
@@ -198,7 +198,7 @@ def expected_hash(samples):
     st.integers(0, 12),
     st.booleans(),
 )
-def test_batches_and_hashes_are_those_of_the_data_whatever_is_kept(types, passes, room, labels):
+def test_batches_and_hashes_do_not_depend_on_the_cache(types, passes, room, labels):
     images = data(len(types)).read
     samples = data(len(types), lambda number: images(number).to(types[number]), labels)
     kept = Memory(capacity_bytes=room * IMAGE)
@@ -215,7 +215,7 @@ def test_batches_and_hashes_are_those_of_the_data_whatever_is_kept(types, passes
     assert kept.data(samples).hash(2) == expected_hash(samples)
 
 
-def test_images_are_kept_as_far_as_there_is_room_for_them():
+def test_images_are_cached_up_to_the_memory_limit():
     samples, numbers = counted(torch.rand(5, 3, 4, 4))
     kept = Memory(capacity_bytes=3 * IMAGE)
     kept.data(samples).hash(2)
@@ -231,7 +231,7 @@ def test_images_are_kept_as_far_as_there_is_room_for_them():
     assert numbers == [0, 1, 2, 3, 4]
 
 
-def test_the_hash_is_that_of_the_images_which_were_read_last():
+def test_the_hash_belongs_to_the_images_read_last():
     images = torch.rand(4, 3, 4, 4)
     samples, _ = counted(images)
     kept = Memory(capacity_bytes=2 * IMAGE)
@@ -276,7 +276,7 @@ def test_only_the_last_few_models_and_data_are_kept():
     ]
 
 
-def test_what_was_asked_for_longest_ago_leaves():
+def test_the_least_recently_used_entry_is_evicted():
     kept = {}
     for key in [*range(MAX_KEPT_ENTRIES), 0, MAX_KEPT_ENTRIES]:
         assert memory._cached(kept, key, lambda key=key: str(key)) == str(key)
@@ -294,7 +294,7 @@ def interrupted(_):
     raise KeyboardInterrupt
 
 
-def test_a_job_that_was_killed_goes_on_in_a_process_that_knows_model_and_data(tmp_path, monkeypatch):
+def test_a_killed_job_resumes_in_a_process_with_cached_model_and_data(tmp_path, monkeypatch):
     kept = Memory()
     run(tmp_path / "own", USUAL)
     run(tmp_path / "before", USUAL, kept)

@@ -1,4 +1,4 @@
-"""The faster model against the plain one, what it leaves untouched, and what is refused."""
+"""The faster model against the plain one: outputs, unmodified inputs, refusals."""
 
 import json
 import logging
@@ -59,7 +59,7 @@ def test_the_search_sees_the_same_model(name, channels_last, caplog):
     assert found[0].dtype == torch.float32
 
 
-def test_weights_and_images_are_laid_out_anew():
+def test_weights_and_images_become_channels_last():
     net, seen = small(), []
     view = prepared(net, channels_last=True)
     last = torch.channels_last
@@ -88,7 +88,7 @@ def test_the_model_is_left_as_it_was(options):
 
 
 @pytest.mark.parametrize(("times", "taken"), [([1.0, 0.9], True), ([1.0, 1.04], True), ([1.0, 1.1], False)])
-def test_a_layout_is_taken_unless_it_is_slower(monkeypatch, times, taken):
+def test_a_layout_is_used_unless_it_is_slower(monkeypatch, times, taken):
     timed = []
     monkeypatch.setattr(inference, "seconds", lambda models, images: timed.append(images) or times)
     view = prepared(small(), IMAGES.repeat(10, 1, 1, 1))
@@ -107,7 +107,7 @@ def test_fewer_large_images_are_timed_on_a_processor():
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("fold", [False, True])
-def test_known_decisions_are_taken_over(monkeypatch, fold, channels_last):
+def test_known_decisions_are_reused(monkeypatch, fold, channels_last):
     monkeypatch.setattr(inference, "seconds", lambda *_: pytest.fail("was measured"))
     known = {**PLAIN, "fold": fold, "channels_last": channels_last}
     view = prepared(small(), known=known)
@@ -116,7 +116,7 @@ def test_known_decisions_are_taken_over(monkeypatch, fold, channels_last):
     assert torch.equal(view.fast(IMAGES), again.fast(IMAGES))
 
 
-def test_nothing_to_gain_leaves_the_model_itself():
+def test_without_a_faster_form_the_model_itself_is_used():
     net = nn.Sequential(nn.Flatten(), nn.Linear(432, 5)).requires_grad_(False)
     view = prepared(net, channels_last=False)
     assert view.fast is view.plain is net
@@ -125,7 +125,7 @@ def test_nothing_to_gain_leaves_the_model_itself():
     assert view.fast is view.plain
 
 
-def test_a_function_runs_as_it_is(caplog):
+def test_a_function_runs_unchanged(caplog):
     caplog.set_level(logging.INFO, "raiopt")
     net = small()
     view = prepared(lambda x: net(x))
@@ -136,7 +136,7 @@ def test_a_function_runs_as_it_is(caplog):
         prepared(lambda x: net(x), channels_last=True)
 
 
-def test_what_cannot_be_copied_runs_as_it_is(caplog):
+def test_a_model_that_cannot_be_copied_runs_unchanged(caplog):
     caplog.set_level(logging.INFO, "raiopt")
     net = small()
     net.lock = (_ for _ in ())  # a generator
@@ -158,7 +158,7 @@ class Untraceable(nn.Module):
         return (self.one(x) if x.mean() > 2 else self.two(x) - self.one(x)).flatten(1)
 
 
-def test_what_is_known_is_not_compared_again(caplog):
+def test_known_results_are_not_compared_again(caplog):
     view = prepared(lively(Untraceable(shared=True)), known={**PLAIN, "fold": True})
     assert view.about["fold"]
     assert not warnings_of(caplog)
@@ -198,7 +198,7 @@ def test_why_nothing_was_folded_is_logged(net, why_not, caplog):
 
 
 class Layout(nn.Conv2d):
-    """Answers by the layout of its weights."""
+    """Returns logits that depend on the memory layout of its weights."""
 
     def forward(self, x):
         return super().forward(x).flatten(1) * (1 if self.weight.is_contiguous() else 2)
@@ -236,7 +236,7 @@ def test_answers_that_differ_are_refused_or_warned_of(caplog):
     assert view.fast is view.plain
 
 
-def test_rounding_is_no_noise(caplog):
+def test_rounding_does_not_count_as_noise(caplog):
     assert "nondeterministic" not in prepared(Noisy(1e-6)).about
     assert not warnings_of(caplog)
 
@@ -283,12 +283,12 @@ def test_one_image_is_tried_together_with_its_negative():
         (lambda x: x.flatten(1)[:, :0], ValueError, r"shape \(6, 0\)"),
     ],
 )
-def test_what_is_no_classifier_is_refused(model, error, message):
+def test_a_model_that_is_not_a_classifier_is_refused(model, error, message):
     with pytest.raises(error, match=message):
         prepared(model)
 
 
-def test_logits_that_are_not_finite_are_no_matter_here(caplog):
+def test_logits_that_are_not_finite_are_accepted(caplog):
     net = lively(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten()))
     net.get_parameter("0.weight")[1] = math.nan
     assert prepared(net).about["fold"]
@@ -359,7 +359,7 @@ def test_compiled_it_is_the_same_for_any_number_of_images():
             assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_what_cannot_be_compiled_is_refused(monkeypatch):
+def test_a_model_that_cannot_be_compiled_is_refused(monkeypatch):
     def compiled(net):
         return lambda x: (_ for _ in ()).throw(RuntimeError("no compiler\nat all"))
 
@@ -368,7 +368,7 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch):
         prepared(small(), compile=True)
 
 
-def test_what_changes_when_compiled_is_dropped(monkeypatch, caplog):
+def test_a_compiled_model_with_other_outputs_is_dropped(monkeypatch, caplog):
     monkeypatch.setattr(torch, "compile", lambda net: lambda x: net(x) * 2)
     view = prepared(small(), compile=True, channels_last=False)
     assert view.about == {**PLAIN, "fold": True}
@@ -376,7 +376,7 @@ def test_what_changes_when_compiled_is_dropped(monkeypatch, caplog):
     assert_close(view.fast(IMAGES), view.plain(IMAGES), rtol=1e-4, atol=1e-5)
 
 
-def test_compiling_follows_what_is_known(monkeypatch):
+def test_compilation_reuses_known_decisions(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda net: lambda x: net(x) * 2)
     for known in (False, True):
         view = prepared(small(), compile=True, fold=False, known={**PLAIN, "compile": known})
