@@ -1,4 +1,4 @@
-"""The command in this process or in one of its own, in an empty folder, and what can be done to it."""
+"""The command in this process or in a child process, in an empty folder, and ways to interrupt it."""
 
 import contextlib
 import io
@@ -178,14 +178,14 @@ def left() -> list[int]:
     return [] if pid is None else [child for child in numbers() if parent(child) == pid and not is_zombie(child)]
 
 
-def until(check: Callable[[], Any], told: str, seconds: float = 60, command: Command | None = None) -> Any:
+def until(check: Callable[[], Any], failure: str, seconds: float = 60, command: Command | None = None) -> Any:
     """Waits until a check holds, and returns what it returned."""
     end = time.monotonic() + seconds
     while not (found := check()):
         late = time.monotonic() > end
         over = command is not None and command.process.poll() is not None and not check()
         if late or over:
-            pytest.fail(told if command is None else f"{told}\n{command.said()}")
+            pytest.fail(failure if command is None else f"{failure}\n{command.said()}")
         time.sleep(0.01)
     return found
 

@@ -1,4 +1,4 @@
-"""Programs with the names of Slurm's, which read what to say from a file and note how they were called."""
+"""Stand-ins for Slurm's programs, which read their output from a file and record their calls."""
 
 import json
 import os
@@ -69,7 +69,7 @@ class FakeSlurm:
             program.chmod(0o755)
 
     def set(self, **fields: Any) -> None:
-        """Changes what the programs say."""
+        """Changes the output of the programs."""
         path = self.folder / "state.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         path.write_text(json.dumps({**known, **fields}))

@@ -1,4 +1,4 @@
-"""Composing many jobs at once gives what Hydra composes for each alone."""
+"""Composing many jobs at once agrees with Hydra composing each alone."""
 
 from functools import lru_cache
 
@@ -96,7 +96,7 @@ def by_composer(composer, words):
 @example([["optim.lr=0.1", "optim={lr:0.3}"], ["optim={lr:0.3}", "optim.lr=0.1"]])
 @example([["optim.lr=abc"], ["seed=3"], []])
 @example([["note=${nowhere}"], ["note=abc"], []])
-def test_jobs_are_composed_as_by_hydra_whatever_came_before(hydra, jobs):
+def test_jobs_are_composed_as_by_hydra_in_any_order(hydra, jobs):
     loader, master = hydra
     composer = Composer(loader, master)
     for words in jobs:
@@ -104,14 +104,14 @@ def test_jobs_are_composed_as_by_hydra_whatever_came_before(hydra, jobs):
         assert repr(outcome(lambda words=words: by_composer(composer, words))) == repr(expected)  # NaN is not itself
 
 
-def test_the_table_holds_words_of_both_kinds(hydra):
+def test_the_table_has_accepted_and_refused_overrides(hydra):
     loader, master = hydra
     found = [outcome(lambda word=word: by_hydra(loader, master, [word])) for word in WORDS]
     refused = sum(len(entry) == 2 for entry in found)
     assert 15 < refused < len(WORDS) / 2
 
 
-def test_a_task_names_where_it_belongs(hydra, tmp_path):
+def test_a_task_records_its_number_folder_and_overrides(hydra, tmp_path):
     loader, master = hydra
     composer = Composer(loader, OmegaConf.merge(master, {"hydra": {"sweep": {"dir": str(tmp_path / "s")}}}))
     first, second = composer.tasks([["seed=1"], ["seed=2", "optim=l1_normed"]])

@@ -1,4 +1,4 @@
-"""What a sweep on this machine survives: each fault is done to a real command, and the same command completes it."""
+"""Fault tolerance of local sweeps: each fault is caused in a real command, and the same command completes it."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def start(tmp_path):
 
 
 def held(folder, command, count):
-    """Waits until so many jobs stand still; returns their processes, by job key."""
+    """Waits until `count` jobs are paused; returns their processes, by job key."""
 
     def found():
         workers = command.workers()
@@ -94,9 +94,9 @@ def test_a_job_takes_nothing_down_with_it_and_its_output_is_kept(tmp_path):
         assert (found[name]["status"], found[name]["error"]["message"]) == (status, why)
         assert f"model.factory=own:{name}: {status}: {why} (outputs/s/{found[name]['job_key']})" in said
     log = (sweep / found["loud"]["job_key"] / "run.log").read_text()
-    told = ["from print", "from warnings", "from logging", "from C"]
-    assert [log.count(text) for text in told] == [1, 1, 1, 1]
-    assert not [text for text in told if text in said]
+    texts = ["from print", "from warnings", "from logging", "from C"]
+    assert [log.count(text) for text in texts] == [1, 1, 1, 1]
+    assert not [text for text in texts if text in said]
     assert "Segmentation fault" in (sweep / found["crashes"]["job_key"] / "run.log").read_text()
     assert "RuntimeError: no such weights" in (sweep / found["raises"]["job_key"] / "run.log").read_text()
     assert pl.read_csv(sweep / "sweep.csv")["status"].to_list().count("finished") == 2
@@ -134,7 +134,7 @@ def test_killed_workers_and_their_server(tmp_path, start):
     completes(tmp_path, words, stamps(sweep))
 
 
-def test_a_killed_job_goes_on_behind_its_last_batch(tmp_path, start):
+def test_a_killed_job_resumes_after_its_last_batch(tmp_path, start):
     (tmp_path / "hold").write_text("1")
     command = start(*HOLD, "seed=1,2")
     working = held(tmp_path, command, 2)
@@ -172,7 +172,7 @@ def test_the_end_of_the_launching_process(tmp_path, start, number):
     completes(tmp_path, words, before)
 
 
-def test_one_process_at_a_time_has_a_sweep(tmp_path, start):
+def test_a_sweep_is_locked_by_one_process(tmp_path, start):
     words = [*HOLD, "seed=1,2"]
     (tmp_path / "hold").write_text("0")
     first = start(*words)
@@ -185,7 +185,7 @@ def test_one_process_at_a_time_has_a_sweep(tmp_path, start):
     completes(tmp_path, words, stamps(tmp_path / "outputs" / "s"))
 
 
-def test_folders_that_are_not_what_they_were(tmp_path):
+def test_outdated_or_damaged_job_folders_are_run_again(tmp_path):
     words = [*SWEEP, "model.factory=own:net"]
     sweep = tmp_path / "outputs" / "s"
     found = completes(tmp_path, [*words, "seed=1,2,3,4"], {})
@@ -229,7 +229,7 @@ def test_other_weights_are_refused_at_once(tmp_path):
     completes(tmp_path, [*words, "seed=1,2,3"], before)
 
 
-def test_a_name_that_is_taken(tmp_path):
+def test_a_name_of_another_folder_is_refused(tmp_path):
     other = tmp_path / "outputs" / "s"
     other.mkdir(parents=True)
     (other / "thesis.txt").write_text("mine")

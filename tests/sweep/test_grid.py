@@ -1,4 +1,4 @@
-"""A grid is the product of what each option is given."""
+"""A grid is the product of the values of each option."""
 
 import itertools
 
@@ -31,7 +31,7 @@ def test_every_combination_once_the_last_option_fastest(values):
 
 
 @given(st.integers(-5, 5), st.integers(1, 6), st.integers(1, 3))
-def test_ranges_are_those_of_python(start, count, step):
+def test_ranges_agree_with_python(start, count, step):
     stop = start + count * step
     (override,) = parsed([f"seed=range({start},{stop},{step})"])
     found = combinations([override])
@@ -43,7 +43,7 @@ def test_the_option_given_last_counts():
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["seed=interval(0,1)"], "seed=interval\\(0,1\\) is no list of values. Search it with hydra/sweeper=optuna"),
         (["seed=range(1,1)"], "The sweep has no jobs"),
@@ -53,12 +53,12 @@ def test_the_option_given_last_counts():
         ),
     ],
 )
-def test_what_is_no_grid_is_refused(words, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_grids_are_refused(words, message):
+    with pytest.raises(ValueError, match=message):
         combinations(parsed(words))
 
 
-def test_many_jobs_may_be_meant():
+def test_very_large_grids_are_accepted_if_confirmed():
     words = [f"seed=range(0,{MAX_JOBS + 1})"]
     assert len(combinations(parsed(words), is_confirmed=True)) == MAX_JOBS + 1
     assert len(combinations(parsed([f"seed=range(0,{MAX_JOBS})"]))) == MAX_JOBS

@@ -1,4 +1,4 @@
-"""The job key: the same question has the same key, also after the code that answers it was refactored."""
+"""The job key: equal options have the same key, also after the code behind them was refactored."""
 
 from dataclasses import replace
 
@@ -48,7 +48,7 @@ VALUES = st.dictionaries(
 
 
 @given(VALUES)
-def test_a_renamed_target_and_a_new_option_leave_the_key(values):
+def test_a_renamed_target_and_a_new_option_keep_the_key(values):
     table = {key: {**entry} for key, entry in TABLE.items()}
     table["optim", "steep"] |= {"optim._target_": "b.steepest", "optim.new": None, "optim.also.a": [1], "optim.x": {}}
     table["", "raiopt"] |= {"newer": float("nan"), "follows": "${optim.lr}"}
@@ -56,7 +56,7 @@ def test_a_renamed_target_and_a_new_option_leave_the_key(values):
 
 
 @given(VALUES, VALUES)
-def test_the_key_is_that_of_the_values_however_they_were_typed(one, other):
+def test_the_key_depends_on_values_and_not_on_their_spelling(one, other):
     full = [{"seed": 0, "optim.lr": 0.3, "optim.epsilon": 0.1, "save": "fooled", **values} for values in (one, other)]
     for values in full:
         values.setdefault("init.epsilon", values["optim.epsilon"])
@@ -78,11 +78,11 @@ def test_the_key_is_that_of_the_values_however_they_were_typed(one, other):
         {"versions": {**VERSIONS, "job": 2}},
     ],
 )
-def test_another_question_has_another_key(change):
+def test_other_options_have_another_key(change):
     assert keyed(**change) != keyed()
 
 
-def test_all_values_of_an_option_of_the_users_own_count():
+def test_all_values_of_a_user_defined_option_count():
     choices = {**CHOICES, "optim": "mine"}
     mine = {"optim._target_": "my.optimizer", "optim.lr": 0.3, "optim.epsilon": 0.1}
     keys = [
@@ -153,6 +153,6 @@ def test_names_of_folders(name):
 
 
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "-m", "a b", "a\n"])
-def test_what_would_leave_the_folder_of_results_is_refused(name):
+def test_names_that_leave_the_results_folder_are_refused(name):
     with pytest.raises(ValueError, match="must be letters"):
         checked_name(name)

@@ -1,4 +1,4 @@
-"""Workers of this machine: how many there are, what they may use, how their end is told; and the display."""
+"""Local worker processes: how many, which devices and threads, how their end is reported; and the display."""
 
 import io
 import os
@@ -73,7 +73,7 @@ def composed():
 def task(tmp_path, composed):
     def make(key, **kwargs):
         config, choices = composed
-        model = {**config["model"], "kwargs": {"file": str(tmp_path / "told"), **kwargs}}
+        model = {**config["model"], "kwargs": {"file": str(tmp_path / "recorded"), **kwargs}}
         about = {"job_key": key, "job_number": 0, "command": ["raiopt"], "overrides": {"seed": key}, "choices": choices}
         folder = str(tmp_path / key)
         return Task(key=key, folder=folder, config={**config, "model": model}, hydra={}, about=about)
@@ -87,24 +87,24 @@ def ends(executor, count=1):
     return found
 
 
-def told(tmp_path):
-    return [line.split() for line in (tmp_path / "told").read_text().splitlines()]
+def recorded(tmp_path):
+    return [line.split() for line in (tmp_path / "recorded").read_text().splitlines()]
 
 
 def test_each_slot_has_its_gpus_and_threads(tmp_path, executor, task):
     (tmp_path / "wait").touch()
     workers = executor(2, threads=1, gpus=[["3"], ["5", "7"]])
     workers.start([task("a", wait=str(tmp_path / "wait")), task("b", wait=str(tmp_path / "wait"))])
-    until(lambda: (tmp_path / "told").exists() and len(told(tmp_path)) == 2, "two jobs do not run")
+    until(lambda: (tmp_path / "recorded").exists() and len(recorded(tmp_path)) == 2, "two jobs do not run")
     (tmp_path / "wait").unlink()
     found = ends(workers, 2)
     assert [one.why for one in found] == [None, None]
     assert {read_record(tmp_path / key).status for key in "ab"} == {"finished"}
-    assert sorted(gpus for _, gpus, _ in told(tmp_path)) == ["3", "5,7"]
-    assert {threads for *_, threads in told(tmp_path)} == {"1"}
+    assert sorted(gpus for _, gpus, _ in recorded(tmp_path)) == ["3", "5,7"]
+    assert {threads for *_, threads in recorded(tmp_path)} == {"1"}
 
 
-def test_a_worker_that_died_while_idle_is_no_loss(tmp_path, executor, task):
+def test_a_worker_that_died_while_idle_is_replaced(tmp_path, executor, task):
     workers = executor(1, threads=1)
     for number, key in enumerate("abc"):
         workers.start([task(key)])
@@ -112,8 +112,8 @@ def test_a_worker_that_died_while_idle_is_no_loss(tmp_path, executor, task):
         assert (found.task.key, found.why) == (key, None)
         assert read_record(tmp_path / key).status == "finished"
         if number == 1:
-            os.kill(int(told(tmp_path)[-1][0]), signal.SIGKILL)
-    pids = [pid for pid, *_ in told(tmp_path)]
+            os.kill(int(recorded(tmp_path)[-1][0]), signal.SIGKILL)
+    pids = [pid for pid, *_ in recorded(tmp_path)]
     assert pids[0] == pids[1] != pids[2]
 
 
@@ -122,9 +122,9 @@ def test_a_killed_worker_is_reported_and_the_next_task_runs(tmp_path, executor, 
     workers = executor(1, threads=1)
     for number in (signal.SIGTERM, signal.SIGSEGV):
         workers.start([task(f"job{number}", wait=str(tmp_path / "wait"))])
-        before = len(told(tmp_path)) if (tmp_path / "told").exists() else 0
-        until(lambda n=before: (tmp_path / "told").exists() and len(told(tmp_path)) > n, "the job does not run")
-        os.kill(int(told(tmp_path)[-1][0]), number)
+        before = len(recorded(tmp_path)) if (tmp_path / "recorded").exists() else 0
+        until(lambda n=before: (tmp_path / "recorded").exists() and len(recorded(tmp_path)) > n, "the job does not run")
+        os.kill(int(recorded(tmp_path)[-1][0]), number)
         assert ends(workers)[0].why == exit_reason(-number)
     workers.start([task("last")])
     assert ends(workers)[0].why is None
@@ -148,9 +148,9 @@ def test_close_leaves_no_process(tmp_path, executor, task):
     (tmp_path / "wait").touch()
     workers = executor(2, threads=1)
     workers.start([task("a", wait=str(tmp_path / "wait"))])
-    until(lambda: (tmp_path / "told").exists() and told(tmp_path), "the job does not run")
+    until(lambda: (tmp_path / "recorded").exists() and recorded(tmp_path), "the job does not run")
     workers.close()
-    (pid, *_) = told(tmp_path)[0]
+    (pid, *_) = recorded(tmp_path)[0]
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid), 0)
 
@@ -179,13 +179,13 @@ def test_hashes_are_compared_on_the_cpu(tmp_path, executor, task):
         (-40, "its process was killed by signal 40"),
     ],
 )
-def test_the_end_of_a_process_in_words(code, said):
+def test_the_exit_of_a_process_is_described(code, said):
     assert exit_reason(code) == said
 
 
 @pytest.fixture
 def executor_for(monkeypatch):
-    """What an executor is asked for: slots, threads, limit, GPUs."""
+    """Options of an executor: slots, threads, limit, GPUs."""
 
     def make(tasks, device="auto", visible=None, cores=6, **options):
         monkeypatch.setattr(local, "LocalExecutor", lambda *args: args)
@@ -240,7 +240,7 @@ def test_slots_share_cores_and_gpus(executor_for, asked, given):
         ({"gpus_per_job": -1}, "hydra.launcher.gpus_per_job=-1"),
     ],
 )
-def test_what_this_machine_cannot_do_is_reported(executor_for, asked, said):
+def test_options_beyond_this_machine_are_refused(executor_for, asked, said):
     with pytest.raises((ValueError, TypeError), match=said.replace("(", r"\(")):
         executor_for(9, **asked)
 
@@ -274,7 +274,7 @@ def drawn(display, width=80):
     ]
 
 
-def test_the_display_counts_jobs_and_guesses_the_end(clock, capsys):
+def test_the_display_counts_jobs_and_estimates_the_remaining_time(clock, capsys):
     display = Progress(14, skipped=3, swept=["optim.lr"])
     assert drawn(display) == ["0 of 14 jobs 0 running 0 failed 3 finished before", "0:00:00 so far"]
     display.started([a_task(number) for number in range(12)])
@@ -300,7 +300,7 @@ def test_the_display_counts_jobs_and_guesses_the_end(clock, capsys):
     ]
 
 
-def test_on_a_terminal_only_what_failed_is_a_line(clock, capsys, monkeypatch):
+def test_on_a_terminal_only_failures_are_printed(clock, capsys, monkeypatch):
     out = io.StringIO()
     monkeypatch.setattr(progress, "Console", partial(Console, file=out, force_terminal=True, width=60))
     with Progress(None) as display:

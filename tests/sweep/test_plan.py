@@ -1,4 +1,4 @@
-"""What is left to do of a sweep, by what its folders say."""
+"""The remaining jobs of a sweep, according to its folders."""
 
 import itertools
 import json
@@ -45,7 +45,7 @@ def test_an_unknown_retry_is_refused(tmp_path):
         plan([], "all")
 
 
-def test_only_what_a_new_run_would_spoil_is_moved_aside(tmp_path):
+def test_only_folders_that_a_new_run_would_overwrite_are_moved_aside(tmp_path):
     stay = [recorded(tmp_path, status, status=status) for status in ("failed", "killed", "running")]
     go = [recorded(tmp_path, "finished", status="finished"), recorded(tmp_path, "half", text="{")]
     go += [recorded(tmp_path, "older", schema=SCHEMA - 1, status="killed")]
@@ -80,10 +80,10 @@ def test_jobs_keep_their_numbers(tmp_path):
     }
 
 
-def test_a_folder_of_something_else_is_no_sweep(tmp_path):
+def test_a_folder_with_other_content_is_not_a_sweep(tmp_path):
     empty = {"schema": SCHEMA, "swept": [], "commands": [], "jobs": {}}
     assert JobList(tmp_path / "new").content == empty
-    for name in (".lock", "sweep.json.tmp"):  # what is left of a sweep that could not begin
+    for name in (".lock", "sweep.json.tmp"):  # leftovers of a sweep that failed to start
         (tmp_path / name).touch()
     assert JobList(tmp_path).content == empty
     (tmp_path / "thesis.txt").touch()
@@ -100,7 +100,7 @@ def test_a_damaged_list_is_reported(tmp_path, text):
         JobList(tmp_path)
 
 
-def test_a_record_of_another_question_answers_no_task(tmp_path):
+def test_a_record_of_other_options_is_not_reused(tmp_path):
     tasks = [recorded(tmp_path, status, status=status, job_key="other") for status in ("finished", "failed", "killed")]
     made = plan(tasks, "none")
     assert (made.todo, made.finished, made.left) == (tasks, [], [])
@@ -112,7 +112,7 @@ def test_a_record_of_another_question_answers_no_task(tmp_path):
     assert {path.name for path in (tmp_path / "replaced").iterdir()} == {"finished-1", "killed-1"}
 
 
-def test_a_finished_job_whose_defaults_changed_runs_anew(tmp_path):
+def test_a_finished_job_whose_defaults_changed_runs_again(tmp_path):
     same = recorded(tmp_path, "same", status="finished", options={"optim.lr": 0.1, "removed": 7})
     other = recorded(tmp_path, "other", status="finished", options={"optim.lr": 0.2})
     failed = recorded(tmp_path, "failed", status="failed", options={"optim.lr": 0.2})

@@ -1,4 +1,4 @@
-"""Ray: what is refused and in which words, lost clusters, and how each end of a task is told. See scripts/test_ray."""
+"""Ray: refusals and their messages, lost clusters, and how the end of each task is reported. See scripts/test_ray."""
 
 import os
 import socket
@@ -23,12 +23,12 @@ nodes = st.lists(st.fixed_dictionaries({}, optional={"CPU": amounts, "GPU": amou
 
 
 @given(nodes=nodes, cpus=st.integers(1, 4), gpus=amounts)
-def test_a_job_is_refused_just_where_no_node_has_all_that_it_needs(nodes, cpus, gpus):
+def test_a_job_is_refused_only_if_no_node_has_its_resources(nodes, cpus, gpus):
     needs = {"num_cpus": cpus, "num_gpus": gpus}
     enough = [cpus <= node.get("CPU", 0) and gpus <= node.get("GPU", 0) for node in nodes]
-    told = lacking(needs, nodes)
-    assert (told == "") == any(enough)
-    assert not told or f"num_gpus={gpus}" in told or f"num_cpus={cpus}" in told
+    message = lacking(needs, nodes)
+    assert (message == "") == any(enough)
+    assert not message or f"num_gpus={gpus}" in message or f"num_cpus={cpus}" in message
 
 
 @pytest.fixture
@@ -100,15 +100,15 @@ def test_jobs_run_to_their_ends_and_nothing_is_left(installed):
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "message"),
     [
         ({"num_gpus": 3}, r"hydra.launcher.num_gpus=3 is more than any node of the Ray cluster has \(1\): lower it."),
         ({"num_cpus": 9}, r"hydra.launcher.num_cpus=9 is more than any node of the Ray cluster has \(2\): lower it."),
     ],
 )
-def test_more_than_a_node_has_is_refused_at_once(installed, option, told):
+def test_more_than_a_node_has_is_refused_at_once(installed, option, message):
     executor = executor_of(**option)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         executor.start([task("a", "runs ends")])
     assert not list(installed.iterdir())
 
@@ -125,21 +125,21 @@ def test_a_lost_cluster_ends_all_tasks(installed):
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("said", "message"),
     [
         ("Failed to connect", r"address='auto': no Ray cluster answers \(in 2 s\)"),
         ("InvalidAuthToken", "AUTH_MODE=token"),
     ],
 )
-def test_a_cluster_that_does_not_answer(installed, monkeypatch, said, told):
+def test_a_cluster_that_does_not_answer(installed, monkeypatch, said, message):
     monkeypatch.setenv("FAKE_RAY", said)
     monkeypatch.setattr(ray, "ANSWER_SECONDS", 2.0)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         executor_of(address="auto").start([task("a", "runs ends")])
     assert not list(installed.iterdir())
 
 
-def test_nobody_listens_at_the_address(installed):
+def test_an_address_without_a_server_is_reported(installed):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(ValueError, match=f"address='127.0.0.1:{port}': no Ray cluster answers .Connection refused"):
@@ -161,7 +161,7 @@ def cluster(monkeypatch, tmp_path):
 
 
 def ends(cluster, *attempts):
-    """Returns why a task ended, after as many looks as it takes."""
+    """Polls until a task ends; returns why it ended."""
     cluster.submit(Job("a", task("a", *attempts).plain()))
     while not (ended := cluster.ended(0)):
         pass
@@ -248,7 +248,7 @@ def test_workers_work_where_the_sweep_was_started_unless_ray_brings_a_folder(clu
     assert cluster(runtime_env={"working_dir": "."}).folder is None
 
 
-def test_ray_starts_where_nothing_is_that_its_workers_could_import(cluster, monkeypatch, tmp_path):
+def test_ray_starts_in_a_folder_without_importable_modules(cluster, monkeypatch, tmp_path):
     began = []
     monkeypatch.setattr(fake_ray, "init", lambda **options: began.append((os.getcwd(), options["runtime_env"])))
     here = os.getcwd()
@@ -262,7 +262,7 @@ def test_ray_starts_where_nothing_is_that_its_workers_could_import(cluster, monk
     assert os.getcwd() == here
 
 
-def test_a_running_cluster_is_joined_and_another_one_is_our_own(cluster):
+def test_a_running_cluster_is_joined_and_otherwise_one_is_started(cluster):
     for address in (None, "head:6379"):
         cluster(address=address)
     own, joined = [asked for asked in fake_ray.asked if "address" in asked]

@@ -1,4 +1,4 @@
-"""The executor for Slurm against programs that answer in the place of Slurm's; scripts/test_slurm has the real ones."""
+"""The executor for Slurm against stand-ins for Slurm's programs; scripts/test_slurm uses the real ones."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.sweep.fake_slurm import FakeSlurm
 
 
 class Clock:
-    """A time that passes only when somebody waits."""
+    """A clock that advances only when a caller waits."""
 
     now = 1000.0
 
@@ -72,7 +72,7 @@ def record(folder, key, status):
 
 
 def ends(executor, seconds):
-    """Returns why tasks ended within so many seconds, by their key."""
+    """Returns why tasks ended within `seconds`, by their key."""
     clock, found = slurm.monotonic, {}
     until = clock() + seconds
     while clock() < until:
@@ -112,7 +112,7 @@ def test_arrays_are_as_large_as_slurm_allows(fake, folder):
     assert fake.calls("scancel") == [["1_[0,1]", "2_[0,1]", "3"]]
 
 
-def test_what_is_asked_of_slurm(fake, folder):
+def test_options_become_sbatch_settings(fake, folder):
     asked = {"partition": "gpu", "account": "lab", "qos": "low", "constraint": "a100"}
     started(folder, **asked, gpus_per_node=2, cpus_per_task=8, mem_gb=1.5, timeout_min=90, array_parallelism=2,
             setup=["module load cuda"], additional_parameters={"exclude": "node7", "exclusive": True})  # fmt: skip
@@ -129,7 +129,7 @@ def test_what_is_asked_of_slurm(fake, folder):
     assert lines.index("module load cuda") < lines.index(command)
 
 
-def test_what_is_not_asked_is_left_to_the_cluster(fake, folder):
+def test_unset_options_are_left_to_the_cluster(fake, folder):
     started(folder, timeout_min=None)
     flags = {line[10:].split("=")[0] for line in script(folder) if line.startswith("#SBATCH --")}
     assert flags == {"array", "job-name", "nodes", "open-mode", "output", "requeue", "signal"}
@@ -171,7 +171,7 @@ def test_a_node_gets_the_task(fake, folder, monkeypatch):
     assert got == [task.plain() for task in make_tasks(folder)]
 
 
-def test_a_launcher_within_a_job_hands_nothing_of_it_on(fake, folder, monkeypatch):
+def test_a_launcher_within_a_job_does_not_pass_on_its_slurm_variables(fake, folder, monkeypatch):
     within = {"SLURM_JOB_ID": "5", "SLURM_MEM_PER_CPU": "100", "SRUN_CPUS_PER_TASK": "1", "SLURM_CONF": "here"}
     for name, value in within.items():
         monkeypatch.setenv(name, value)
@@ -201,7 +201,7 @@ def test_the_queue_says_when_a_job_is_over(fake, folder, monkeypatch):
     assert ends(executor, 3 * PATIENCE) == {}
 
 
-def test_a_result_may_come_late(fake, folder):
+def test_a_delayed_result_is_accepted(fake, folder):
     executor = started(folder)
     record(folder, "key1", "running")
     fake.job("1_1", "COMPLETED")
@@ -244,11 +244,11 @@ def test_why_a_job_left_no_result(fake, folder):
         record(folder, f"key{number}", "running")
         fake.job(f"1_{number}", state, **fields)
     assert ends(executor, GRACE - 1) == {}
-    told = ends(executor, 4)
-    assert len(told) == len(LEFT_NO_RESULT)
+    reasons = ends(executor, 4)
+    assert len(reasons) == len(LEFT_NO_RESULT)
     for number, (_, _, why) in enumerate(LEFT_NO_RESULT):
-        assert told[f"key{number}"].startswith(why)
-        assert told[f"key{number}"].endswith(f"; see {folder / f'.slurm/1_{number}_0_log.out'}")
+        assert reasons[f"key{number}"].startswith(why)
+        assert reasons[f"key{number}"].endswith(f"; see {folder / f'.slurm/1_{number}_0_log.out'}")
     assert not fake.calls("scancel")
 
 
@@ -256,9 +256,9 @@ def test_a_job_that_slurm_forgot_is_not_waited_for(fake, folder):
     executor = started(folder)
     for number in range(3):
         fake.job(f"1_{number}", None)
-    told = ends(executor, GRACE + 3)
-    assert sorted(told) == ["key0", "key1", "key2"]
-    assert all(why.startswith("left the queue without a result") for why in told.values())
+    reasons = ends(executor, GRACE + 3)
+    assert sorted(reasons) == ["key0", "key1", "key2"]
+    assert all(why.startswith("left the queue without a result") for why in reasons.values())
 
 
 def test_accounting_is_asked_if_there_is_any(fake, folder):
@@ -286,8 +286,10 @@ def test_a_job_that_would_wait_for_ever_is_cancelled(fake, folder):
     for number, reason in enumerate(HOPELESS):
         fake.job(f"1_{number}", "PENDING", reason=reason)
     assert ends(executor, GRACE - 1) == {}
-    told = ends(executor, 4)
-    assert told == {f"key{number}": f"Slurm would never start it: {reason}" for number, reason in enumerate(HOPELESS)}
+    reasons = ends(executor, 4)
+    assert reasons == {
+        f"key{number}": f"Slurm would never start it: {reason}" for number, reason in enumerate(HOPELESS)
+    }
     assert {job for job, about in fake.jobs.items() if about["state"] == "CANCELLED"} == {
         f"1_{number}" for number in range(len(HOPELESS))
     }
@@ -320,7 +322,7 @@ def test_a_reason_may_pass(fake, folder):
         assert ends(executor, 3) == {}
 
 
-def test_a_requeued_job_goes_on(fake, folder):
+def test_a_requeued_job_continues(fake, folder):
     executor = started(folder)
     record(folder, "key1", "running")
     for state, reason in [("RUNNING", "None"), ("COMPLETING", "None"), ("PENDING", "BeginTime"), ("RUNNING", "None")]:
@@ -339,7 +341,7 @@ def test_a_node_may_not_keep_a_job_for_ever(fake, folder, monkeypatch):
     assert ends(executor, 30) == {"key1": "its node did not release it for 5 min"}
 
 
-def test_slurm_may_be_silent_for_some_minutes_only(fake, folder, monkeypatch):
+def test_slurm_may_be_unreachable_for_a_few_minutes_only(fake, folder, monkeypatch):
     monkeypatch.setattr(slurm, "INTERVAL", 20)
     executor = started(folder)
     for _ in range(2):  # an answer in between begins it anew
@@ -349,10 +351,10 @@ def test_slurm_may_be_silent_for_some_minutes_only(fake, folder, monkeypatch):
         assert ends(executor, 60) == {}
     fake.set(down="Unable to contact slurm controller")
     record(folder, "key1", "finished")
-    told = ends(executor, PATIENCE + 60)
-    assert told.pop("key1") is None
-    assert sorted(told) == ["key0", "key2"]
-    assert all(why.endswith("for 5 min: Unable to contact slurm controller") for why in told.values())
+    reasons = ends(executor, PATIENCE + 60)
+    assert reasons.pop("key1") is None
+    assert sorted(reasons) == ["key0", "key2"]
+    assert all(why.endswith("for 5 min: Unable to contact slurm controller") for why in reasons.values())
 
 
 def test_the_queue_is_asked_rarely_and_for_all_at_once(fake, folder, clock):
@@ -430,7 +432,7 @@ def test_close_cancels_what_is_left(fake, folder):
     }  # fmt: skip
 
 
-def test_close_comes_to_an_end_when_slurm_does_not_answer(fake, folder):
+def test_close_returns_when_slurm_does_not_answer(fake, folder):
     executor = started(folder)
     fake.set(down="Unable to contact slurm controller")
     executor.close()
@@ -479,7 +481,7 @@ def test_a_job_whose_time_is_up_goes_back_into_the_queue(fake, node, restarts, a
     assert ("goes back into the queue" in capsys.readouterr().out) == again
 
 
-def test_a_process_that_a_job_started_does_not_put_it_back(fake, node):
+def test_a_subprocess_of_a_job_does_not_requeue_it(fake, node):
     def work(task):
         node.setattr(os, "getpid", lambda: 0)  # as in a forked process, which has the handler too
         signal.raise_signal(signal.SIGUSR2)
@@ -489,7 +491,7 @@ def test_a_process_that_a_job_started_does_not_put_it_back(fake, node):
     assert fake.calls("scontrol") == []
 
 
-def test_a_job_that_may_not_go_back_goes_on(fake, node):
+def test_a_job_that_may_not_be_requeued_continues(fake, node):
     fake.set(down="Requested operation is presently disabled")
     done = []
     node.setattr("raiopt.config.jobs.work", lambda task: (os.kill(os.getpid(), signal.SIGUSR2), done.append(task)))
@@ -520,12 +522,12 @@ def test_scancel_is_reported_of_every_job_once(pairs):
     arrays = {number for number, place in pairs if place is not None}
     jobs = [str(n) if p is None else f"{n}_{p}" for n, p in pairs if p is not None or n not in arrays]
     words = slurm_queue.by_array(jobs)
-    told = [
+    listed = [
         f"{word.partition('_')[0]}_{place}" if "_" in word else word
         for word in words
         for place in word.partition("_")[2].strip("[]").split(",")
     ]
-    assert sorted(told) == sorted(jobs)
+    assert sorted(listed) == sorted(jobs)
     assert len(words) == len({job.partition("_")[0] for job in jobs})
 
 

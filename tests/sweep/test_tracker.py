@@ -66,7 +66,7 @@ def logged(code):
 
 
 def runs(experiment="raiopt"):
-    """All runs of an experiment by their folders, as MLflow tells them."""
+    """All runs of an experiment by their folders, as read from MLflow."""
     return logged(f"""
 def files(run, path=None):
     for entry in c.list_artifacts(run, path):
@@ -98,7 +98,7 @@ def test_without_a_tracker_nothing_of_it_is_imported():
     assert done.stdout.endswith("\n[]\n")
 
 
-def test_the_tracker_is_no_part_of_the_question():
+def test_the_tracker_does_not_change_the_job_key():
     with initialize_config_module("raiopt.conf", version_base="1.3"):
         settings = [[], ["tracker=mlflow"], ["tracker=mlflow", "tracker.uri=http://h", "tracker.artifacts=all"]]
         assert len({job_key(compose("raiopt", overrides=words), {}) for words in settings}) == 1
@@ -132,7 +132,7 @@ def test_the_options_of_a_job_are_in_its_record_and_references_are_followed():
     assert not [name for name in found if "_target_" in name]
 
 
-def test_a_run_is_not_the_worse_for_a_tracker_that_fails(nowhere, capfd):
+def test_a_failing_tracker_does_not_affect_the_run(nowhere, capfd):
     assert main([*SMALL, "name=a", *nowhere]) == 0
     (folder,) = Path("outputs/a").iterdir()
     assert read_record(folder).status == "finished"
@@ -166,7 +166,7 @@ def test_after_ctrl_c_a_tracker_is_not_waited_for(nowhere, patience, tmp_path, c
     assert not multiprocessing.active_children()
 
 
-def test_a_system_that_gives_no_process_is_reported(nowhere, monkeypatch, tmp_path, capfd):
+def test_a_failure_to_start_the_process_is_reported(nowhere, monkeypatch, tmp_path, capfd):
     process = TrackerProcess(Mlflow("http://127.0.0.1:9"))
     with monkeypatch.context() as context:
         context.setattr(ProcessPool, "schedule", lambda *_, **__: os.open("none", os.O_RDONLY))
@@ -175,7 +175,7 @@ def test_a_system_that_gives_no_process_is_reported(nowhere, monkeypatch, tmp_pa
     assert "the job is not logged: " in capfd.readouterr().err
 
 
-def test_a_process_that_dies_costs_a_line(nowhere, monkeypatch, tmp_path, capfd):
+def test_a_process_that_dies_is_reported_in_one_line(nowhere, monkeypatch, tmp_path, capfd):
     process = TrackerProcess(Mlflow("http://127.0.0.1:9"))
     monkeypatch.setattr(tracker_process, "_call", _dies)
     process.log(tmp_path)
@@ -183,13 +183,13 @@ def test_a_process_that_dies_costs_a_line(nowhere, monkeypatch, tmp_path, capfd)
     assert "the job is not logged: " in capfd.readouterr().err
 
 
-def test_raiopt_track_says_what_it_wants():
+def test_raiopt_track_explains_its_arguments():
     with pytest.raises(ValueError, match="the following arguments are required: FOLDER"):
         track.main(["tracker.uri=sqlite:///x.db"])
 
 
 @needs_mlflow
-def test_a_sweep_in_mlflow_is_what_its_folders_say(capfd):
+def test_a_sweep_in_mlflow_agrees_with_its_folders(capfd):
     words = [*SWEEP, "optim.lr=0.1,-1.0", "optim.epsilon=0.1", "init=uniform_linf", "note=hello"]
     assert main([*words, "tracker=mlflow"]) == 1  # one job fails
     assert capfd.readouterr().out.endswith("logged in sqlite:///out/mlflow.db, experiment raiopt\n")
@@ -200,32 +200,32 @@ def test_a_sweep_in_mlflow_is_what_its_folders_say(capfd):
     assert (parent["status"], parent["name"]) == ("FAILED", "s")
     assert parent["files"] == ["sweep.csv"]
     for folder, job in jobs.items():
-        told, record = found[str(folder)], job.record
-        assert told["tags"]["mlflow.parentRunId"] == parent["run"]
-        assert told["status"] == job.job.status.upper()
-        assert told["seconds"] == pytest.approx(record.seconds, abs=1e-3)
-        assert (told["tags"]["raiopt.job_key"], told["tags"]["mlflow.note.content"]) == (folder.name, "hello")
+        entry, record = found[str(folder)], job.record
+        assert entry["tags"]["mlflow.parentRunId"] == parent["run"]
+        assert entry["status"] == job.job.status.upper()
+        assert entry["seconds"] == pytest.approx(record.seconds, abs=1e-3)
+        assert (entry["tags"]["raiopt.job_key"], entry["tags"]["mlflow.note.content"]) == (folder.name, "hello")
         options = read_flat(folder)
-        assert told["params"]["init.epsilon"] == told["params"]["optim.epsilon"] == "0.1"
-        assert told["params"]["optim.lr"] == str(options["optim.lr"])
-        assert told["params"]["model"] == "digits_robust"
-        own = {name.partition(".")[0] for name in told["params"]}
+        assert entry["params"]["init.epsilon"] == entry["params"]["optim.epsilon"] == "0.1"
+        assert entry["params"]["optim.lr"] == str(options["optim.lr"])
+        assert entry["params"]["model"] == "digits_robust"
+        own = {name.partition(".")[0] for name in entry["params"]}
         assert not own & {"tracker", "note", "name", "outputs", "device", "threads", "force", "retry", "yes"}
-        assert {name for name in told["params"]} >= {
+        assert {name for name in entry["params"]} >= {
             name for name in options if name.startswith(("solver.", "data."))
         } - {name for name in options if "._" in name}
         if job.job.status == "failed":
-            assert told["tags"]["raiopt.error"] == record.error.message
-            assert set(told["metrics"]) == {"seconds"}
-            assert told["files"] == ["hydra/config.yaml", "record.json", "run.log"]
+            assert entry["tags"]["raiopt.error"] == record.error.message
+            assert set(entry["metrics"]) == {"seconds"}
+            assert entry["files"] == ["hydra/config.yaml", "record.json", "run.log"]
             continue
-        assert told["files"] == ["gallery.png", "hydra/config.yaml", "record.json", "run.log"]
+        assert entry["files"] == ["gallery.png", "hydra/config.yaml", "record.json", "run.log"]
         for name, value in asdict(record.metrics).items():
             if value is not None:
-                assert told["metrics"][name] == value
+                assert entry["metrics"][name] == value
         trace = pl.read_parquet(folder / "trace.parquet")
         for name in ("loss_mean", "fooled_so_far"):
-            assert told["curves"][f"step/{name}"] == [list(row) for row in trace.select("step", name).rows()]
+            assert entry["curves"][f"step/{name}"] == [list(row) for row in trace.select("step", name).rows()]
 
 
 @needs_mlflow
@@ -235,7 +235,7 @@ def test_the_same_command_logs_what_is_missing_and_nothing_twice(capfd):
     Path("trouble").touch()
     assert main(words) == 1
     tracked = [*words, "tracker=mlflow"]
-    assert main([*tracked, "retry=none"]) == 1  # nothing runs, for all is left or finished: it is logged all the same
+    assert main([*tracked, "retry=none"]) == 1  # no job runs, but all are logged
     first = runs()
     assert sorted(run["status"] for run in first.values()) == ["FAILED", "FAILED", "FINISHED"]
     assert main([*tracked, "retry=none"]) == 1
@@ -243,14 +243,14 @@ def test_the_same_command_logs_what_is_missing_and_nothing_twice(capfd):
         folder: run["run"] for folder, run in first.items()
     }
     Path("trouble").unlink()
-    assert main(tracked) == 0  # what failed runs again, and goes on under its run
+    assert main(tracked) == 0  # failed jobs run again, under the same run of MLflow
     second = runs()
     assert {folder: run["run"] for folder, run in second.items()} == {
         folder: run["run"] for folder, run in first.items()
     }
     assert {run["status"] for run in second.values()} == {"FINISHED"}
     assert not any("raiopt.error" in run["tags"] for run in second.values())
-    assert {len(told["curves"].get("step/fooled", [])) for told in second.values()} == {0, 3}  # of sweep and jobs
+    assert {len(entry["curves"].get("step/fooled", [])) for entry in second.values()} == {0, 3}  # of sweep and jobs
     assert main([*SWEEP, "seed=5,6", "tracker=mlflow"]) == 0  # a larger sweep has the same parent
     third = runs()
     (parent,) = {run["tags"].get("mlflow.parentRunId") for run in third.values()} - {None}
@@ -260,7 +260,7 @@ def test_the_same_command_logs_what_is_missing_and_nothing_twice(capfd):
 
 
 @needs_mlflow
-def test_runs_on_disk_are_logged_later_and_a_deleted_store_is_made_anew(capfd):
+def test_runs_on_disk_are_logged_later_and_a_deleted_store_is_recreated(capfd):
     assert main([*SMALL, "name=one", "outputs=out"]) == 0
     assert main([*SWEEP, "seed=0,1"]) == 0
     settings = [f"tracker.uri={STORE}", "tracker.experiment=later", "tracker.artifacts=all"]
@@ -310,14 +310,14 @@ def test_a_job_whose_curves_have_many_steps_is_logged_in_batches(capfd):
 @needs_mlflow
 def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections, and says nothing
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts connections, but never answers
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         assert main([*SMALL, "name=a", "tracker=mlflow", f"tracker.uri={address}"]) == 0
     assert f"the job is not logged: {address} does not answer" in capfd.readouterr().err
 
 
 @needs_mlflow
-def test_a_store_that_cannot_be_written_costs_a_line(capfd):
+def test_a_store_that_cannot_be_written_is_reported_in_one_line(capfd):
     Path("file").touch()
     assert main([*SMALL, "name=a", "tracker=mlflow", "tracker.uri=sqlite:///file/mlflow.db"]) == 0
     assert "the job is not logged: " in capfd.readouterr().err

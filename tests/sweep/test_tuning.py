@@ -1,4 +1,4 @@
-"""Tuning: what it asks for, that it finds the optimum, and that it continues where it stopped."""
+"""Tuning: its search space, that it finds the optimum, and that it resumes."""
 
 import json
 import sys
@@ -97,12 +97,12 @@ def test_values_become_distributions(text, expected):
 
 
 @pytest.mark.parametrize("text", ["a=interval(2,1)", "a=tag(log,interval(0,1))", "a=range(3,3)"])
-def test_what_holds_no_values_is_refused(text):
+def test_options_without_values_are_refused(text):
     with pytest.raises(ValueError, match="a="):
         distribution(parsed(text))
 
 
-def test_it_finds_the_smallest_and_goes_on_up_to_the_total(tmp_path, bowl, capsys):
+def test_it_finds_the_minimum_and_resumes_up_to_the_total(tmp_path, bowl, capsys):
     words = [*TUNE, "optim.lr=interval(0,1)"]
     assert main([*words, "hydra.sweeper.n_trials=8"]) in (0, 1)
     assert len(bowl.asked) == 8
@@ -141,7 +141,7 @@ def test_a_study_of_other_options_is_refused(bowl, capsys):
     assert len(bowl.asked) == 2
 
 
-def test_a_default_that_changed_begins_another_study(tmp_path, bowl, capsys):
+def test_a_changed_default_starts_another_study(tmp_path, bowl, capsys):
     words = [*TUNE, "optim.lr=interval(0,0.9)", "hydra.sweeper.n_trials=3"]
     assert main(words) == 0
     for path in tmp_path.glob("outputs/s/*/run.json"):
@@ -198,7 +198,7 @@ def test_without_optuna_the_remedy_is_reported(monkeypatch, capsys):
     assert "pip install 'raiopt[optuna]'" in capsys.readouterr().err
 
 
-def test_a_journal_that_was_cut_is_mended(tmp_path):
+def test_a_truncated_journal_is_repaired(tmp_path):
     journal = tmp_path / "study.journal"
     journal.write_bytes(b'{"a": 1}\n{"b": 2}\n{"c"')
     (tmp_path / "study.journal.lock").write_text("")
