@@ -36,7 +36,7 @@ def browser():
 
 @pytest.fixture
 def open_report(browser):
-    """Opens one of the reports from its file; fails if the page told of an error, or asked for anything."""
+    """Opens one of the reports from its file; fails if the page reported an error or requested a resource."""
     contexts, troubles = [], []
 
     def opened(name, look="light"):

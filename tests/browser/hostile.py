@@ -1,4 +1,4 @@
-"""A sweep whose every text is an attempt to run something, with runs in every state that a folder can be in."""
+"""A sweep in which every text is a script injection, with runs in every state."""
 
 import json
 from pathlib import Path
@@ -24,13 +24,15 @@ def hostile_sweep(root: Path) -> None:
         )
         overrides[name] = given
         named = {"overrides": given, "model": {"name": ALERT, "classes": 4}, "data": {"name": IMAGE, "samples": 40}}
-        told = {
+        hostile = {
             "attack": {"optimizers": [LINK]},
             "versions": {ALERT: IMAGE},
             "command": ["raiopt", ALERT, IMAGE],
             "job_number": number,
         }
-        whole_run(root, name, strength=0.1 * number + 0.2, classes=NAMES, epsilon=0.1 * (number + 1), **named, **told)
+        whole_run(
+            root, name, strength=0.1 * number + 0.2, classes=NAMES, epsilon=0.1 * (number + 1), **named, **hostile
+        )
     (root / "job3" / "samples.parquet").write_bytes(b"PAR1 damaged PAR1")
     (root / "job2" / "exhibits.safetensors").unlink()
     make(root, "failed", status="failed", error={"type": "ValueError", "message": ALERT})

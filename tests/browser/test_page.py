@@ -1,4 +1,4 @@
-"""The report in a real browser, by mouse and keyboard; and that nothing of what it shows is run."""
+"""The report in a real browser, by mouse and keyboard; text in the report is never executed."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ def column(page, name):
 
 
 def cells(page):
-    """The numbers of the heat map, as its table tells them."""
+    """The numbers of the heat map, as shown in its table."""
     details = page.locator("#map details")
     if details.get_attribute("open") is None:
         details.locator("summary").click()
@@ -33,7 +33,7 @@ def cells(page):
 
 @pytest.mark.parametrize("look", LOOKS)
 @pytest.mark.parametrize("name", PAGES)
-def test_no_page_has_a_serious_fault_of_access_or_scrolls_sideways(open_report, axe, name, look):
+def test_pages_are_accessible_and_do_not_scroll_sideways(open_report, axe, name, look):
     page = open_report(name, look)
     for details in page.locator("details").all():
         details.locator("summary").click()
@@ -104,14 +104,14 @@ def test_the_heat_map_shows_other_options_and_slices(open_report):
     page = open_report("grid")
     least = [float(text.split()[0]) for text in column(page, "robust").all_inner_texts()]
     first = cells(page)
-    told = [float(cell.split()[0]) for row in first for cell in row.split("\t")[1:]]
-    assert min(told) == min(least)
+    values = [float(cell.split()[0]) for row in first for cell in row.split("\t")[1:]]
+    assert min(values) == min(least)
     page.get_by_label("lr", exact=True).select_option("0.1")
     sliced = cells(page)
     assert sliced != first
     rows = [row for row in page.locator("#table tbody tr").all_inner_texts() if row.split("\t")[2] == "0.1"]
-    told = {cell for row in sliced for cell in row.split("\t")[1:]}
-    assert told <= {row.split("\t")[4].split("\n")[0].replace("★", "") for row in rows}
+    remaining = {cell for row in sliced for cell in row.split("\t")[1:]}
+    assert remaining <= {row.split("\t")[4].split("\n")[0].replace("★", "") for row in rows}
     across, down = page.get_by_label("across"), page.get_by_label("down")
     before = [across.evaluate("(s) => s.selectedOptions[0].text"), down.evaluate("(s) => s.selectedOptions[0].text")]
     across.select_option(before[1])
@@ -215,7 +215,7 @@ def test_the_keyboard_goes_first_to_the_results(open_report):
     assert page.evaluate("location.hash") == "#main"
 
 
-def test_hostile_names_are_text(open_report):
+def test_hostile_names_are_shown_as_text(open_report):
     page = open_report("hostile")
     for details in page.locator("details").all():
         details.locator("summary").click()
@@ -234,12 +234,12 @@ def test_hostile_names_are_text(open_report):
     assert {ALERT, IMAGE, LINK} <= set(ticks)
 
 
-def test_a_script_that_is_not_the_page_s_own_is_refused(browser):
+def test_foreign_scripts_are_refused(browser):
     page = browser.new_page()
     page.goto(address("one"))
     refused = page.evaluate(
-        """() => new Promise((told) => {
-            document.addEventListener("securitypolicyviolation", (event) => told(event.violatedDirective));
+        """() => new Promise((resolve) => {
+            document.addEventListener("securitypolicyviolation", (event) => resolve(event.violatedDirective));
             const script = document.createElement("script");
             script.textContent = "window.ran = true";
             document.body.append(script);
