@@ -1,4 +1,4 @@
-"""Hypothesis runs its default number of examples, and neither it nor torch's threads mind a busy machine."""
+"""Hypothesis without a deadline, and torch threads that do not spin: both for busy machines."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""The mathematics once more, in NumPy and float64, by other means than the package uses."""
+"""Reference implementations in NumPy and float64, by other methods than those of the package."""
 
 import math
 from typing import Any

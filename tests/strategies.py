@@ -1,4 +1,4 @@
-"""What tests draw: shapes, tensors, and how to split them into data."""
+"""Hypothesis strategies: shapes, tensors, and how to split them into data."""
 
 from typing import Any
 

@@ -13,7 +13,7 @@ from tests.strategies import FLOATS, LAYOUTS, parameters, shapes, split
 
 
 @given(split())
-def test_the_batch_has_the_shape_that_the_words_say_and_is_a_view(case: tuple[tuple[int, ...], int | None]) -> None:
+def test_the_batch_has_the_documented_shape_and_is_a_view(case: tuple[tuple[int, ...], int | None]) -> None:
     shape, param_ndim = case
     x = torch.arange(torch.Size(shape).numel()).view(shape)
     batch = as_batch(x, param_ndim)
@@ -57,12 +57,12 @@ def test_every_split_of_every_layout_is_a_view_or_an_error(
         assert batch.dtype is dtype
         assert batch.flatten().tolist() == x.flatten().tolist()
         kept = x.clone()
-        batch.add_(1)  # what is written into the view is written into the parameter
+        batch.add_(1)  # writing into the view writes into the parameter
         assert torch.equal(x, kept + 1)
 
 
 @given(parameters())
-def test_what_the_strategy_draws_has_a_view(case: tuple[torch.Tensor, int | None]) -> None:
+def test_tensors_of_the_strategy_have_a_view(case: tuple[torch.Tensor, int | None]) -> None:
     x, param_ndim = case
     assert as_batch(x, param_ndim).data_ptr() == x.data_ptr()
 

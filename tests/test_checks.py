@@ -30,7 +30,7 @@ def test_the_limits_hold_alike_for_numbers_arrays_and_tensors(
 
 
 @pytest.mark.parametrize("value", [True, None, "1", [1.0], 1j, torch.tensor([True]), torch.tensor([1j])])
-def test_what_is_no_number_is_a_type_error(value: object) -> None:
+def test_values_that_are_not_numbers_are_a_type_error(value: object) -> None:
     with pytest.raises(TypeError, match="must be a finite number"):
         checks.number("lr", value)
 
@@ -44,7 +44,7 @@ def test_nan_and_infinity_are_refused_everywhere(value: float) -> None:
 
 
 @pytest.mark.parametrize("value", [1.0, True, "1", None])
-def test_an_integer_is_asked_for_by_type(value: object) -> None:
+def test_integer_arguments_refuse_floats(value: object) -> None:
     assert checks.number("steps", 3, integer=True) == 3
     assert checks.number("steps", np.int64(3), integer=True) == 3
     with pytest.raises(TypeError, match=r"steps=.* must be an integer"):
@@ -52,7 +52,7 @@ def test_an_integer_is_asked_for_by_type(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", [torch.tensor(3), torch.tensor([3, 4]), np.array([3])])
-def test_a_tensor_is_refused_where_one_number_is_meant(value: object) -> None:
+def test_a_tensor_is_refused_where_a_single_number_is_expected(value: object) -> None:
     with pytest.raises(TypeError, match=r"(?s)steps=.* must be an integer"):
         checks.number("steps", value, integer=True)
     with pytest.raises(TypeError, match=r"(?s)q=.* must be a finite number"):
@@ -81,6 +81,6 @@ def test_near_words_come_most_similar_first() -> None:
     assert checks.near("xyz", ["adam"]) == []
 
 
-def test_importing_the_checks_leaves_torch_alone() -> None:
+def test_importing_the_checks_does_not_import_torch() -> None:
     code = "import sys, raiopt.checks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

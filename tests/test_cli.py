@@ -1,4 +1,4 @@
-"""The command as a user types it: jobs, sweeps, folders, and what bad input is answered with."""
+"""The command as a user types it: jobs, sweeps, folders, and messages for bad input."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def test_a_job_leaves_a_complete_folder(tmp_path, capsys):
     assert f"results in {folder.relative_to(tmp_path)}" in out
 
 
-def test_what_is_stored_can_be_verified_without_raiopts_engine(tmp_path):
+def test_stored_perturbations_can_be_verified_without_raiopts_engine(tmp_path):
     assert main(["data.limit=16", "solver.steps=4", "optim.epsilon=0.4", "optim.lr=0.2", "save=all"]) == 0
     (folder,) = folders(tmp_path)
     stored, samples = load_file(folder / "perturbations.safetensors"), pl.read_parquet(folder / "samples.parquet")
@@ -114,7 +114,7 @@ def test_save_says_which_perturbations_are_stored(tmp_path, save, rows):
 
 
 @pytest.mark.parametrize("changes", [["batch_size=3"], ["data.indices=::-1"], []])
-def test_the_same_question_gives_the_same_starts_and_verdicts(tmp_path, changes):
+def test_equal_options_give_equal_starts_and_verdicts(tmp_path, changes):
     words = ["data.split=test", "data.limit=null", "data.indices=0:8", "save=all", "init=uniform_linf", "threads=1"]
     if "data.indices=::-1" in changes:
         words[2], changes = "data.indices=7::-1", []
@@ -165,7 +165,7 @@ def test_an_experiment_may_be_a_sweep(tmp_path):
     assert asked == {(steps, lr) for steps in (0, 1) for lr in (0.0125, 0.025, 0.05, 0.1)}
 
 
-def test_under_one_name_the_same_question_is_answered_once(tmp_path, capsys):
+def test_a_named_job_with_equal_options_runs_once(tmp_path, capsys):
     assert main([*SMALL, "name=first"]) == 0
     (folder,) = folders(tmp_path)
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "run.log"}
@@ -178,7 +178,7 @@ def test_under_one_name_the_same_question_is_answered_once(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("sweep", [[], ["-m", "hydra/launcher=basic"]])
-def test_a_finished_run_is_no_answer_once_a_default_changed(tmp_path, capsys, sweep):
+def test_a_finished_run_is_not_reused_after_a_default_changed(tmp_path, capsys, sweep):
     words = [*sweep, *SMALL, "name=a"]
     assert main(words) == 0
     (folder,) = folders(tmp_path)
@@ -195,7 +195,7 @@ def test_a_finished_run_is_no_answer_once_a_default_changed(tmp_path, capsys, sw
     assert "runs again" not in capsys.readouterr().out
 
 
-def test_a_folder_given_by_hand_answers_its_own_question_alone(tmp_path, capsys):
+def test_a_given_folder_is_reused_only_for_equal_options(tmp_path, capsys):
     words, folder = ["data.limit=8", "threads=1", "hydra.run.dir=mine"], tmp_path / "mine"
     assert main([*words, "solver.steps=1"]) == 0
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "run.log"}
@@ -218,7 +218,7 @@ def test_a_folder_given_by_hand_answers_its_own_question_alone(tmp_path, capsys)
     assert "Done with 8 of 8 samples" in (folder / "run.log").read_text()
 
 
-def test_finished_batches_of_another_question_are_not_removed(tmp_path, capsys, monkeypatch):
+def test_finished_batches_of_other_options_are_not_removed(tmp_path, capsys, monkeypatch):
     words = ["data.limit=8", "threads=1", "batch_size=4", "hydra.run.dir=mine"]
     with monkeypatch.context() as patch:
         patch.setattr("raiopt.experiment._finish", lambda *_: 1 / 0)
@@ -274,7 +274,7 @@ def test_a_finished_run_about_other_weights_is_not_overwritten(tmp_path, capsys)
     assert record(folder) == changed
 
 
-def test_samples_that_are_not_finite_are_marked_and_told(tmp_path, capsys):
+def test_samples_that_are_not_finite_are_marked_and_reported(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(OWN)
     words = ["model=python", "model.factory=mine:sick", "data=python", "data.factory=mine:data"]
     assert main([*words, "solver.steps=3"]) == 0
@@ -457,7 +457,7 @@ def test_bad_input_is_one_message_before_any_work(tmp_path, monkeypatch, capsys,
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_an_error_of_ones_own_model_says_where_its_traceback_is(tmp_path, capsys):
+def test_an_error_in_a_user_model_names_the_file_with_its_traceback(tmp_path, capsys):
     (tmp_path / "broken.py").write_text("from torch import nn\ndef net():\n    return nn.Linear(7, 3)\n")
     assert main(["model=python", "model.factory=broken:net", "solver.steps=1"]) == 1
     (folder,) = folders(tmp_path)
@@ -466,14 +466,14 @@ def test_an_error_of_ones_own_model_says_where_its_traceback_is(tmp_path, capsys
     assert record(folder)["status"] == "failed"
 
 
-def test_the_full_error_is_there_for_who_asks(monkeypatch):
+def test_the_full_traceback_is_printed_on_request(monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(ValueError, match="epsilon=-1"):
         main(["optim.epsilon=-1"])
     assert os.environ["HYDRA_FULL_ERROR"] == "1"
 
 
-def test_ctrl_c_is_told_and_recorded(tmp_path, monkeypatch, capsys):
+def test_ctrl_c_is_reported_and_recorded(tmp_path, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
@@ -524,7 +524,7 @@ def test_help_lists_groups_and_settings(capsys):
         ("perturbation", ["place=random", "optim.lr=0.2", "region=required"]),
     ],
 )
-def test_list_tells_what_can_be_asked_for(capsys, group, words):
+def test_list_prints_the_available_options(capsys, group, words):
     assert main(["list", group]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert all(word in out for word in words)
@@ -545,7 +545,7 @@ def test_tab_completion_knows_groups_and_settings(typed, expected):
     assert expected in done.stdout.split()
 
 
-def test_a_search_that_cannot_move_is_told(tmp_path, capsys):
+def test_a_search_without_gradients_is_reported(tmp_path, capsys):
     (tmp_path / "flat.py").write_text(
         "import torch\nfrom torch import nn\nclass Flat(nn.Module):\n    def forward(self, x):\n"
         "        zero = 0 * x.mean((1, 2, 3))\n        return torch.stack([zero, zero + 1] + 8 * [zero], 1)\n"
@@ -577,6 +577,6 @@ def test_published_weights_are_taken_from_the_cache(tmp_path, monkeypatch):
     assert (found["model"]["preset"], found["model"]["classes"]) == ("SqueezeNet1_1_Weights.IMAGENET1K_V1", 1000)
 
 
-def test_a_chain_is_told_by_its_members(capsys):
+def test_a_chain_is_described_by_its_members(capsys):
     assert main(["experiment=mi_fgsm", *SMALL]) == 0
     assert "chain of l1_normed, momentum, signed with sgd, 2 steps, Linf 0.1" in capsys.readouterr().out

@@ -92,7 +92,7 @@ def test_the_table_of_param_ndim_agrees_with_as_batch():
             assert (str(tuple(seen.shape)), str(len(seen))) == (shape, count)
 
 
-def test_the_picture_is_what_its_script_draws():
+def test_the_picture_agrees_with_its_script():
     picture = runpy.run_path(str(ROOT / "scripts" / "draw_param_ndim"))["picture"]
     assert (ROOT / "docs" / "param_ndim.svg").read_text(encoding="utf-8") == picture()
 
@@ -166,7 +166,7 @@ def test_the_reference_holds_every_option_and_setting(monkeypatch):
     assert own <= set(re.findall(r"^\| `(\w+)` \| `", page, re.MULTILINE))
     assert "usage: raiopt rerun" in page
     assert re.search(r"^\| `optim.p` \|  \| .*at least 1", page, re.MULTILINE | re.IGNORECASE)
-    assert "`optim.epsilon=1.0` `optim.lr=0.2` |" in page  # what perturbation=affine changes
+    assert "`optim.epsilon=1.0` `optim.lr=0.2` |" in page  # the settings that perturbation=affine changes
     assert not re.search(r"\b(None|True|False)\b", page.partition("## `raiopt ")[0])
 
 
@@ -199,7 +199,7 @@ def test_commands_are_run_at_the_lines_where_they_stand():
     assert script["commands"](page).splitlines() == ["", "", "", "", "", "", "", "raiopt yes \\", "  # on", "", "", ""]
 
 
-def test_what_a_page_would_fetch_is_found():
+def test_external_resources_of_a_page_are_found():
     fetched = runpy.run_path(str(ROOT / "scripts" / "test_docs"))["fetched"]
     assert fetched('<a href="https://x.org/">x</a><img alt="" src="_images/x.png"><script src="a.js"></script>') == []
     assert fetched('<script async src="https://x.org/a.js"></script><link rel="x" href=\'//y.org/b.css\'/>') == [
@@ -209,7 +209,7 @@ def test_what_a_page_would_fetch_is_found():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+def test_links_have_a_target(page):
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
         path, _, anchor = target.partition("#")

@@ -1,4 +1,4 @@
-"""One job: devices, models and data that do not fit, and what a second process would find."""
+"""One job: devices, incompatible models and data, and the files that a second process finds."""
 
 from dataclasses import replace
 from functools import partial

@@ -1,4 +1,4 @@
-"""What `import raiopt` offers, what it leaves alone, and what the wheel will hold."""
+"""Public names of `import raiopt`, what it does not import, and the content of the wheel."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def test_dir_lists_the_public_names():
     assert set(raiopt.__all__) <= set(dir(raiopt))
 
 
-def test_importing_raiopt_leaves_torch_alone():
+def test_importing_raiopt_does_not_import_torch():
     code = "import sys, raiopt; sys.exit(bool({'torch', 'torchvision', 'hydra'} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

@@ -1,4 +1,4 @@
-"""The command in a folder of somebody else, and its child processes: nothing there runs."""
+"""The command in an untrusted folder, and its child processes: no code of that folder runs."""
 
 import os
 import shutil
@@ -94,7 +94,7 @@ def test_no_module_of_the_current_folder_is_imported(base, verb):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_neither_is_one_with_python_dash_m(base):
+def test_python_dash_m_imports_no_module_of_the_current_folder(base):
     leave_modules(
         base, installed()
     )  # Python itself takes its own modules, and the package that is asked for, from here
@@ -106,7 +106,7 @@ def test_neither_is_one_with_python_dash_m(base):
 
 
 @pytest.mark.usefixtures("modules")
-def test_neither_is_one_by_a_job_of_slurm(base, tmp_path):
+def test_a_slurm_job_imports_no_module_of_the_current_folder(base, tmp_path):
     FakeSlurm(tmp_path / "slurm")
     path = {"PATH": f"{tmp_path / 'slurm'}:{os.environ['PATH']}"}
     code = """if 1:
@@ -170,13 +170,13 @@ def test_nothing_that_the_repository_of_the_current_folder_configures_runs(base,
 
 
 @pytest.mark.usefixtures("repository")
-def test_a_plain_git_status_there_would_run_something(base):
+def test_a_plain_git_status_there_would_run_code(base):
     subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=base / "theirs", capture_output=True)
     assert {"core.fsmonitor", "filter.evil.clean"} & set(ran(base))
 
 
-def test_what_a_users_own_code_starts_has_its_folder(tmp_path):
-    """A worker does not hand on what keeps the current folder away from itself."""
+def test_processes_of_user_code_have_the_current_folder(tmp_path):
+    """A worker does not pass on the setting that excludes the current folder from its imports."""
     (tmp_path / "beside.py").touch()
     (tmp_path / "script.py").write_text("import beside\n")
     (tmp_path / "own.py").write_text(

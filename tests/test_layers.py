@@ -73,5 +73,5 @@ def test_imports_point_down(path):
         ("raiopt/__init__.py", "from raiopt.optim import base"),
     ],
 )
-def test_a_wrong_import_is_seen(path, source):
+def test_a_wrong_import_is_detected(path, source):
     assert forbidden(Path(path), source)

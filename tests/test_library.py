@@ -47,7 +47,7 @@ def test_a_pair_a_list_of_pairs_and_a_loader_are_one_data_set():
         assert torch.equal(images, kept)
 
 
-def test_the_images_are_the_perturbed_ones_as_they_were_kept():
+def test_the_images_are_those_of_the_kept_perturbations():
     x, labels = samples()
     records, kept = attack(Linear(), (x, labels), return_images=True)
     assert kept.shape == x.shape
@@ -61,7 +61,7 @@ def test_the_images_are_the_perturbed_ones_as_they_were_kept():
     assert torch.equal(kept[::7], x[::7])
 
 
-def test_the_records_are_those_of_a_closed_form():
+def test_the_records_agree_with_a_closed_form():
     x = images(20)
     labels = Linear()(x).argmax(1)
     reach = float(Linear().weight.abs().sum()) / 64
@@ -156,7 +156,7 @@ def test_a_folded_search_and_the_model_itself_agree():
         ({"model": lambda x: {"logits": x}}, TypeError, "must return a tensor of logits"),
     ],
 )
-def test_what_does_not_fit_is_an_error(change, error, message):
+def test_incompatible_arguments_are_an_error(change, error, message):
     arguments = {"model": Linear(), "data": samples(4), **change}
     with pytest.raises(error, match=message):
         attack(arguments.pop("model"), arguments.pop("data"), **arguments)
@@ -223,7 +223,7 @@ def test_the_global_generator_is_neither_read_nor_set():
     assert found[0].equals(found[1])
 
 
-def test_a_model_without_classes_of_torch_is_attacked_as_it_is():
+def test_a_plain_function_is_attacked_as_it_is():
     x, labels = samples()
     plain = Linear()
     assert attack(lambda z: plain(z), (x, labels)).equals(attack(plain, (x, labels)))
@@ -253,7 +253,7 @@ def test_stages_replace_arguments_of_the_call():
         ({"optimizer": partial(LinfProjectedOptim, epsilon=0.5)}, "stages.b searches in Linf 0.5"),
     ],
 )
-def test_stages_that_do_not_fit_are_an_error(changes, message):
+def test_incompatible_stages_are_an_error(changes, message):
     with pytest.raises(ValueError, match=message):
         attack(Linear(), samples(), stages={"a": {}, "b": changes})
 
@@ -267,7 +267,7 @@ def test_without_gradients_around_it_the_records_are_the_same():
         attack(Linear(), (x, labels))
 
 
-def test_losses_and_starts_of_the_library_are_parts_as_they_are():
+def test_losses_and_starts_of_the_library_are_accepted_as_parts():
     x, labels = samples()
     target = {"criterion": partial(targeted_dlr_of_label), "targeted": True, "target": "next"}
     assert attack(Linear(), (x, labels), init=torch.nn.init.zeros_).equals(attack(Linear(), (x, labels)))

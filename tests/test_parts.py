@@ -1,4 +1,4 @@
-"""Every part of an attack can be exchanged in the command; the folder tells enough of every kind of perturbation."""
+"""Every part of an attack can be exchanged in the command; the folder suffices to reconstruct its perturbations."""
 
 import json
 import shutil
@@ -124,7 +124,7 @@ def one(images):
         ),
     ],
 )
-def test_of_every_kind_of_perturbation_the_images_that_broke_can_be_made_again(tmp_path, words, names, ball):
+def test_adversarial_images_of_every_perturbation_can_be_reconstructed(tmp_path, words, names, ball):
     (tmp_path / "kinds.py").write_text(OWN_KIND)
     common = ["data.limit=24", "batch_size=10", "solver.steps=4", "optim.lr=0.5", "model=digits_standard", "threads=1"]
     folder, found = run(tmp_path, *words, *common)
@@ -154,7 +154,7 @@ def test_of_every_kind_of_perturbation_the_images_that_broke_can_be_made_again(t
         assert not stored["delta"].any()
 
 
-def test_what_samples_share_is_told(tmp_path, capsys):
+def test_shared_perturbations_and_balls_are_reported(tmp_path, capsys):
     assert main(["perturbation=universal", "optim.epsilon=0.5", "optim.lr=0.2", "save=all", *SMALL]) == 0
     assert (
         "One perturbation for each batch of 256, and no sample leaves it early: another batch_size"
@@ -208,7 +208,7 @@ def test_restarts_add_their_passes(tmp_path):
     assert found["metrics"]["backward_passes"] == 8 * 6
 
 
-def test_max_passes_is_kept_and_told(tmp_path):
+def test_max_passes_is_respected_and_recorded(tmp_path):
     samples, _, _ = asked(tmp_path, "solver.max_passes=4")
     assert all(row["forward_passes"] + row["backward_passes"] <= 4 for row in samples.iter_rows(named=True))
     assert set(samples["stopped"]) == {"fooled", "passes"}
@@ -273,7 +273,7 @@ def test_robust_accuracies_of_several_radii_agree_with_a_run_for_each(tmp_path):
 
 
 @pytest.mark.parametrize("attacked", [False, True])
-def test_what_is_predicted_wrong_is_attacked_where_that_is_asked(tmp_path, attacked):
+def test_misclassified_samples_are_attacked_on_request(tmp_path, attacked):
     words = [*HALF, f"data.indices=[0,{WRONG}]", f"solver.attack_misclassified={str(attacked).lower()}"]
     words.append("solver.stop=never")
     folder, found = run(tmp_path, *words)
@@ -285,7 +285,7 @@ def test_what_is_predicted_wrong_is_attacked_where_that_is_asked(tmp_path, attac
     assert found["metrics"]["robust_accuracy"] <= 0.5
 
 
-def test_quantized_images_lie_on_the_grid_and_stay_broken_as_files(tmp_path, capsys):
+def test_quantized_images_lie_on_the_grid_and_stay_adversarial_as_files(tmp_path, capsys):
     words = ["solver.quantize=true", "solver.verify_8bit=true", "save=all"]
     samples, found, folder = asked(tmp_path, *words)
     stored, data = load_file(folder / "perturbations.safetensors"), zoo.digits()
@@ -297,7 +297,7 @@ def test_quantized_images_lie_on_the_grid_and_stay_broken_as_files(tmp_path, cap
     assert f"successful as 8-bit images {count} of {count}" in " ".join(capsys.readouterr().out.split())
 
 
-def test_what_breaks_is_rounded_to_8_bits_where_that_is_asked(tmp_path):
+def test_successes_are_rounded_to_8_bits_on_request(tmp_path):
     samples, found, _ = asked(
         tmp_path, "solver.verify_8bit=true", "optim=l2_projected", "optim.epsilon=5.0", "optim.lr=2.0"
     )
@@ -317,7 +317,7 @@ def test_what_breaks_is_rounded_to_8_bits_where_that_is_asked(tmp_path):
         ("precision", "bfloat16"),
     ],
 )
-def test_how_the_search_runs_the_model_can_be_said(tmp_path, option, value):
+def test_inference_options_reach_the_search(tmp_path, option, value):
     _, found, _ = asked(tmp_path, f"model.{option}={typed(value)}")
     assert found["inference"][option] == value
 
@@ -340,7 +340,7 @@ def data():
 
 
 def own(tmp_path, monkeypatch, factory):
-    """Returns the words of a job about a model of one's own, in a module of its own name."""
+    """Returns the command words of a job that attacks a user-defined model, in a module with a unique name."""
     name = f"own_{factory.lower()}"
     (tmp_path / f"{name}.py").write_text(OWN_MODELS)
     monkeypatch.delitem(sys.modules, name, raising=False)

@@ -1,4 +1,4 @@
-"""The README against what the command really does."""
+"""The README compared with the behaviour of the command."""
 
 import re
 import shlex
@@ -47,7 +47,7 @@ OF_L2 = dict.fromkeys(["`ddn`", "`alma`", "`cw`"], "l2")
 
 
 @pytest.mark.parametrize("row", re.findall(r"^\| `\w+` \|.*$", TEXT, re.MULTILINE))
-def test_the_table_tells_the_defaults(row):
+def test_the_table_lists_the_defaults(row):
     name, _, ball, epsilon, lr = (cell.strip() for cell in row.strip("|").split("|"))
     optim = composed([f"optim={name.strip('`')}"]).optim
     assert (optim.epsilon, optim.get("lr")) == (float(epsilon), float(lr) if lr else None)

@@ -55,7 +55,7 @@ def test_each_datum_lies_on_its_sphere(
 
 @pytest.mark.parametrize(("sample", "p"), [(BALLS[1], 1), (BALLS[2], 2), (uniform_like_l2_n_sphere_, 2)])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_rounding_lifts_nothing_out_of_the_ball(sample: Callable[..., Tensor], p: float, dtype: torch.dtype) -> None:
+def test_rounding_moves_no_point_out_of_the_ball(sample: Callable[..., Tensor], p: float, dtype: torch.dtype) -> None:
     x = sample(torch.zeros(5000, 2, dtype=dtype), 1 / 3, generator=torch.Generator().manual_seed(0))
     assert (reference.norms(array(x), p) <= 1 / 3 * (1 + 1e-6)).all()
 

@@ -1,4 +1,4 @@
-"""Networks whose batch norms do something."""
+"""Networks with batch norms that change their inputs."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from raiopt.zoo.vision import models
 
 
 def lively(net):
-    """Gives every batch norm statistics, scales and shifts of its own, some of them negative or small."""
+    """Gives every batch norm its own random statistics, scales and shifts, some of them negative or small."""
     generator = torch.Generator().manual_seed(1)
     for norm in (part for part in net.modules() if isinstance(part, nn.BatchNorm2d)):
         for tensor, low, high in [(norm.running_mean, -0.3, 0.3), (norm.running_var, 0.2, 2.0)]:
@@ -27,7 +27,7 @@ def small():
 
 
 def network(name):
-    """Returns one of torchvision's, with ten classes."""
+    """Returns a network of torchvision with ten classes."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return lively(getattr(models, name)(num_classes=10))

@@ -1,4 +1,4 @@
-"""Models, images and questions for the tests of the attack."""
+"""Models, images and attack settings for the tests of the attack."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ SHAPE = (3, 4, 4)
 
 
 class Linear(nn.Module):
-    """Two classes, decided by the sign of <weight, x> - offset.
+    """Two classes: the sign of <weight, x> - offset.
 
     Pixels that are multiples of 1/64 give scores without rounding, in every order of the sum.
     """
@@ -48,7 +48,7 @@ class Classes(nn.Module):
 
 
 def net():
-    """Returns a smooth network with five classes, in float64: there, rounding decides nothing."""
+    """Returns a smooth network with five classes, in float64, where rounding changes no verdict."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layers = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(24, 5))
@@ -62,7 +62,7 @@ def images(n=6, seed=0, spread=0.25):
 
 
 def question(**changes):
-    """Returns the question of a short attack; its arithmetic is exact on images of `images` and a linear model."""
+    """Returns the settings of a short attack; its arithmetic is exact on images of `images` and a linear model."""
     usual = {
         "optimizer": partial(LinfProjectedOptim, epsilon=1 / 16, lr=1 / 64),
         "perturbation": attacks.additive,

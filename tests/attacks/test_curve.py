@@ -1,4 +1,4 @@
-"""Several radii: for a linear model the smallest that breaks a sample is known in closed form."""
+"""Several radii: for a linear model the smallest successful radius has a closed form."""
 
 import math
 from functools import partial
@@ -46,7 +46,7 @@ LARGEST = {INF: 0.25, 2: 0.25, 1: 0.25}
 
 
 def distances(x, p):
-    """Returns the norms of the smallest perturbations that put the samples onto the decision border."""
+    """Returns the norms of the smallest perturbations that put the samples onto the decision boundary."""
     model = Linear()
     dual = {INF: 1, 2: 2, 1: INF}[p]
     weight, flat = model.weight.double().numpy(), x.double().flatten(1).numpy()
@@ -139,7 +139,7 @@ def test_robust_accuracy_falls_with_the_radius():
 
 
 def test_a_perturbation_that_fits_into_a_smaller_ball_counts_there():
-    """A step of 1/64 breaks what lies nearer than that, in whatever ball."""
+    """A step of 1/64 succeeds on every sample nearer to the boundary than that, in any ball."""
     x = images(30)
     near = distances(x, INF) < 1 / 64
     attack = question(

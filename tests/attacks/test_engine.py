@@ -1,4 +1,4 @@
-"""The attack on a data set: verdicts depend on the samples alone, not on who else is there or how they are batched."""
+"""The attack on a data set: verdicts depend on each sample alone, not on other samples or the batch size."""
 
 import logging
 from functools import partial
@@ -56,7 +56,9 @@ def test_order_batch_size_and_other_samples_change_nothing(change, data):
     size = data.draw(st.integers(1, n + 2))
     others, perturbed = shown(x[ids], labels[ids], attack, ids=ids, batch_size=size)
     assert torch.equal(perturbed, kept[sorted(ids)])
-    unlike = ["forward_passes", "backward_passes"] if attack.stop == "fooled" else []  # who waits, passes
+    unlike = (
+        ["forward_passes", "backward_passes"] if attack.stop == "fooled" else []
+    )  # decided rows that wait still count passes
     assert others.drop(unlike).equals(records[sorted(ids)].drop(unlike))
 
 

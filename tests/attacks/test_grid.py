@@ -1,4 +1,4 @@
-"""8 bits a channel: results lie on the grid and in the ball, and what is there stays."""
+"""8 bits per channel: results lie on the grid and in the ball, and images on the grid do not change."""
 
 import math
 from functools import partial
@@ -29,7 +29,7 @@ def numpy_norms(delta, p, pixels=False):
 
 
 def nearest_steps(delta):
-    """Returns the whole steps of the grid that are nearest to a perturbation, and where two are almost as near."""
+    """Returns the nearest whole grid steps to a perturbation, and a mask of near ties."""
     exact = delta.double() * 255
     return exact.round(), ((exact - exact.floor()) - 0.5).abs() < 1e-3
 

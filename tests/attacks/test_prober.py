@@ -1,4 +1,4 @@
-"""One trial: what the faster model claims is searched again with the plain one, and rounded to 8 bits."""
+"""One trial: unconfirmed successes of the faster model are searched again with the plain one; rounding to 8 bits."""
 
 import logging
 from functools import partial
@@ -67,7 +67,7 @@ def test_passes_of_both_models_are_counted_and_limited(monkeypatch, restarts, pa
 
 
 class Leaving(ParamTransformingOptimizer):
-    """Says that it projects onto an Linf ball, and does not."""
+    """Claims to project onto an Linf ball, but does not."""
 
     traits = Traits(ball=float("inf"))
 

@@ -1,4 +1,4 @@
-"""Rows leave a batch: what is selected, and what is left alone."""
+"""Removing rows from a batch: which tensors are selected, and which are not modified."""
 
 from dataclasses import dataclass
 from functools import partial

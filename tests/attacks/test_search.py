@@ -1,4 +1,4 @@
-"""The search over a batch: rows that leave change nothing, restarts and targets share it, the best row counts."""
+"""The search over a batch: removed rows change no other, restarts and targets share a batch, the best row wins."""
 
 import math
 import statistics
@@ -39,7 +39,7 @@ N = 12
 
 
 def per_sample_mask(images, generators):
-    """Lets each sample change its brighter half alone."""
+    """Restricts the perturbation of each sample to its brighter half."""
     return AdditivePerturbation(images, mask=images > images.flatten(1).median(1).values.view(-1, 1, 1, 1))
 
 

@@ -1,4 +1,4 @@
-"""What a search notes: the best iterate, why a row ended, what is not finite, and where there is no gradient."""
+"""The state of a search: best iterate, why a row stopped, values that are not finite, zero gradients."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ def searched(x, labels, attack, model):
 
 
 class Wave(nn.Module):
-    """The brighter, the more of class 2's logit; class 1 is predicted in the crests of a wave."""
+    """The logit of class 2 grows with brightness; class 1 is predicted in the crests of a wave."""
 
     def forward(self, x):
         t = x.mean((1, 2, 3)) - 0.5

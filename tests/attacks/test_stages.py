@@ -1,4 +1,4 @@
-"""Stages: each is the attack alone on what the earlier ones left, and all of them are one attack."""
+"""Stages: each one equals its attack run alone on the samples that remain, and together they are one attack."""
 
 from functools import partial
 
@@ -21,13 +21,13 @@ N = 24
 
 
 def stage(name, lr=1 / 256, **changes):
-    """Returns a stage whose arithmetic is exact on a linear model; its step decides what it breaks."""
+    """Returns a stage whose arithmetic is exact on a linear model; its step size decides which samples it breaks."""
     make = partial(LinfProjectedOptim, epsilon=changes.pop("epsilon", 1 / 32), lr=lr)
     return Stage(name, question(**{"optimizer": make, "init": random_start, "steps": 3, **changes}))
 
 
 def in_turn(x, labels, plan, model):
-    """Returns the table that the stages alone come to, each run on what the earlier ones left."""
+    """Returns the table of the stages run one by one, each on the samples that remain."""
     left, rows, passes, found = list(range(len(x))), {}, dict.fromkeys(range(len(x)), (0, 0)), pl.DataFrame()
     for one in plan:
         found = table(x[left], labels[left], one.attack, model, ids=left).with_columns(stage=pl.lit(one.name))
@@ -117,7 +117,7 @@ def test_order_batch_size_and_other_samples_change_nothing(data):
     ids = data.draw(st.permutations(range(N)))[: data.draw(st.integers(1, N))]
     size = data.draw(st.integers(1, N + 2))
     others = table(x[ids], labels[ids], ids=ids, batch_size=size, stages=plan)
-    assert_frame_equal(others.drop(PASSES), records[sorted(ids)].drop(PASSES))  # who waits, passes
+    assert_frame_equal(others.drop(PASSES), records[sorted(ids)].drop(PASSES))  # waiting rows pass too
 
 
 def test_a_stage_gets_the_remaining_samples_and_passes_agree_with_the_model():

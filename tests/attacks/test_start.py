@@ -22,7 +22,7 @@ def start(rows, generator):
 
 
 def brighter(images, generators, rows=1):
-    """Adds one number to every pixel; says nothing about sharing, bounds and rows that leave."""
+    """Adds one number to every pixel; declares neither sharing, nor bounds, nor row selection."""
 
     class Brighter(nn.Module):
         def __init__(self):
@@ -57,7 +57,7 @@ WIDE = partial(LinfProjectedOptim, epsilon=0.3, lr=0.1)
 
 
 class Positive(Linear):
-    """What is brighter breaks: a black patch is not the best."""
+    """Brighter images are misclassified: a black patch is not the best."""
 
     def __init__(self):
         super().__init__()

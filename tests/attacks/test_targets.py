@@ -1,4 +1,4 @@
-"""Towards which classes a loss moves: orders of the classes, and what the passes for them cost."""
+"""Target classes: their order, and the passes needed to find it."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Verification catches each way in which a claim can be wrong."""
+"""Verification rejects every kind of wrong claim."""
 
 import math
 
@@ -34,7 +34,7 @@ LABELS = torch.zeros(3).long()
 
 
 def added(delta, ball):
-    """A perturbation a sample, added to it, within the bounds of its pixels."""
+    """One additive perturbation for each sample, within the bounds of its pixels."""
     return Claim(delta, ball, bounds=(-X, 1 - X))
 
 

@@ -1,4 +1,4 @@
-"""Configs of other people: what the command saves is read, anything else is refused and not run."""
+"""Untrusted configs: those that the command saved are read, all others are refused and never run."""
 
 import re
 import sys
@@ -60,7 +60,7 @@ def without_tracker(config: Any) -> Any:
 
 @pytest.fixture
 def canary(tmp_path, monkeypatch):
-    """A module whose import leaves a trace, and which is found as any other."""
+    """An importable module that creates a file when it is imported."""
     (tmp_path / "canary.py").write_text("import pathlib; pathlib.Path('ran').touch(); make = print")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -208,7 +208,7 @@ def test_configs_not_written_by_raiopt_are_refused_with_their_line(what, folder,
     message = str(refused.value)
     assert REFUSED[what][2] in message
     assert message.isprintable()
-    if what not in ("no YAML", "a second document"):  # whose lines are where its reader saw the end
+    if what not in ("no YAML", "a second document"):  # their line is where the reader found the end
         assert f"{folder}/.hydra/config.yaml, line {line}: " in message
 
 
@@ -344,6 +344,6 @@ def test_a_damaged_file_is_refused_or_asks_for_nothing_but_what_raiopt_offers(fo
 
 
 def test_the_reader_agrees_with_other_yaml_readers(folder):
-    """Else it could check one thing, and hydra build another."""
+    """Otherwise it could check one value and Hydra build another."""
     text = OmegaConf.to_yaml(OmegaConf.create(asked(*WORDS)))
     assert without_tracker(read(folder, text, ALLOWED)) == without_tracker(yaml.safe_load(text))

@@ -1,4 +1,4 @@
-"""Stages as words: what they make of a job's config, what they cannot say, and the command with them."""
+"""Stages given as overrides: the config that results, invalid overrides, and the command with stages."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def with_stages(stages: Any, *words: str) -> Any:
 
 
 def one(*stage: str, job: tuple[str, ...] = ()) -> Any:
-    """What a stage of these words makes of a job's config."""
+    """The job's config after a stage with these overrides."""
     return staged(with_stages({"one": list(stage)}, *job))["one"]
 
 

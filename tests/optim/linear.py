@@ -1,4 +1,4 @@
-"""A linear model, of which the strongest perturbation is known in closed form, and the optimizers that must find it.
+"""A linear model whose strongest perturbation has a closed form, and the optimizers that must find it.
 
 The loss of sample i is <w_i, x_i + δ_i>. Its largest increase is computed here in NumPy and float64, by other means
 than the package uses; `scripts/compare_linear` prints how much of it each case reaches.
@@ -58,7 +58,7 @@ def largest_increase(
         return (size * np.minimum(room, epsilon)).sum(1)
     if p == 2:
         return _along_the_sphere(size, room, epsilon)
-    if p == 1:  # a fractional knapsack: what costs 1 and brings the most is filled first
+    if p == 1:  # a fractional knapsack: entries with the largest gain per unit are filled first
         order = np.argsort(-size, axis=1)
         size, room = (np.take_along_axis(a, order, axis=1) for a in (size, np.minimum(room, epsilon)))
         before = np.cumsum(room, axis=1) - room
@@ -138,7 +138,7 @@ def _both(Optim: Callable[..., ParamTransformingOptimizer], p: float, steps: int
 
 # Without a box the best point of the L1 ball is one entry (q=0.995 of 192 keeps one); with it, about a tenth of the
 # entries fill the ball (q=0.9), the larger ones before the others (dq=0.1). Steps of the L0 ball have to end at the
-# walls, so lr is large. The steepest L1 step moves one entry alone and L1qFrankWolfe knows no box: neither fills one.
+# walls, so lr is large. The steepest L1 step moves a single entry and L1qFrankWolfe ignores the box: neither fills one.
 CASES = [
     *_both(LinfProjectedOptim, math.inf, 10, lr=0.025),
     *_both(ProjectedParameterOptimizer, math.inf, 20, p=math.inf, InnerOpt=SGD, lr=1.0),

@@ -39,7 +39,7 @@ ENTRIES = 2
 
 @dataclass(frozen=True)
 class Row:
-    """An optimizer, and what it promises."""
+    """An optimizer and its documented properties."""
 
     make: Callable[..., ParamTransformingOptimizer]
     #: Arguments that it cannot be built without.
@@ -54,7 +54,7 @@ class Row:
     bounds: tuple[float, float] = (-math.inf, math.inf)
     #: The transform of the gradient and of the parameter belong to the entry: how it is split makes no difference.
     elementwise: bool = False
-    #: Moves to the vertex of the set that the gradient stands for, whatever the start and the learning rate.
+    #: Moves to the vertex of the set that the gradient selects, whatever the start and the learning rate.
     frank_wolfe: bool = False
 
     def __str__(self) -> str:

@@ -57,7 +57,7 @@ def built(x: Tensor, p: float, **settings: Any) -> AdaptiveStepOptim:
 
 
 class Reference:
-    """Auto-PGD of one sample as the papers tell it, in NumPy."""
+    """Auto-PGD of one sample as described in the papers, in NumPy."""
 
     def __init__(self, x: Array, waves: Array, p: float) -> None:
         self.p, self.waves, self.epsilon = p, waves, EPSILON[p]

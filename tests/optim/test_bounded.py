@@ -1,4 +1,4 @@
-"""What the options of optim build: each in its ball, chains member by member, random ones from their seed."""
+"""Optimizers that the options of optim build: balls, chains and their members, seeds of random ones."""
 
 from functools import partial
 from typing import Any

@@ -1,4 +1,4 @@
-"""What people run into who write optimizers of their own, or use parameters that no image has."""
+"""Edge cases of user-defined optimizers, and of parameters that are not images."""
 
 import inspect
 from functools import partial

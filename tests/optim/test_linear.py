@@ -1,4 +1,4 @@
-"""How much of the strongest perturbation of a linear model each optimizer finds: the cases stand in `linear.py`."""
+"""How much of the strongest perturbation of a linear model each optimizer finds: the cases are in `linear.py`."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Agreement with rai_toolbox, whose names raiopt's classes have, wherever it is right; the rest is beside this file."""
+"""Agreement with the classes of the same name in rai_toolbox; its defects are in test_rai_toolbox_defects.py."""
 
 from collections.abc import Callable
 from functools import partial

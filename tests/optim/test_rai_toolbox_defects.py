@@ -1,4 +1,4 @@
-"""What rai_toolbox gets wrong and raiopt does not: each test fails if rai_toolbox is mended, or raiopt breaks."""
+"""Defects of rai_toolbox that raiopt does not have: each test fails if rai_toolbox is fixed or raiopt breaks."""
 
 import copy
 import pickle
@@ -24,7 +24,7 @@ def leaf(*values: Any, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def stepped(optimizer: Any, gradient: Tensor) -> Tensor:
-    """The parameter after a step of the optimizer, whatever is deprecated in it."""
+    """The parameter after a step of the optimizer, ignoring deprecation warnings."""
     (param,) = optimizer.param_groups[0]["params"]
     param.grad = gradient.clone()
     with quiet():

@@ -1,4 +1,4 @@
-"""What multiplies the learning rate, step by step."""
+"""Factors of the learning rate at each step."""
 
 import math
 

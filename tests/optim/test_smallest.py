@@ -1,4 +1,4 @@
-"""The smallest perturbation: on a linear classifier it is known in closed form, or by sorting."""
+"""Minimum-norm attacks: on a linear classifier the smallest perturbation has a closed form, or follows by sorting."""
 
 import math
 from functools import partial
@@ -26,7 +26,7 @@ FMN = {p: partial(FMNOptim, p=p) for p in (0, 1, 2, math.inf)}
 
 
 def problem(room: float = 0.3) -> tuple[nn.Module, Tensor, Tensor]:
-    """A linear classifier, images that leave every entry so much room, and labels."""
+    """A linear classifier, images with this distance to the box in every entry, and labels."""
     generator = torch.Generator().manual_seed(0)
     images = torch.empty(N, *SHAPE).uniform_(room, 1 - room, generator=generator)
     model = nn.Sequential(nn.Flatten(), layer := nn.Linear(math.prod(SHAPE), CLASSES))

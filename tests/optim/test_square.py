@@ -90,7 +90,7 @@ def test_a_successful_candidate_is_preferred_to_a_failed_one() -> None:
             optimizer.step()
         own = optimizer.state["SquareOptim.0"]
         kept += [own["loss"].item()] if own["k"] > 1 else []
-    assert kept == [1.0, 3.0, 3.0, 3.0, 2.0, 2.0]  # the start is none of the candidates
+    assert kept == [1.0, 3.0, 3.0, 3.0, 2.0, 2.0]  # the start is not a candidate
 
 
 @each

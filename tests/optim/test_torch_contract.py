@@ -207,7 +207,7 @@ def test_maximize_reverses_the_step(row: Row) -> None:
 
 
 @pytest.mark.parametrize("options", [{"foreach": True}, {"fused": True}, {"capturable": False}])
-# Adam moves the entries that an L0 ball has zeroed all equally far: which of them are kept then is left open.
+# Adam moves the entries that an L0 ball has zeroed by equal amounts: which of them are kept is undefined.
 @pytest.mark.parametrize("row", [row for row in WITH_INNER if row.ball != 0], ids=str)
 def test_every_implementation_of_adam_sees_the_transformed_gradient(row: Row, options: dict[str, bool]) -> None:
     x, y = start(), start()

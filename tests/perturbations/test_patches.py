@@ -1,4 +1,4 @@
-"""Patches against plain slices, and where they lie."""
+"""Patches against plain slices, and their places."""
 
 from functools import partial
 

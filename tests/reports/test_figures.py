@@ -1,4 +1,4 @@
-"""What figures show against the tables that they are given; what their files hold."""
+"""Content of figures compared with their input tables, and the files written."""
 
 import hashlib
 import os
@@ -47,7 +47,7 @@ def steps(count=2, **changes):
 
 
 def sweep(**columns):
-    """A table as from `load_sweep`; what is not among its metrics is an option."""
+    """A table as from `load_sweep`; all columns except for its metrics are options."""
     given = {name: pl.Series(values, dtype=METRICS.get(name)) for name, values in columns.items()}
     options = {name: values for name, values in given.items() if name not in METRICS}
     return (

@@ -1,4 +1,4 @@
-"""The report of runs made by hand: its numbers, its words, and a page in which nothing but its own scripts can run."""
+"""The report of runs made by hand: numbers, text, and a page in which only its own scripts can run."""
 
 import base64
 import hashlib
@@ -28,7 +28,7 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False,
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: elements with their attributes, and texts outside of scripts."""
+    """A page as a browser parses it: elements with their attributes, and text outside of scripts."""
 
     def __init__(self, html):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Runs as they are found in folders: of a job, of a sweep, of a day, and what is damaged in them."""
+"""Runs loaded from folders of a job, of a sweep, of a day; damaged files."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The tables that figures and pages are made from, of folders made by hand, against counting in plain Python."""
+"""The tables behind figures and pages, from folders made by hand, against counting in plain Python."""
 
 import json
 from collections import Counter
@@ -93,7 +93,7 @@ ROWS = st.lists(st.tuples(CLASSES, st.none() | CLASSES, CLASSES, FATES, st.boole
 
 
 def samples_from(drawn):
-    """Rows of `table`: what was wrong from the start was not attacked, what broke has a radius and is decided."""
+    """Rows of `table`: misclassified samples are not attacked; successes have a radius and are decided."""
     rows = []
     for label, clean, adversarial, radius, lost in drawn:
         attacked, broken = clean == label, radius is not None
@@ -123,7 +123,7 @@ def test_a_run_of_several_radii_is_a_curve_with_a_band_from_its_samples(tmp_path
 
 
 def _all_columns(frame):
-    """The table with what else `metrics` asks for."""
+    """The table with all other columns that `metrics` needs."""
     counts = ["forward_passes", "backward_passes", "steps", "zero_gradients", "target", "l0", "l1", "l2", "linf"]
     flags = ["claimed", "verified_8bit", "zero_at_start"]
     more = [pl.lit(None, pl.Int64).alias(name) for name in counts] + [pl.lit(False).alias(name) for name in flags]

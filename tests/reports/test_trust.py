@@ -1,4 +1,4 @@
-"""Verdicts: for each sign an attack that fails in that way, really run, and an honest one beside it."""
+"""Verdicts: for each check an attack that fails it, really run, and a sound attack that passes all."""
 
 import itertools
 from dataclasses import replace
@@ -44,7 +44,7 @@ RANDOM = partial(attacks.uniform_linf, epsilon=0.2)
 
 
 class Brightness(nn.Module):
-    """Two logits that say whether an image (1, 2, 2) is brighter than 0.5: broken in a ball that reaches it."""
+    """Two logits: is an image (1, 2, 2) brighter than 0.5? Adversarial examples exist once the ball reaches 0.5."""
 
     def __init__(self, slope=4.0, look=lambda x: x, answer=lambda logits: logits):
         super().__init__()
@@ -81,7 +81,7 @@ def not_finite_when_dark(logits):
 
 
 def in_a_band(x):
-    """Bright at 0.5 alone, and darker on both sides of it."""
+    """Bright only at 0.5, and darker on both sides of it."""
     return 0.51 - (x - 0.5).abs()
 
 
@@ -91,7 +91,7 @@ def behind_a_wall(x):
 
 
 class Bright(LinfProjectedOptim):
-    """Adds what it may to all pixels, whatever the gradient is."""
+    """Adds the radius to all pixels, whatever the gradient is."""
 
     traits = replace(LinfProjectedOptim.traits, gradient_free=True)
 
@@ -113,7 +113,7 @@ def data(_=None, brightness=BRIGHTNESS, label=0):
 def attacked(
     folder, net=None, *, inference=None, read=data, about=None, epsilon=None, lr=0.05, plan=(), **question
 ) -> Run:
-    """Runs the honest attack, changed by `question`, and returns what it left."""
+    """Runs the sound attack with the changes of `question`; returns the loaded run."""
     folder.mkdir(parents=True)
     if epsilon is not None:
         question["optimizer"] = partial(LinfProjectedOptim, epsilon=epsilon, lr=lr)
@@ -337,7 +337,7 @@ def test_coupled_samples_are_not_judged_individually(tmp_path):
 
 
 def trapped(folder, epsilon, near, far):
-    """An attack whose steps of 0.07 jump over what breaks some samples, unless the ball stops them there."""
+    """An attack whose steps of 0.07 jump over the adversarial region of some samples, unless the ball ends there."""
     read = partial(data, brightness=torch.tensor([0.4] * near + [0.05] * far))
     return steps(folder, epsilon, lr=0.07, net=Brightness(look=in_a_band), read=read)
 
@@ -440,7 +440,7 @@ def test_a_stronger_attack_in_the_sweep_is_detected(tmp_path):
 
 
 def test_seeds_that_disagree_are_detected(tmp_path):
-    """Here nothing but the start decides."""
+    """Here the result depends only on the start."""
     near = partial(data, brightness=torch.full((N,), 0.43))
     by_chance = [
         steps(tmp_path / f"{seed}", 0.2, seed=seed, net=Brightness(look=rounded), read=near, init=RANDOM)

@@ -1,4 +1,4 @@
-"""Folders of finished runs with everything that a run leaves, made by hand: no network is attacked."""
+"""Complete folders of finished runs, made by hand: no network is attacked."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""Every transform, one row each, with what must hold of its result. A new transform is one new row."""
+"""Every transform, one row each, with the properties of its result. A new transform is one new row."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ def seen(look: bool) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Case:
-    """What a transform was given, in float64."""
+    """The input of a transform, in float64."""
 
     x: Array
     epsilon: float

@@ -1,4 +1,4 @@
-"""Compiled, a transform is one graph, and its fixed number of steps ends where the looking one does."""
+"""Compiled, a transform is one graph, and its fixed number of steps gives the result of the adaptive one."""
 
 from collections.abc import Iterator
 

@@ -41,7 +41,7 @@ def test_norms_agree_with_numpy_at_every_magnitude(p: float, dtype: torch.dtype,
 @given(data=st.data())
 def test_normalize_agrees_with_numpy_at_every_magnitude(p: float, dtype: torch.dtype, data: st.DataObject) -> None:
     x = data.draw(magnitudes(dtype))
-    x[x.abs() < 10.0 ** -WIDE[dtype]] = 0  # the bound that guards the division is not the matter here
+    x[x.abs() < 10.0 ** -WIDE[dtype]] = 0  # below it, the lower bound of the divisor acts
     expected = reference.normalize(array(x), p)
     assert transforms.normalize_(x, p) is x
     np.testing.assert_allclose(array(x), expected, rtol=ACCURACY[dtype], atol=1e-37)

@@ -259,7 +259,7 @@ def test_no_other_choice_of_entries_is_nearer(pixels: bool, case: Case, counts: 
 
 @given(case=boxed(shape=(2, 2, 2, 2)), count=st.integers(0, 5))
 def test_a_pixel_is_the_third_dimension_from_the_end(case: Case, count: int) -> None:
-    """So that the frames of a video, or all images as one datum, have pixels of their own."""
+    """So the frames of a video, or all images as one datum, have separate pixels."""
     x, lower, upper = (part.unsqueeze(0) for part in case)
     found = transforms.project_l0_(x.clone(), count, lower, upper, pixels=True)[0]
     assert int((found != 0).any(dim=1).sum()) <= count

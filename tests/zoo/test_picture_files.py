@@ -1,4 +1,4 @@
-"""Image files of strangers: no program of others, no format beside the list, no size beyond the limits."""
+"""Untrusted image files: no external program, only listed formats, no size beyond the limits."""
 
 import hashlib
 import os
@@ -38,7 +38,7 @@ OTHERS = {
 
 @pytest.fixture
 def marker(tmp_path, monkeypatch) -> Path:
-    """What a program leaves that passes for Ghostscript, if anything starts it."""
+    """The file that a fake Ghostscript creates if it is started."""
     folder, marker = tmp_path / "bin", tmp_path / "ran"
     folder.mkdir()
     (folder / "gs").write_text(f"#!/bin/sh\necho 10.0\necho $* >> {marker}\n")
