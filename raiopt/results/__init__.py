@@ -1,1 +1,1 @@
-"""What a job and a sweep leave behind: folders, tables, pictures, and lines on the terminal."""
+"""The output of jobs and sweeps: folders, tables, pictures, and lines on the terminal."""

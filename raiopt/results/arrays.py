@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from xarray import Dataset
 
 MAX_CELLS = 10**7
-"""Cells of a grid; more mean that the values were drawn at random."""
+"""The largest number of cells of a grid; beyond it, values were probably drawn at random."""
 
 
 def to_xarray(sweep: pl.DataFrame | Path | str) -> Dataset:
-    """Returns a sweep as a grid: a variable for each metric, over the options that vary.
+    """Returns a sweep as an xarray Dataset: one variable per metric, with the varying options as dimensions.
 
-    An option that varies is a dimension under its full name: its values are the coordinates, numbers in ascending
-    order, others in the order of the jobs; null is None, among texts "null". Other options are attributes. A metric is
-    NaN where there is no job, or one without results. `status` is that of the table, missing where there is no job;
-    `job` is the name of the folder.
+    Each varying option is a dimension named by its full name. Its coordinates are its values: numbers in ascending
+    order, others in the order of the jobs; null is None, or "null" among strings. Constant options are attributes. A
+    metric is NaN where there is no job, or a job without results. `status` is the table's status, or missing where
+    there is no job; `job` is the name of the folder.
 
     Args:
-        sweep: The folder of a sweep, or its table, perhaps with fewer rows.
+        sweep: The folder of a sweep, or its table, which may be filtered.
 
     Raises:
         ImportError: If xarray is not installed.
@@ -57,7 +57,7 @@ def to_xarray(sweep: pl.DataFrame | Path | str) -> Dataset:
     if not {"job", "status", "ball"} <= set(frame.columns) or frame.is_empty():
         raise ValueError("sweep must be a table of load_sweep with rows and the columns job, status and ball.")
     options = options_of(frame)
-    if options:  # a job with a damaged record may have none and belongs to no cell
+    if options:  # a job with a damaged record may have no options, and then belongs to no cell
         frame = frame.filter((pl.col("status") != "unreadable") | ~pl.all_horizontal(pl.col(options).is_null()))
     axes = {name: _labels(frame[name]) for name in options if not is_volatile(name) and frame[name].n_unique() > 1}
     shape = tuple(map(len, axes.values()))
@@ -101,7 +101,7 @@ def _coordinate(labels: Sequence[Any]) -> np.ndarray:
 def _cells(
     frame: pl.DataFrame, axes: dict[str, list[Any]], shape: tuple[int, ...], folder: Path | None
 ) -> np.ndarray | list[int]:
-    """Returns the number of each row's cell in the flat grid."""
+    """Returns the index of each row's cell in the flattened grid."""
     size = np.prod([1.0, *shape])
     if size > MAX_CELLS:
         raise ValueError(
@@ -120,7 +120,7 @@ def _cells(
 
 
 def _conflict(one: dict[str, Any], other: dict[str, Any], axes: list[str], folder: Path | None) -> str:
-    """Returns the message about two jobs of one cell."""
+    """Returns the error message for two jobs in the same cell."""
     cell = ", ".join(f"{name}={'null' if one[name] is None else one[name]}" for name in axes) or "the only one"
     names = [] if folder is None else _apart(folder / one["job"], folder / other["job"])
     what = ", ".join(names) or "an option that is no column of the table"
@@ -131,7 +131,7 @@ def _conflict(one: dict[str, Any], other: dict[str, Any], axes: list[str], folde
 
 
 def _apart(one: Path, other: Path) -> list[str]:
-    """Returns the options in which the configs of two jobs differ; none if the configs cannot be read."""
+    """Returns the options in which the configs of two jobs differ; empty if the configs cannot be read."""
     try:
         first, second = (flat(yaml.safe_load(read_file(job / ".hydra" / "config.yaml"))) for job in (one, other))
     except (OSError, yaml.YAMLError):

@@ -1,4 +1,4 @@
-"""The commit that code comes from. Git is not run in a foreign repository: its config names programs to run."""
+"""The git commit of imported code. Git is never run in foreign repositories, whose config may name programs to run."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 from raiopt.results.record import GitInfo
 
 ROOT = Path(__file__).parents[2]
-"""The folder that holds the package raiopt: its checkout, unless it is installed."""
+"""The folder that contains the package raiopt: its checkout, unless it is installed."""
 
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
@@ -20,14 +20,17 @@ _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 def own_state() -> GitInfo | None:
     """Returns the commit of raiopt's own checkout and whether files differ from it; None if raiopt is installed.
 
-    Looked up once: a process has its code from then, whatever is changed afterwards. git is run in this checkout alone.
+    It is looked up only once, because later changes do not affect the code in a running process. This is the only
+    checkout in which git is run.
     """
     commit = commit_of(ROOT) if (ROOT / ".git").exists() else None
     return None if commit is None else GitInfo(commit, _is_changed())
 
 
 def _is_changed() -> bool | None:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # they name another folder
+    env = {
+        name: value for name, value in os.environ.items() if not name.startswith("GIT_")
+    }  # they may point to another repository
     words = ["git", "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}", "--no-optional-locks", "status"]
     try:
         done = subprocess.run(
@@ -44,14 +47,14 @@ def _is_changed() -> bool | None:
 
 
 def commits_of(modules: Iterable[str]) -> dict[str, str]:
-    """Returns the commit of each of these modules that is imported and lies in a checkout."""
+    """Returns the commit of each of these modules that is imported and in a git checkout."""
     files = {name: getattr(sys.modules.get(name), "__file__", None) for name in modules}
     found = {name: commit_of(Path(file).parent) for name, file in files.items() if file}
     return {name: commit for name, commit in found.items() if commit}
 
 
 def commit_of(folder: Path) -> str | None:
-    """Returns the commit that is checked out at a folder, None outside a checkout: read from files, git is not run."""
+    """Returns the commit checked out at a folder, None outside a checkout; reads files and does not run git."""
     folder = folder.absolute()
     for place in (folder, *folder.parents):
         if (place / ".git").exists():
@@ -60,7 +63,7 @@ def commit_of(folder: Path) -> str | None:
 
 
 def _git_folder(path: Path) -> Path:
-    """Returns the folder that .git is, or names: that of a worktree or a submodule lies elsewhere."""
+    """Returns the git folder: .git itself, or, for a worktree or submodule, the folder that the file .git points to."""
     text = _text(path)
     return path.parent / text.removeprefix("gitdir:").strip() if text.startswith("gitdir:") else path
 
@@ -84,7 +87,7 @@ def _head(git: Path) -> str | None:
 
 
 def _text(path: Path) -> str:
-    """Returns what a file holds; empty if it is no ordinary one, such as a pipe that nobody writes to."""
+    """Returns the content of a file; empty if it is not a regular file, such as a pipe, which could block."""
     try:
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Finished parts of a run, each written whole or not at all, so that a run that was killed continues after them."""
+"""Finished chunks of a run, each written atomically, so that a killed run can resume after them."""
 
 import json
 import shutil
@@ -22,9 +22,9 @@ from raiopt.results.samples import samples_frame, steps_frames
 
 
 class Chunks:
-    """The finished chunks of a run's folder, each the samples of one batch of the data.
+    """The finished chunks in a run's folder; each contains the samples of one batch of the data.
 
-    A chunk is finished when its JSON file is there, which is written last; the rest of one that is not is overwritten.
+    A chunk is finished when its JSON file, which is written last, exists; files of unfinished chunks are overwritten.
     """
 
     def __init__(self, folder: Path, save: str) -> None:
@@ -32,7 +32,7 @@ class Chunks:
         self.perturbations = PerturbationStore(folder)
 
     def begin(self, record: Record) -> None:
-        """Stores the record of the run that the chunks belong to; every start replaces that of the folder."""
+        """Stores the record of the run that the chunks belong to, because each start replaces the folder's run.json."""
         make_folder(self.parts)
         write_record(self.parts, record)
 
@@ -41,7 +41,7 @@ class Chunks:
         return read_record(self.parts)
 
     def finished(self, number: int) -> dict[str, Any] | None:
-        """Returns what was noted of a chunk if it is finished, else None."""
+        """Returns the summary of a finished chunk, else None."""
         try:
             about = json.loads(read_file(self._part(number, "json")))
         except (OSError, ValueError):
@@ -51,10 +51,10 @@ class Chunks:
     def write(
         self, number: int, outcomes: Sequence[Outcome], exhibits: Sequence[dict[str, Tensor]], about: dict[str, Any]
     ) -> None:
-        """Writes a chunk: its samples, the losses of their steps, perturbations, and what is noted of it.
+        """Writes a chunk: samples, losses per step, perturbations, and its summary.
 
         Args:
-            exhibits: What may be shown of it; empty if nothing is worth it.
+            exhibits: Samples that may be shown as examples; may be empty.
         """
         replace_file(
             self._part(number, "samples.parquet"), pl.concat([samples_frame(o) for o in outcomes]).write_parquet
@@ -68,11 +68,11 @@ class Chunks:
         replace_file(self._part(number, "json"), lambda path: path.write_text(json.dumps(about), encoding="utf-8"))
 
     def tables(self, kind: str) -> list[Path]:
-        """Returns the Parquet files of one kind, as samples or steps, in the order of the chunks."""
+        """Returns the Parquet files of one kind, such as samples or steps, in the order of the chunks."""
         return own_files(self.parts, f"*.{kind}.parquet")
 
     def merge_samples(self, path: Path) -> None:
-        """Joins the tables of samples into one file."""
+        """Concatenates the tables of samples into one file."""
         files = self.tables("samples")
         if len(files) == 1:
             replace_file(path, lambda temporary: shutil.copyfile(files[0], temporary))
@@ -80,21 +80,21 @@ class Chunks:
             replace_file(path, scan_parquet(files).sink_parquet)
 
     def exhibits(self, number: int) -> dict[str, Tensor]:
-        """Returns what may be shown of a chunk, as it was written."""
+        """Returns the example samples that were written with a chunk."""
         path = self._part(number, "exhibits.safetensors")
         return load_file(own(path)) if path.exists() else {}
 
     def merge_perturbations(self) -> None:
-        """Joins the perturbations into one file, unless there are too many for that."""
+        """Merges the perturbations into one file, unless they are too large."""
         if self.save != "none":
             self.perturbations.merge()
 
     def discard(self) -> None:
-        """Removes what only a run that goes on needs."""
+        """Removes the files that are only needed to resume a run."""
         shutil.rmtree(self.parts, ignore_errors=True)
 
     def start_anew(self) -> None:
-        """Removes every chunk, with its perturbations."""
+        """Removes all chunks and their perturbations."""
         self.discard()
         self.perturbations.clear()
 

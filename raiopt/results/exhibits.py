@@ -9,13 +9,13 @@ SAMPLES_PER_KIND = 4
 
 
 class Exhibits:
-    """The examples of all batches so far, as rows of tensors in the order in which they are shown."""
+    """The examples from all batches so far, as rows of tensors in display order."""
 
     def __init__(self) -> None:
         self.rows: dict[str, Tensor] = {}
 
     def offer(self, candidates: dict[str, Tensor]) -> bool:
-        """Keeps the candidates that are easier, harder or more robust; says whether there were any."""
+        """Keeps candidates that are easier, harder or more robust than before; returns whether there were any."""
         if not candidates:
             return False
         together = {
@@ -27,9 +27,9 @@ class Exhibits:
         return bool((chosen >= kept).any())
 
     def stored(self) -> dict[str, Tensor]:
-        """Returns them as the run's folder stores them: pixels as 8-bit, perturbations in half precision.
+        """Returns the examples as stored in the run's folder: 8-bit pixels, perturbations in half precision.
 
-        `kind` is a position in `raiopt.results.pictures.KINDS`.
+        `kind` is an index into `raiopt.results.pictures.KINDS`.
         """
         if not self.rows:
             return {}
@@ -42,13 +42,13 @@ class Exhibits:
 
 
 def candidates_of(outcome: Outcome, *, by_norm: bool) -> dict[str, Tensor]:
-    """Returns the samples of a batch that may be kept, as rows.
+    """Returns the samples of a batch that are candidates for examples, as rows.
 
-    A success is easy if its radius or norm is small, or else if it took few steps and ends with a small probability of
-    the label. A robust sample is kept if it ends with a high probability of the label.
+    A success is easy if its radius or norm is small, or, without these, if it took few steps and ends with a small
+    probability of the label. A robust sample is kept if it ends with a high probability of the label.
 
     Args:
-        by_norm: The attack minimizes the norm.
+        by_norm: Whether the attack minimizes the norm.
     """
     trial = outcome.result
     if trial is None:

@@ -1,8 +1,8 @@
-"""The one door to the files of a run, a sweep and a report: nothing is written or read through a link inside of them.
+"""Safe access to the files of runs, sweeps and reports: links inside their folders are never followed.
 
-A folder may come from a stranger, and a link in it may lead anywhere. A link in the place of a file is replaced by
-writing, and refused by reading; one in the place of a folder of ours is refused. The way to a run's or a sweep's
-folder is the user's own, and may have links.
+A folder may be untrusted, and a link in it may point anywhere. If a file is a link, writing replaces the link and
+reading raises; if one of raiopt's subfolders is a link, both raise. The path to the folder of a run or sweep itself is
+chosen by the user, and may contain links.
 """
 
 import io
@@ -18,23 +18,23 @@ from pathlib import Path
 from typing import IO, Any
 
 INNER = ("figures", "chunks", "perturbations", ".hydra", ".slurm", "replaced")
-"""The folders that raiopt makes inside of the folder of a run, a sweep or a report."""
+"""The subfolders that raiopt creates in the folder of a run, a sweep or a report."""
 LEFT = ".*.tmp"
-"""The names of files that a killed process did not come to moving to their places."""
+"""The names of temporary files that a killed process may leave behind."""
 LEFT_AFTER = 3600.0
-"""Seconds after which nobody is writing such a file any more."""
-_SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe would be waited for without end
+"""Seconds after which such a temporary file is considered abandoned."""
+_SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # opening a pipe would block forever
 
 
 class LinkError(OSError):
-    """A link, or something else that is no file, where a folder has a file of its own; the message names it."""
+    """A link or another non-regular file in a place where a regular file is expected; the message names it."""
 
 
 def check_folder(folder: Path) -> Path:
-    """Returns the folder, unless it is a link inside of the folder of a run, a sweep or a report.
+    """Returns the folder after checking that it is not a link inside the folder of a run, a sweep or a report.
 
     Raises:
-        LinkError: If it is.
+        LinkError: If it is such a link.
     """
     job = folder
     if folder.name in INNER:
@@ -47,22 +47,22 @@ def check_folder(folder: Path) -> Path:
 
 
 def is_linked_job(folder: Path) -> bool:
-    """Says whether a job's folder is a link in the folder of a sweep."""
+    """Returns whether a job's folder is a link in the folder of a sweep."""
     return folder.is_symlink() and os.path.lexists(folder.parent / "sweep.json")
 
 
 def make_folder(folder: Path, *, parents: bool = False) -> Path:
-    """Makes a folder unless it is there, and returns it.
+    """Creates a folder if it does not exist, and returns it.
 
     Raises:
-        LinkError: As `check_folder` does.
+        LinkError: See `check_folder`.
     """
     check_folder(folder).mkdir(parents=parents, exist_ok=True)
     return folder
 
 
 def is_own(path: Path) -> bool:
-    """Says whether a regular file is there which is reached by no link inside of the folder."""
+    """Returns whether the path is a regular file that is not reached through a link inside the folder."""
     try:
         return _is_regular(check_folder(path.parent) / path.name)
     except OSError:
@@ -70,11 +70,11 @@ def is_own(path: Path) -> bool:
 
 
 def own(path: Path) -> Path:
-    """Returns the path of a file that code of others is going to read.
+    """Returns the path of a file after checking it, for reading by third-party code.
 
     Raises:
-        FileNotFoundError: If it is not there.
-        LinkError: If it is no regular file, or reached by a link inside of the folder.
+        FileNotFoundError: If the file does not exist.
+        LinkError: If it is not a regular file, or reached through a link inside the folder.
     """
     check_folder(path.parent)
     if not _is_regular(path):
@@ -83,27 +83,27 @@ def own(path: Path) -> Path:
 
 
 def own_files(folder: Path, pattern: str) -> list[Path]:
-    """Returns the regular files in a folder that match a pattern, sorted; none if the folder is not there.
+    """Returns the regular files in a folder that match a pattern, sorted; empty if the folder does not exist.
 
     Raises:
-        LinkError: If the folder is a link inside of another, or a match is no regular file.
+        LinkError: If the folder is a link inside another one, or a match is not a regular file.
     """
     return [own(path) for path in sorted(check_folder(folder).glob(pattern))]
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Yields every regular file in a folder and those in it; no link is followed."""
+    """Yields every regular file in a folder and its subfolders, without following links."""
     check_folder(folder)
     for directory, _, names in os.walk(folder):
         yield from (path for name in sorted(names) if _is_regular(path := Path(directory, name)))
 
 
 def read_file(path: Path, most: int | None = None) -> bytes:
-    """Returns the content of a file, or only its first bytes.
+    """Returns the content of a file, or only its first `most` bytes.
 
     Raises:
-        FileNotFoundError: If it is not there.
-        LinkError: If it is no regular file, or reached by a link inside of the folder.
+        FileNotFoundError: If the file does not exist.
+        LinkError: If it is not a regular file, or reached through a link inside the folder.
     """
     check_folder(path.parent)
     if path.is_symlink():
@@ -115,10 +115,10 @@ def read_file(path: Path, most: int | None = None) -> bytes:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file under a fresh name beside its place, then moves it there in one step.
+    """Writes a file atomically: to a temporary file next to it, which is then moved to its place.
 
     Raises:
-        LinkError: If its folder is a link inside of another.
+        LinkError: If its folder is a link inside another one.
     """
     check_folder(path.parent)
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
@@ -132,20 +132,20 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, content: Any, indent: int | None = None) -> None:
-    """Writes what JSON can hold into a file, in one step."""
+    """Writes JSON data to a file atomically."""
     write_text(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text into a file, in one step."""
+    """Writes a text to a file atomically."""
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def open_to_append(path: Path) -> IO[bytes]:
-    """Opens a file for writing at its end; a link in its place makes way for a new file.
+    """Opens a file for appending; a link in its place is replaced by a new file.
 
     Raises:
-        LinkError: If its folder is a link inside of another, or something else than a file is in its place.
+        LinkError: If its folder is a link inside another one, or there is something other than a file in its place.
     """
     check_folder(path.parent)
     if path.is_symlink():
@@ -158,14 +158,14 @@ def open_to_append(path: Path) -> IO[bytes]:
 
 
 class LogFile(logging.FileHandler):
-    """A handler that appends to the log in a job's folder, as `open_to_append` does."""
+    """A logging handler that appends to the log in a job's folder, opened by `open_to_append`."""
 
     def _open(self) -> Any:
         return io.TextIOWrapper(open_to_append(Path(self.baseFilename)), encoding="utf-8", errors=self.errors)
 
 
 def remove_left(folder: Path) -> None:
-    """Removes what killed processes left of files that they were writing."""
+    """Removes temporary files left behind by killed processes."""
     for left in folder.glob(LEFT):
         with suppress(OSError):
             if left.lstat().st_mtime < time.time() - LEFT_AFTER:
@@ -173,7 +173,7 @@ def remove_left(folder: Path) -> None:
 
 
 def _is_regular(path: Path) -> bool:
-    """Says whether a path is that of a regular file itself, not of a link to one."""
+    """Returns whether a path is a regular file itself, not a link to one."""
     try:
         return stat.S_ISREG(os.lstat(path).st_mode)
     except OSError:

@@ -24,10 +24,10 @@ PACKAGES = ("raiopt", "torch", "torchvision", "numpy", "hydra-core", "hydra-zen"
 
 
 class RunFolder:
-    """A job's folder; `record` is what run.json holds.
+    """A job's folder; `record` is the content of run.json.
 
     Args:
-        patience: Seconds to wait for another process that works in it.
+        patience: Seconds to wait if another process is using the folder.
     """
 
     def __init__(self, path: str | os.PathLike[str], patience: float = 0) -> None:
@@ -38,11 +38,10 @@ class RunFolder:
         return self.path / name
 
     def finished_record(self, job_key: str | None) -> Record | None:
-        """Returns the record of a finished run of this question and schema, if the folder holds one.
+        """Returns the record of a finished run with this job key and schema, if the folder contains one.
 
         Raises:
-            FileExistsError: If the folder holds the results of another question, all of them or those of its first
-                batches.
+            FileExistsError: If the folder contains complete or partial results of another job.
         """
         record = read_record(self.path)
         if (other := self.other_question(job_key)) is not None:
@@ -54,37 +53,37 @@ class RunFolder:
         return record if record and record.status == "finished" else None
 
     def other_question(self, job_key: str | None) -> Record | None:
-        """Returns the record of a run of another question whose results a new run would spoil; None if there is none.
+        """Returns the record of another job's run whose results a new run would overwrite; None if there is none.
 
-        These are the results of a finished run, and the finished batches of one that did not come to its end.
+        Such results are those of a finished run, or the finished batches of an incomplete one.
         """
         record, begun = read_record(self.path), read_record(self / "chunks")
         held = [begun, record if record and record.status == "finished" else None]
         return next((one for one in held if one and one.job_key != job_key), None)
 
     def has_results(self, job_key: str | None) -> bool:
-        """Says whether a new run would have something to move aside: a finished run, or results of another question."""
+        """Returns whether a new run would have to move results aside: a finished run, or results of another job."""
         return self.other_question(job_key) is not None or self.finished_record(job_key) is not None
 
     def save(self, **fields: Any) -> None:
-        """Adds fields to the record and replaces run.json in one step, so that no reader sees half of it."""
+        """Adds fields to the record and replaces run.json atomically."""
         self.record = replace(self.record, **fields)
         write_record(self.path, self.record)
 
     def set_aside(self) -> Path | None:
-        """Moves everything that is in the folder to `replaced/` beside it, if there is a record; returns where to.
+        """Moves the folder's content to `replaced/` next to it, if there is a record; returns the new path.
 
-        What a run left behind is not lost when its question is asked again by force, or by a newer version.
+        So no results are lost when a job runs again with force=true, or with a newer version.
 
         Raises:
-            FileExistsError: If another process works in it.
-            ValueError: If it is the working directory, or holds that.
+            FileExistsError: If another process is using the folder.
+            ValueError: If the folder is or contains the working directory.
         """
         if not (self / "run.json").exists():
             return None
         if Path.cwd().is_relative_to(self.path.resolve()):
             raise ValueError(f"{self.path} cannot move to replaced/, for it holds the working directory.")
-        with locked(self.path):  # says so if another process works in it
+        with locked(self.path):  # raises if another process is using it
             pass
         target = replaced_path(self.path)
         os.replace(self.path, target)
@@ -92,10 +91,10 @@ class RunFolder:
 
     @contextmanager
     def recording(self, about: Mapping[str, Any]) -> Iterator[None]:
-        """Locks the folder and writes the record as running; on leaving, as finished, or as failed with the error.
+        """Locks the folder and records the job as running; on exit, as finished, or as failed with the error.
 
         Raises:
-            FileExistsError: If another process works in the folder.
+            FileExistsError: If another process is using the folder.
         """
         with locked(check_folder(self.path), self.patience):
             began = time.perf_counter()
@@ -117,21 +116,21 @@ class RunFolder:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Replaces run.json in a folder in one step, so that no reader sees half of it."""
+    """Replaces run.json in a folder atomically."""
     write_json(folder / "run.json", record.as_json(), indent=2)
 
 
 def replaced_path(path: Path) -> Path:
-    """Returns a new path in `replaced/`, next to a file or folder that is to move there."""
+    """Returns an unused path in `replaced/` next to a file or folder, to move it there."""
     place = make_folder(path.parent / "replaced")
     return next(new for number in itertools.count(1) if not (new := place / f"{path.name}-{number}").exists())
 
 
 def mark_killed(path: Path, about: Mapping[str, Any], why: str) -> Record:
-    """Records that a job was killed which can no longer do so itself, and why; returns the record.
+    """Records that a job was killed, and why, on behalf of the dead job; returns the record.
 
     Args:
-        about: The fields of the record if the job wrote none.
+        about: The fields of the record if the job did not write one.
     """
     make_folder(path, parents=True)
     record = killed(read_record(path) or Record(**about), why)
@@ -140,11 +139,11 @@ def mark_killed(path: Path, about: Mapping[str, Any], why: str) -> Record:
 
 
 def killed(record: Record, why: str) -> Record:
-    """Returns the record of a job that was killed."""
+    """Returns the record with the status and error of a killed job."""
     return replace(record, status="killed", error=ErrorInfo("Killed", why))
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that results depend on; looked up once."""
+    """Returns the versions of Python and of the packages that affect results; looked up only once."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}

@@ -28,7 +28,7 @@ class Exhibit:
 
 
 def exhibits_of(rows: dict[str, Tensor], classes: Sequence[str] | None) -> list[Exhibit]:
-    """Returns the first of the samples that a run keeps as examples."""
+    """Returns the first few of the samples that a run kept as examples."""
 
     def name(number: Tensor) -> str:
         return classes[int(number)] if classes else f"class {int(number)}"
@@ -41,7 +41,7 @@ def exhibits_of(rows: dict[str, Tensor], classes: Sequence[str] | None) -> list[
 
 
 def draw_gallery(exhibits: Sequence[Exhibit], path: Path, title: str) -> None:
-    """Writes a PNG with a column for each exhibit: clean, perturbation, adversarial.
+    """Writes a PNG with one column per exhibit: clean image, perturbation, adversarial image.
 
     The perturbation is drawn around grey, scaled by its largest magnitude, which is written below it.
     """
@@ -72,7 +72,7 @@ def draw_gallery(exhibits: Sequence[Exhibit], path: Path, title: str) -> None:
             page.paste(cell, (x + (CELL - cell.width) // 2, y + (CELL - cell.height) // 2))
             draw.rectangle((x - 1, y - 1, x + CELL, y + CELL), outline="#d0d5dd")
             draw.text((x, y + CELL + 5), _fit(draw, caption, small, CELL), colour, small)
-    # Level 4 takes half the time of the default for a file that is 6 % larger.
+    # Compression level 4 takes half the time of the default, for a file that is 6 % larger.
     replace_file(path, lambda temporary: page.save(temporary, "PNG", compress_level=4))
 
 
@@ -82,7 +82,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Returns the text, cut at its end with an ellipsis if it is wider than `width` pixels."""
+    """Returns the text, truncated with an ellipsis if it is wider than `width` pixels."""
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength(text + "...", font) > width:

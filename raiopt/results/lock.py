@@ -1,4 +1,4 @@
-"""The lock of the folder of a run or a sweep: one process at a time works in it."""
+"""Locks the folder of a run or a sweep, so that only one process at a time works in it."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from raiopt.results.files import make_folder, read_file, remove_left, write_json
 
 @contextmanager
 def locked(folder: Path, patience: float = 0) -> Iterator[None]:
-    """Holds the lock of a folder while the context lasts.
+    """Holds the lock of a folder within the context.
 
-    The system releases it when the process ends, however it ends.
+    The operating system releases the lock when the process ends, even if it is killed.
 
     Args:
         patience: Seconds to wait for another process.
@@ -24,10 +24,10 @@ def locked(folder: Path, patience: float = 0) -> Iterator[None]:
     Raises:
         FileExistsError: If another process holds it; the message names it and its machine.
     """
-    from filelock import FileLock, Timeout  # takes as long as everything else that `raiopt --help` imports
+    from filelock import FileLock, Timeout  # slow: takes as long as all other imports of `raiopt --help`
 
     make_folder(folder, parents=True)
-    # filelock notices if its file was removed, so it can be removed while others wait.
+    # filelock detects a removed lock file, so the file can be removed while others wait.
     lock, holder = FileLock(folder / ".lock", timeout=patience), folder / ".lock.json"
     try:
         if (folder / ".lock").is_symlink():
@@ -51,5 +51,5 @@ def _holder(holder: Path) -> str:
     try:
         about: Any = json.loads(read_file(holder))
         return f"process {about['pid']} on {about['host']} works in it since {about['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has not written it yet
+    except (OSError, ValueError, KeyError, TypeError):  # the holder has not written its description yet
         return "another process works in it"

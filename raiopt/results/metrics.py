@@ -12,7 +12,7 @@ RIGHT = (pl.col("clean_prediction") == pl.col("label")).fill_null(False)
 BROKEN = pl.col("verified").fill_null(False)
 DECIDED = ~pl.col("undecided").fill_null(False) & (pl.col("stopped") != "not_finite").fill_null(True)
 ROBUST = RIGHT & ~BROKEN & DECIDED
-"""Whether a row of the table of samples is robust: predicted right, not attacked successfully, and decided."""
+"""Expression for whether a sample is robust: classified correctly, not attacked successfully, and not undecided."""
 
 
 def metrics(samples: pl.LazyFrame, epsilons: Sequence[float] | None = None, *, targeted: bool = False) -> Metrics:
@@ -20,7 +20,7 @@ def metrics(samples: pl.LazyFrame, epsilons: Sequence[float] | None = None, *, t
 
     Args:
         epsilons: The radii, if there are several.
-        targeted: The attack has a target.
+        targeted: Whether the attack is targeted.
     """
     norms = [pl.col(n).filter(pl.col("verified")) for n in ("l0", "l1", "l2", "linf")]
     row = samples.select(
@@ -52,17 +52,17 @@ def metrics(samples: pl.LazyFrame, epsilons: Sequence[float] | None = None, *, t
 
 
 MIN_LATE_SHARE, MIN_LATE_RISE = 0.05, 1e-3
-"""A loss still rises if at least this share of its rise, and at least this rise, is in the last tenth of the steps."""
+"""A loss is still rising if the last tenth of steps contributes at least this share, and this amount, of its rise."""
 NEAR_SURFACE = 0.9
-"""A perturbation with a smaller share of epsilon as its norm did not reach the surface of its ball."""
+"""A perturbation whose norm is a smaller share of epsilon did not reach the surface of its ball."""
 
 
 def check_counts(samples: pl.LazyFrame, norm: Norm | None, epsilon: float | None) -> CheckCounts:
-    """Returns the counts that the checks of a result need, from its table of samples; see `reports.trust`.
+    """Returns the counts needed by the checks of a result, from its table of samples; see `reports.trust`.
 
     Args:
-        norm: The column of samples that epsilon bounds; None if no ball bounds each image.
-        epsilon: The radius; None takes that of each sample.
+        norm: The norm (a column of the table) that epsilon bounds; None if no ball bounds each image.
+        epsilon: The radius; None: each sample has its own.
     """
     attacked = pl.col("forward_passes").is_not_null()
     verified, undecided, claimed = (pl.col(name).fill_null(False) for name in ("verified", "undecided", "claimed"))

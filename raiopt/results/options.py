@@ -1,15 +1,15 @@
-"""Options by their dotted names."""
+"""Options by dotted name."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 
 def flat(node: Any, name: str = "", *, lists: bool = False) -> dict[str, Any]:
-    """Returns the values of nested dictionaries by their dotted names.
+    """Returns the values of nested dictionaries by dotted name.
 
     Args:
-        name: That of the node itself.
-        lists: Lists are taken apart too: their entries are called name[0], name[1], ...
+        name: The name of the node itself.
+        lists: Whether to flatten lists too: their entries are named name[0], name[1], ...
 
     >>> flat({"seed": 0, "optim": {"lr": 0.1, "kwargs": {}}, "x": {"a.b": 1}})
     {'seed': 0, 'optim.lr': 0.1, 'optim.kwargs': {}, 'x."a.b"': 1}

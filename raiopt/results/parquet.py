@@ -1,4 +1,4 @@
-"""Reading Parquet files: a path names one file, whatever characters are in it."""
+"""Reads Parquet files at literal paths, whatever special characters they contain."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +9,13 @@ from raiopt.results.files import own
 
 
 def scan_parquet(files: Path | Sequence[Path]) -> pl.LazyFrame:
-    """Returns the table in a Parquet file, or the rows of several files in their order.
+    """Returns the table in a Parquet file, or the concatenated rows of several files.
 
-    polars alone reads `[`, `*` and `?` in a path as a pattern, and a leading `~` as the home directory.
+    By itself, polars would interpret `[`, `*` and `?` in a path as a pattern, and a leading `~` as the home directory.
 
     Raises:
-        FileNotFoundError: If one is not there.
-        LinkError: As `own` does.
+        FileNotFoundError: If a file does not exist.
+        LinkError: See `own`.
     """
     files = [files] if isinstance(files, Path) else files
     return pl.scan_parquet([own(file).absolute() for file in files], glob=False)

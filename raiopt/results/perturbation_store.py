@@ -1,8 +1,9 @@
 """The stored perturbations of a run: how they are written, merged and read.
 
 They are in `perturbations.safetensors`; large runs have one file per chunk in the folder `perturbations`. Each row is a
-sample: `ids`; `delta`, what was added to the image; `parameter`, if the perturbation is not simply added; `places` of
-patches. Of a parameter that a batch shares, `batch` is the row of each sample in `parameter`. Reading needs no torch.
+sample, with `ids`; `delta`, the perturbed minus the clean image; `parameter`, if the perturbation is not additive; and
+`places` of patches. If a batch shares a parameter, `batch` is the row of each sample in `parameter`. Reading does not
+need torch.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
     from raiopt.attacks import Outcome, ProbeResult
 
 MAX_MERGED_BYTES = 64 * 2**20
-"""Perturbations of up to this size end in one file, larger ones stay in one file per chunk."""
+"""Perturbations up to this total size are merged into one file; otherwise there is one file per chunk."""
 
 
 class PerturbationStore:
-    """The stored perturbations in the folder of a run; each is read when it is asked for.
+    """The stored perturbations in the folder of a run, read on demand.
 
     Raises:
         ValueError: In every method, if a file cannot be read; the message names it.
@@ -56,7 +57,7 @@ class PerturbationStore:
         return self._rows
 
     def of(self, number: int) -> dict[str, np.ndarray]:
-        """Returns everything that is stored of a sample but its id, each with one row."""
+        """Returns everything stored for a sample except its id, each array with one row."""
         path, row = self.rows[number]
         with _naming(path):
             file = self._opened(path)
@@ -66,7 +67,7 @@ class PerturbationStore:
             return {name: file.get_slice(name)[start : start + 1] for name, start in at.items()}
 
     def deltas(self, numbers: Sequence[int], count: int) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Yields the ids and the deltas (n, C, H, W) of those of the samples that are stored, `count` at a time."""
+        """Yields ids and deltas (n, C, H, W) of those given samples that are stored, `count` at a time."""
         wanted = set(numbers)
         stored = [number for number in self.rows if number in wanted]
         for start in range(0, len(stored), count):
@@ -74,7 +75,7 @@ class PerturbationStore:
             yield ids, np.concatenate([self.of(number)["delta"] for number in ids])
 
     def write(self, number: int, outcomes: Sequence[Outcome], save: str) -> None:
-        """Writes the file of a chunk; none if nothing is to be stored.
+        """Writes the file of a chunk, unless there is nothing to store.
 
         Args:
             save: fooled (successful perturbations), all or none.
@@ -88,12 +89,12 @@ class PerturbationStore:
             replace_file(file, lambda path: path.write_bytes(to_bytes(stored)))
 
     def merge(self) -> None:
-        """Joins the files of the chunks into one, unless they are too large for that."""
+        """Merges the files of the chunks into one, unless they are too large."""
         import torch
         from safetensors.torch import load_file
         from safetensors.torch import save as to_bytes
 
-        if not is_own(self.merged):  # else a run was killed behind this, and the files may be gone
+        if not is_own(self.merged):  # otherwise a run was killed after merging, and the files may be gone
             files = own_files(self.parts, "*.safetensors")
             if sum(path.stat().st_size for path in files) > MAX_MERGED_BYTES:
                 return
@@ -118,7 +119,7 @@ class PerturbationStore:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Turns errors of reading a file into a ValueError that names it."""
+    """Converts errors while reading a file into a ValueError that names the file."""
     try:
         yield
     except (OSError, SafetensorError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -126,7 +127,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _rows_of(outcome: Outcome, save: str) -> dict[str, Tensor]:
-    """Returns what is stored of a batch: of its successful samples (save=fooled), or of all."""
+    """Returns the tensors to store for a batch: for its successful samples (save=fooled), or for all."""
     import torch
 
     trial = outcome.result
@@ -152,7 +153,7 @@ def _parameter(trial: ProbeResult, keep: Tensor) -> dict[str, Tensor]:
 
 
 def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Returns the rows of several parts; `batch` numbers the rows of `parameter` in all of them."""
+    """Returns the concatenated rows of several parts; `batch` is adjusted to index the concatenated `parameter`."""
     import torch
 
     parts, rows = [dict(part) for part in parts if part], 0

@@ -1,4 +1,4 @@
-"""Images as pictures, for a page or a file. Nothing here needs torch."""
+"""Converts image arrays to pictures for pages and files. Nothing here needs torch."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ KINDS = ("Easiest successes", "Hardest successes", "Remained robust")
 
 
 def picture(pixels: Any) -> Image.Image:
-    """Returns an image (C, H, W) as an RGB picture; of other than 1 or 3 channels the first, or the first three.
+    """Returns an image (C, H, W) as an RGB picture; if C is not 1 or 3, only the first, or the first three, channels.
 
     Args:
-        pixels: An array in [0, 1], clipped to it; of type uint8 from 0 to 255.
+        pixels: An array with values in [0, 1], to which it is clipped, or of type uint8.
 
     >>> picture(np.array([[[0.0, 0.5, 2.0]]])).getpixel((1, 0))
     (128, 128, 128)
@@ -26,14 +26,14 @@ def picture(pixels: Any) -> Image.Image:
 
 
 def fitted(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Returns a picture scaled to fit into `width` by `height` pixels; small ones keep their pixels sharp."""
+    """Returns a picture scaled to fit into `width` by `height` pixels; small ones are enlarged with sharp pixels."""
     scale = min(width / image.width, height / image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 
 
 def around_grey(delta: Any) -> tuple[np.ndarray, float]:
-    """Returns a perturbation as pixels in [0, 1], and its largest magnitude; no change is grey.
+    """Returns a perturbation as pixels in [0, 1], where 0.5 (grey) means no change, and its largest magnitude.
 
     >>> pixels, largest = around_grey(np.array([-0.1, 0.0, 0.05]))
     >>> pixels.tolist(), largest

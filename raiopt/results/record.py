@@ -10,7 +10,7 @@ from typing import Any, Literal
 from raiopt import checks
 
 SCHEMA = 2
-"""The number of the layout of a run folder; rises when an older reader would misread a newer folder."""
+"""The version of the layout of a run folder; increased when older readers would misread a newer folder."""
 Status = Literal["running", "finished", "failed", "killed"]
 Norm = Literal["linf", "l2", "l1", "l0"]
 
@@ -22,7 +22,7 @@ class ModelInfo:
     Args:
         name: The name that the command or the library gave it.
         preset: How the model normalises pixels in [0, 1].
-        classes: The number of its outputs.
+        classes: The number of outputs.
     """
 
     name: str = ""
@@ -32,14 +32,14 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """The data that were attacked.
+    """The attacked data.
 
     Args:
         name: The name of the data set.
         samples: The number of samples of this job.
-        shard: The part of the data that this job took, from 0; null: all of them.
-        num_shards: The number of parts; null: the data are whole.
-        files: A hash of the image files before they are decoded; null where the data are no files.
+        shard: The index of the part of the data that this job attacked, from 0; null: all data.
+        num_shards: The number of parts; null: the data are not divided.
+        files: A hash of the image files before decoding; null if the data are not files.
     """
 
     name: str = ""
@@ -54,13 +54,13 @@ class BallInfo:
     """The ball that bounds the perturbation parameter.
 
     Args:
-        norm: Null: nothing bounds the perturbation but the range of the pixels.
-        epsilon: The radius in units of pixels in [0, 1], of l0 a number of entries or pixels; several radii as a list;
+        norm: The norm of the ball; null: only the range of the pixels bounds the perturbation.
+        epsilon: The radius in units of pixels in [0, 1], for l0 a number of entries or pixels; several radii as a list;
             null: no limit.
         scope: What one ball bounds if it is not the perturbation of one image, as in "per 2-d row".
         pixels: For l0: the radius counts positions, each with all its channels.
-        param_ndim: The number of trailing dimensions that have a ball of their own, as in the optimizer.
-        finite: The ball excludes something.
+        param_ndim: The number of trailing dimensions that form one datum with its own ball, as in the optimizer.
+        finite: Whether the ball has a norm and a finite radius.
     """
 
     norm: Norm | None = None
@@ -77,16 +77,16 @@ class BallInfo:
 
     @property
     def key(self) -> "BallInfo":
-        """The set of perturbations that it allows; `scope` has what matters of `param_ndim`."""
+        """The ball without `param_ndim`, equal for equal sets of perturbations; `scope` covers the relevant part."""
         return replace(self, param_ndim=None)
 
     @property
     def column(self) -> Norm | None:
-        """The column of samples.parquet that epsilon bounds; None if no ball bounds each image."""
+        """The column of samples.parquet with the norm that epsilon bounds; None if no ball bounds each image."""
         return None if self.scope else self.norm
 
     def __str__(self) -> str:
-        """Returns the ball for people; no code reads it.
+        """Returns a readable description of the ball; never parsed by code.
 
         >>> str(BallInfo("linf", 0.1, finite=True)), str(BallInfo("l0", [5.0, 9.0], pixels=True, finite=True))
         ('Linf 0.1', 'L0 up to 9 pixels')
@@ -97,14 +97,14 @@ class BallInfo:
 
 @dataclass(frozen=True)
 class AttackInfo:
-    """The attack; in an attack of several stages, the settings that the stages change.
+    """The attack; if it has stages, the settings before the stages change them.
 
     Args:
-        optimizers: The optimizer and its inner optimizer, by their options.
-        perturbation: The option of perturbation.
+        optimizers: The options of the optimizer and its inner optimizer.
+        perturbation: The option of the perturbation.
         steps: The largest number of steps.
-        restarts: The number of starts of each sample.
-        max_passes: The limit of forward and backward passes of a sample; null: none.
+        restarts: The number of random starts per sample.
+        max_passes: The limit of forward and backward passes per sample; null: no limit.
         targeted: The attack counts as successful only if it reaches its target class.
         epsilons: The radii that were tried; null: the one of the optimizer.
     """
@@ -120,18 +120,18 @@ class AttackInfo:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage of an attack; it tries the samples that no earlier stage attacked successfully.
+    """One stage of an attack, which attacks the samples that no earlier stage attacked successfully.
 
     Args:
-        name: Its name.
-        words: What it changes, as on the command line.
+        name: The name of the stage.
+        words: The options that it changes, as on the command line.
         steps: The largest number of steps.
-        gradient_free: Its optimizer uses no gradient.
-        attacked: The number of samples that it tried.
-        broken: The number of samples that it attacked successfully and no earlier stage did.
-        forward_passes: The total.
-        backward_passes: The total.
-        robust_accuracy: The share of all samples that remain robust after it.
+        gradient_free: Whether its optimizer uses no gradients.
+        attacked: The number of samples that it attacked.
+        broken: The number of samples that it was the first stage to attack successfully.
+        forward_passes: The total number of forward passes.
+        backward_passes: The total number of backward passes.
+        robust_accuracy: The share of all samples that are still robust after it.
     """
 
     name: str = ""
@@ -147,12 +147,12 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class PerturbationInfo:
-    """How the perturbation parameter makes a perturbed image.
+    """The perturbation model, which computes a perturbed image from its parameter.
 
     Args:
-        name: The class.
-        shared: One parameter serves all samples of a batch.
-        parameter_shape: The shape of the parameter of one sample, or of the shared one.
+        name: The name of the class.
+        shared: Whether all samples of a batch share one parameter.
+        parameter_shape: The shape of the parameter of one sample, or of the shared parameter.
     """
 
     name: str = ""
@@ -166,12 +166,12 @@ class InferenceInfo:
 
     Args:
         precision: float32, bfloat16 or float16.
-        fold: Batch norm was folded into convolutions.
-        channels_last: Images and weights were in this layout.
-        compile: The model was compiled.
+        fold: Whether batch norm was folded into convolutions.
+        channels_last: Whether images and weights were in this layout.
+        compile: Whether the model was compiled.
         nondeterministic: The largest difference of two outputs for the same images, relative to the largest logit; 0:
-            they agreed.
-        probabilities: The model returns probabilities instead of logits.
+            they were equal.
+        probabilities: Whether the model returns probabilities instead of logits.
     """
 
     precision: str = ""
@@ -188,30 +188,30 @@ class Metrics:
 
     Args:
         samples: The number of samples.
-        clean_accuracy: The share of clean images that are predicted right.
-        robust_accuracy: The share that is predicted right and was neither attacked successfully nor left undecided.
-        robust_accuracies: The same at each of `epsilons`; null unless there are several radii.
+        clean_accuracy: The share of clean images that are classified correctly.
+        robust_accuracy: The share that is classified correctly and neither attacked successfully nor undecided.
+        robust_accuracies: The robust accuracy at each of `epsilons`; null unless there are several radii.
         epsilons: The radii; null unless there are several.
         undecided: The number of samples whose output or gradient was not finite, counted neither as robust nor as
             attacked successfully.
-        attacked: The number of samples that the attack tried.
+        attacked: The number of samples that were attacked.
         claimed: The number of samples that the search claims to have attacked successfully.
-        verified: The number of successes that the original model confirms in float32, the norm in float64.
-        verified_8bit: The number of successes that remain after rounding to 8-bit images; null if it was not checked.
+        verified: The number of successes confirmed by the original model in float32 and the norm in float64.
+        verified_8bit: The number of successes that remain after rounding to 8-bit images; null if that was not checked.
         zero_gradients_at_start: The number of attacked samples whose first gradient was zero.
         never_a_gradient: The number of attacked samples whose gradient was zero in every step.
         target_reached: The share of attacked samples that reached the target; null unless the attack is targeted.
-        forward_passes: The total, without those of loading, checking and verifying.
-        backward_passes: The total, as above.
-        median_l0: Null if there is no successful perturbation; so are the next seven.
-        median_l1: Likewise.
-        median_l2: Likewise.
-        median_linf: Likewise.
-        largest_l0: Likewise.
-        largest_l1: Likewise.
-        largest_l2: Likewise.
-        largest_linf: Likewise.
-        attack_seconds: The time of the attack, without loading and checking the model.
+        forward_passes: The total number of forward passes, without those for loading, checking and verifying.
+        backward_passes: The total number of backward passes, counted likewise.
+        median_l0: The median L0 norm; null if there is no successful perturbation, as are the next seven.
+        median_l1: The median L1 norm.
+        median_l2: The median L2 norm.
+        median_linf: The median Linf norm.
+        largest_l0: The largest L0 norm.
+        largest_l1: The largest L1 norm.
+        largest_l2: The largest L2 norm.
+        largest_linf: The largest Linf norm.
+        attack_seconds: The duration of the attack, without loading and checking the model.
     """
 
     samples: int = 0
@@ -241,22 +241,22 @@ class Metrics:
 
     @property
     def radii(self) -> list[tuple[float, float]]:
-        """Each of several radii with the robust accuracy at it."""
+        """Pairs of radius and robust accuracy, if there are several radii."""
         return list(zip(self.epsilons or [], self.robust_accuracies or [], strict=False))
 
 
 @dataclass(frozen=True)
 class CheckCounts:
-    """What the checks of a result count in samples.parquet; see "Can this number be trusted?". Null: does not apply.
+    """Counts from samples.parquet for the checks of a result; see "Can this number be trusted?". Null: not applicable.
 
     Args:
-        survivors: The number of attacked samples that remain robust.
+        survivors: The number of attacked samples that are still robust.
         zero_gradient_share: The share of all steps whose gradient was exactly zero.
         not_finite: The number of samples with an output or a gradient that was not finite.
         still_rising: The number of survivors whose loss still rose in the last tenth of the steps.
-        not_climbed: The number of survivors whose loss never rose above that at the start.
-        fooled_not_kept: The number of samples that were fooled at a step, and whose kept iterate does not fool.
-        restarts_differ: The number of survivors whose restarts end further apart than the search climbed.
+        not_climbed: The number of survivors whose loss never rose above its value at the start.
+        fooled_not_kept: The number of samples that were fooled at some step but not by the kept iterate.
+        restarts_differ: The number of survivors whose restarts differ in loss by more than the search gained.
         saturated: The number of clean predictions with a probability of exactly 1.
         short_of_ball: The number of survivors whose perturbation is shorter than 90 % of epsilon.
         reach: The largest perturbation norm of a survivor as a share of epsilon.
@@ -280,7 +280,7 @@ class DeviceInfo:
 
     Args:
         type: cpu, cuda:N or mps.
-        name: The GPU, or the kernels that torch takes on this CPU.
+        name: The GPU, or the kernels that torch uses on this CPU.
         threads: The number of CPU threads of torch.
     """
 
@@ -295,7 +295,7 @@ class Hashes:
 
     Args:
         weights: The hash of the model's tensors.
-        data: The hash of all images and labels, in the order of the data; for merged shards a list, one for each.
+        data: The hash of all images and labels, in the order of the data; for merged shards a list with one hash each.
     """
 
     weights: str | None = None
@@ -308,7 +308,7 @@ class GitInfo:
 
     Args:
         commit: The commit that was checked out.
-        changed: Files differed from it; null: not known.
+        changed: Whether files differed from the commit; null: not known.
     """
 
     commit: str = ""
@@ -321,7 +321,7 @@ class ErrorInfo:
 
     Args:
         type: The class of the exception; Killed if the job could not record it itself.
-        message: Its message.
+        message: The message of the exception.
     """
 
     type: str = ""
@@ -330,12 +330,12 @@ class ErrorInfo:
 
 @dataclass(frozen=True)
 class ContinuedInfo:
-    """What an earlier run of the same folder had finished before it was killed.
+    """The part that an earlier run in the same folder had finished before it was killed.
 
     Args:
-        batches: The number of batches.
-        samples: The number of samples in them.
-        passes: The forward and backward passes that were saved.
+        batches: The number of finished batches.
+        samples: The number of samples in these batches.
+        passes: The number of forward and backward passes that were saved.
     """
 
     batches: int = 0
@@ -348,42 +348,42 @@ class Record:
     """The content of run.json: written when a job starts, and replaced when it ends.
 
     Args:
-        schema: The number of the layout; other versions are not read.
+        schema: The version of the layout; other versions are not read.
         status: running, finished, failed or killed.
-        name: The option `name`: runs of one name lie in one folder.
+        name: The option `name`: runs with the same name are in one folder.
         note: The option `note`.
         job_key: The hash of all options that change the result; the name of the folder.
         job_number: The position in its sweep.
-        command: The words that repeat the job.
+        command: The command-line words that repeat the job.
         overrides: The options that were given, with their values.
         choices: The option of each group.
         options: All options that change the result, with their values.
         seed: The seed of all randomness.
-        started: The time in UTC, ISO 8601.
-        seconds: The time that the job took in all.
+        started: The start time in UTC, ISO 8601.
+        seconds: The total duration of the job.
         error: Null unless it failed or was killed.
         versions: The versions of Python and of the packages that results depend on.
         git: The checkout of raiopt; null if it is installed.
-        code: The commit of each module that was given by name and is in a checkout.
-        device: Where it ran.
+        code: The commit of each module that was given by name and is in a git checkout.
+        device: The device on which it ran.
         hashes: The hashes of weights and data.
-        batch_size: The number of images that passed the model together.
-        model: What was attacked.
-        data: The images that were attacked.
-        attack: How it was attacked.
+        batch_size: The number of images in one forward pass.
+        model: The attacked model.
+        data: The attacked data.
+        attack: The attack and its settings.
         ball: The ball that bounds the perturbation.
-        stages: Empty unless the attack has stages.
-        perturbation: What the optimizer moved.
-        clamped: Perturbed images are clamped to [0, 1], because the parameter has no bounds of its own.
-        coupled: The samples of a batch share a ball or a perturbation: the batch size changes the result.
-        fixed_batches: No sample leaves its batch before the batch is done.
+        stages: The stages of the attack; empty unless it has several.
+        perturbation: The perturbation model whose parameter was optimized.
+        clamped: Whether perturbed images are clamped to [0, 1], because the parameter has no bounds.
+        coupled: Whether the samples of a batch share a ball or a perturbation, so that the batch size changes results.
+        fixed_batches: Whether no sample leaves its batch before the batch is done.
         inference: How the search ran the model.
         metrics: Null unless the job finished.
-        checks: What the checks of the result count; null unless the job finished.
+        checks: The counts for the checks of the result; null unless the job finished.
         continued: Null unless the job continued an earlier run.
         rerun_of: The folder that `raiopt rerun` repeated.
-        skipped: In Python only: the folder held this finished run, and nothing was run again.
-        problems: In Python only: the fields of the file that are missing or do not fit.
+        skipped: In Python only: whether the folder contained this finished run already, so that nothing was run.
+        problems: In Python only: the fields of the file that are missing or invalid.
     """
 
     schema: int = SCHEMA
@@ -425,22 +425,22 @@ class Record:
 
     @property
     def final_metrics(self) -> Metrics | None:
-        """The metrics if the job finished; one that failed at its end may have recorded them before."""
+        """The metrics if the job finished, else None; a job that failed at its very end may have recorded metrics."""
         return self.metrics if self.status == "finished" else None
 
     @property
     def is_described(self) -> bool:
-        """Whether model, data, attack and ball are known: the job came as far as to load them."""
+        """Whether model, data, attack and ball are known, because the job got as far as loading them."""
         return bool(self.model.name)
 
     @property
     def ball_words(self) -> str | None:
-        """The ball for people; None if it is not known."""
+        """A readable description of the ball; None if it is not known."""
         return None if self.ball == BallInfo() and self.metrics is None else str(self.ball)
 
     @property
     def attack_words(self) -> str:
-        """The attack for people, as in "signed with sgd, 40 steps"; of stages, their names.
+        """A readable description of the attack, as in "signed with sgd, 40 steps"; the names of its stages, if any.
 
         >>> Record(attack=AttackInfo(["signed", "sgd"], steps=40)).attack_words
         'signed with sgd, 40 steps'
@@ -452,7 +452,7 @@ class Record:
 
     @property
     def title(self) -> str:
-        """Model, data, attack and ball in one line for people."""
+        """A readable line with model, data, attack and ball."""
         samples = f"{self.data.samples} images of {self.data.name}"
         return f"{self.model.name} on {samples}, {self.attack_words}, {self.ball}"
 

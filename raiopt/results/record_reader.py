@@ -1,4 +1,4 @@
-"""The tolerant reader of `run.json`, whoever wrote it."""
+"""A tolerant reader of `run.json`, which may be damaged or untrusted."""
 
 import json
 import math
@@ -15,11 +15,11 @@ from raiopt.results.record import IN_PYTHON_ONLY, SCHEMA, Record, Status
 
 MAX_RECORD_BYTES = 2**20
 UNIONS = (Union, UnionType)
-"""Python makes either of `A | B`."""
+"""The types of `A | B` at runtime, depending on A and B."""
 
 
 def load_record(folder: Path) -> Record:
-    """Returns the record in a folder, whoever wrote it; control characters in its texts are escaped.
+    """Returns the record in a folder, which may be untrusted; control characters in strings are escaped.
 
     Raises:
         FileNotFoundError: If the folder has no run.json.
@@ -47,7 +47,7 @@ def load_record(folder: Path) -> Record:
 
 
 def read_record(folder: Path) -> Record | None:
-    """Returns the record in a folder; None if there is none of this schema that can be read."""
+    """Returns the record in a folder; None if there is no readable record of this schema."""
     try:
         return load_record(folder)
     except (FileNotFoundError, ValueError):
@@ -55,7 +55,7 @@ def read_record(folder: Path) -> Record | None:
 
 
 def record_of(content: Mapping[str, Any], file: str = "run.json") -> Record:
-    """Returns the record that a dictionary describes; what does not fit is left at its default and named in `problems`.
+    """Returns the record described by a dictionary; invalid fields get their defaults and are named in `problems`.
 
     >>> record_of({"schema": 2, "status": "finished", "batch_size": "many"}).problems[-1]
     "run.json: batch_size='many' must be an integer or null."
@@ -66,7 +66,7 @@ def record_of(content: Mapping[str, Any], file: str = "run.json") -> Record:
 
 
 def _read(kind: Any, content: Mapping[str, Any], where: str, problems: list[str]) -> Any:
-    """Returns a dataclass, of which each field is read for itself."""
+    """Returns a dataclass, reading each field independently of the others."""
     values = {}
     hints = {name: hint for name, hint in field_types(kind).items() if name not in IN_PYTHON_ONLY}
     if missing := [name for name in hints if name not in content]:
@@ -83,7 +83,7 @@ def _read(kind: Any, content: Mapping[str, Any], where: str, problems: list[str]
 
 
 def _fitted(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
-    """Returns a value of JSON as a type; raises a TypeError if it is of another."""
+    """Converts a JSON value to a type; raises a TypeError if it does not match."""
     if is_dataclass(hint):
         if isinstance(value, dict):
             return _read(hint, value, where, problems)
@@ -114,7 +114,7 @@ def _fitted(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
 
 
 def escaped(value: Any) -> Any:
-    """Returns a value of JSON with every control character that a terminal may obey written out."""
+    """Returns a JSON value with all control characters in its strings escaped."""
     if isinstance(value, dict):
         return {escaped(key): escaped(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -133,7 +133,7 @@ _WORDS = {int: "an integer", float: "a number", str: "a text", bool: "true or fa
 
 
 def type_words(hint: Any) -> str:
-    """Returns what a field may hold, for people.
+    """Returns a readable description of a field's type.
 
     >>> type_words(float | list[float] | None)
     'a number, a list (a number) or null'

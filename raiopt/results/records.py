@@ -1,4 +1,4 @@
-"""The jobs of a sweep, as its folders describe them; each folder is read once."""
+"""Reads the jobs of a sweep from their folders, each folder once."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from raiopt.results.record import Metrics, Record
 from raiopt.results.record_reader import load_record
 
 VOLATILE = ("name", "outputs", "device", "threads", "note", "progress", "tracker", "force", "retry", "yes", "hydra")
-"""Options of where and how a job runs, which do not change its result; so do those inside such a group."""
+"""Options, and groups of options, of where and how a job runs; they do not change its result."""
 
 
 def is_volatile(option: str) -> bool:
-    """Says whether an option leaves the result of a job as it is, as `note` and `tracker.uri` do."""
+    """Returns whether an option, such as `note` or `tracker.uri`, does not change the result of a job."""
     return re.split("[./]", option)[0] in VOLATILE
 
 
@@ -33,10 +33,10 @@ class JobRecord:
 
     Args:
         name: The name of its folder.
-        status: That of its run.json; or missing, unreadable, incomplete (a shard is not finished).
-        options: The options that it was given, with their values.
-        error: The first line of what went wrong; None if nothing did.
-        record: Its run.json; all defaults if there is none that can be read.
+        status: The status in its run.json; or missing, unreadable, incomplete (a shard is not finished).
+        options: The options that were given, with their values.
+        error: The first line of its error; None if there was none.
+        record: Its run.json; all defaults if there is no readable one.
     """
 
     name: str
@@ -47,7 +47,7 @@ class JobRecord:
 
     @property
     def metrics(self) -> Metrics | None:
-        """The metrics of a finished job; None of any other."""
+        """The metrics of a finished job, else None."""
         return self.record.metrics if self.status == "finished" else None
 
     def option(self, name: str) -> Any:
@@ -56,10 +56,10 @@ class JobRecord:
 
 
 def read_jobs(folder: Path | str) -> list[JobRecord]:
-    """Returns the jobs of a sweep in the order of their numbers, those that sweep.json does not list at the end.
+    """Returns the jobs of a sweep in the order of their numbers; jobs not listed in sweep.json come last.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
+        FileNotFoundError: If the folder does not exist.
         ValueError: If it contains no job, or sweep.json cannot be read.
     """
     folder = Path(folder)
@@ -76,7 +76,7 @@ def read_jobs(folder: Path | str) -> list[JobRecord]:
 
 
 def _listed(folder: Path) -> dict[str, dict[str, Any]]:
-    """Returns the jobs that sweep.json lists; none in a sweep that has no such file."""
+    """Returns the jobs listed in sweep.json; empty if there is no such file."""
     path = folder / "sweep.json"
     try:
         jobs = {name: dict(job) for name, job in json.loads(read_file(path))["jobs"].items()}
@@ -97,7 +97,7 @@ def _number(job: JobRecord, listed: dict[str, dict[str, Any]]) -> int:
 
 
 def read_job(folder: Path, listed: Mapping[str, Any] = MappingProxyType({})) -> JobRecord:
-    """Returns the job in a folder; the options that sweep.json lists have precedence."""
+    """Returns the job in a folder; options listed in sweep.json take precedence."""
     name, options = folder.name, listed.get("overrides")
     options = options if isinstance(options, dict) else None
     try:
@@ -115,14 +115,14 @@ def read_job(folder: Path, listed: Mapping[str, Any] = MappingProxyType({})) -> 
 
 
 def comparison_key(job: JobRecord) -> str:
-    """Returns a text that is equal for jobs whose robust accuracies can be compared: same model, data and ball."""
+    """Returns a string that is equal for jobs with comparable robust accuracies: same model, data and ball."""
     perturbation = {key: value for key, value in job.options.items() if key.startswith("perturbation")}
     record, epsilons = job.record, job.metrics.epsilons if job.metrics else None
     return repr([record.ball.key, record.model, record.hashes, record.perturbation, perturbation, epsilons])
 
 
 def settings_key(job: JobRecord, without: Sequence[str] = ()) -> str:
-    """Returns a text that is equal for jobs of the same weights, data and options.
+    """Returns a string that is equal for jobs with the same weights, data and options.
 
     Args:
         without: Options that may differ.
@@ -133,5 +133,5 @@ def settings_key(job: JobRecord, without: Sequence[str] = ()) -> str:
 
 
 def first_line(text: str) -> str | None:
-    """Returns the first line of a text that is not blank; None if there is none."""
+    """Returns the first non-blank line of a text; None if there is none."""
     return next((line.strip() for line in text.splitlines() if line.strip()), None)

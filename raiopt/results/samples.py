@@ -1,4 +1,4 @@
-"""The tables of a job, from the outcomes of its batches: a row for each sample, and a row for each step."""
+"""The tables of a job, made from the outcomes of its batches: one row per sample, and one row per step."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,9 +46,9 @@ _ATTACKED: dict[str, Any] = {
 
 
 def samples_frame(outcome: Outcome) -> pl.DataFrame:
-    """Returns one row for each sample of a batch; columns of the attack are null if it was not attacked.
+    """Returns one row for each sample of a batch; attack columns are null if the sample was not attacked.
 
-    `epsilon` and `broken_at` (a list as long as that of the radii) are null unless several radii were tried.
+    `epsilon` and `broken_at` (a list with one entry per radius) are null unless several radii were tried.
     """
     attacked, trial = outcome.attacked.cpu(), outcome.result
     why = ["not_finite" if not finite else "misclassified" for finite in _list(outcome.finite)]
@@ -118,11 +118,11 @@ def _attacked_columns(trial: ProbeResult, labels: Tensor, stages: Sequence[str])
 
 
 def rises(gains: Tensor, steps: Tensor, stride: Tensor | int = 1) -> tuple[Tensor, Tensor]:
-    """Returns the rise of the best loss in all steps of a sample, and in the last tenth of them, each (n,).
+    """Returns by how much each sample's best loss rose over all steps, and in the last tenth of the steps, each (n,).
 
     Args:
-        gains: The loss at every `stride`-th step, or its negative if the attack minimizes it; n rows.
-        steps: The number of steps that were taken, (n,).
+        gains: The loss at every `stride`-th step, negated if the attack minimizes it; n rows.
+        steps: The number of steps taken, (n,).
     """
     best = gains.nan_to_num(nan=float("-inf")).cummax(1).values
     early, late = (best.gather(1, (at // stride)[:, None])[:, 0] for at in (steps * 9 // 10, steps))
@@ -151,7 +151,7 @@ def _where(known: Tensor, values: Tensor) -> list[Any]:
 
 
 def _spread(values: Sequence[Any] | None, mask: Sequence[bool]) -> list[Any]:
-    """Returns the values at the places that the mask marks, None elsewhere."""
+    """Returns a list with the values where the mask is true, and None elsewhere."""
     rest = iter(values or [])
     return [next(rest) if marked and values is not None else None for marked in mask]
 
@@ -159,7 +159,7 @@ def _spread(values: Sequence[Any] | None, mask: Sequence[bool]) -> list[Any]:
 def steps_frames(outcomes: Sequence[Outcome]) -> dict[str, pl.DataFrame]:
     """Returns one row for each attacked sample: its number of steps, and its loss and success at each step.
 
-    There is one table, `steps`, or one for each stage that tried a sample: `steps0`, `steps1`, ...
+    There is one table, `steps`, or one for each stage that attacked a sample: `steps0`, `steps1`, ...
     """
     trials = [outcome.result for outcome in outcomes if outcome.result is not None]
     parts: dict[str, list[tuple[Tensor, ...]]] = {}
@@ -184,13 +184,13 @@ def _steps_frame(steps: Tensor, gains: Tensor, fooled: Tensor) -> pl.DataFrame:
 def trace_frame(
     files: list[Path], attack: Attack, *, passes_per_step: int = 2, stage: str | None = None
 ) -> pl.DataFrame:
-    """Returns one row for each step over all attacked samples: passes so far, loss, share fooled at it and so far.
+    """Returns one row per step, over all attacked samples: passes so far, loss, share fooled at the step and so far.
 
     Args:
-        files: Parquet files of `steps_frames`; one step at a time is read.
+        files: Parquet files of `steps_frames`; they are read one step at a time.
         attack: The attack of these samples.
-        passes_per_step: Forward and backward passes of a step.
-        stage: Its name, if it is one of several; only its own passes count.
+        passes_per_step: Forward and backward passes per step.
+        stage: The name of the stage, if there are several; only its own passes count.
     """
     table, so_far, sign = [], np.zeros(0, dtype=bool), -1 if attack.towards else 1
     taken = scan_parquet(files).select("steps").collect()["steps"].to_numpy() if files else so_far

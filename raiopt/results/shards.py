@@ -1,4 +1,4 @@
-"""The jobs of one attack that was split over shards of the data, as one job."""
+"""Merges the jobs of one attack on several shards of the data into one job."""
 
 import json
 from collections import Counter
@@ -17,25 +17,25 @@ from raiopt.results.stage_counts import merged_stages
 
 SHARD, COUNT = "data.shard", "data.num_shards"
 MAX_LISTED = 10
-"""Shards that a message lists by number."""
+"""The largest number of shards listed in a message."""
 
 
 def merged_shards(folder: Path | str, jobs: Iterable[JobRecord]) -> list[JobRecord]:
-    """Returns the jobs of the sweep in `folder`; those that differ only in data.shard become one.
+    """Returns the jobs of the sweep in `folder`, where jobs that differ only in data.shard are merged.
 
-    Its metrics are those of the table of all its samples. It is finished if all its shards are, else incomplete.
+    A merged job has the metrics of all its samples. It is finished if all its shards are, else incomplete.
     """
     return [merged(Path(folder), group) for group in grouped(jobs)]
 
 
 def load_samples(folder: Path | str) -> pl.LazyFrame:
-    """Returns the table of samples of a job; for a shard, that of all its shards, in the order of the data.
+    """Returns the table of samples of a job; for a shard, the samples of all shards, in the order of the data.
 
     Args:
-        folder: The folder of a job: that of a sweep, and a name from the column `job` of its table.
+        folder: The folder of a job: the folder of its sweep plus a name from the column `job` of the sweep's table.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or it has no table of samples.
+        FileNotFoundError: If the folder does not exist, or has no table of samples.
         ValueError: If a shard is not finished.
 
     >>> import tempfile, polars
@@ -58,7 +58,7 @@ def load_samples(folder: Path | str) -> pl.LazyFrame:
 
 
 def grouped(jobs: Iterable[JobRecord]) -> list[list[JobRecord]]:
-    """Returns the shards of each attack by number; a job of whole data is a group by itself."""
+    """Groups jobs by attack, shards sorted by number; a job on the whole data set is its own group."""
     groups: dict[str, list[JobRecord]] = {}
     for job in jobs:
         key = job.name if _shard(job) is None else json.dumps(without_volatile(_without_shard(job)), sort_keys=True)
@@ -67,14 +67,14 @@ def grouped(jobs: Iterable[JobRecord]) -> list[list[JobRecord]]:
 
 
 def _shard(job: JobRecord) -> int | None:
-    """Returns the number of the shard that a job attacked; None if it had all data."""
+    """Returns the number of the shard that a job attacked; None if it attacked all data."""
     number, count = job.options.get(SHARD), _count(job)
     known = type(number) is int and number >= 0 and (count is None or number < count)
     return number if known else None
 
 
 def _count(job: JobRecord) -> int | None:
-    """Returns the number of shards; it may be in the config of a job instead of its command."""
+    """Returns the number of shards, which may be set in a job's config instead of its command."""
     known = job.options.get(COUNT, job.record.data.num_shards)
     return known if type(known) is int else None
 
@@ -84,7 +84,7 @@ def _without_shard(job: JobRecord) -> dict[str, Any]:
 
 
 def merged(folder: Path, group: Sequence[JobRecord]) -> JobRecord:
-    """Returns the shards of one attack as one job; a job of whole data as it is."""
+    """Returns the shards of one attack merged into one job; a job on the whole data set is returned unchanged."""
     if _shard(group[0]) is None:
         return group[0]
     first, wrong = group[0], _unfit(group)
@@ -98,7 +98,7 @@ def merged(folder: Path, group: Sequence[JobRecord]) -> JobRecord:
 
 
 def _merged_record(samples: pl.LazyFrame, group: Sequence[JobRecord]) -> Record:
-    """Returns the record of the first shard with the results of all."""
+    """Returns the record of the first shard, with the results of all shards."""
     first, records = group[0].record, [job.record for job in group]
     targeted = any(job.metrics and job.metrics.target_reached is not None for job in group)
     found = metrics(samples, first.attack.epsilons, targeted=targeted)
@@ -117,7 +117,7 @@ def _samples(folder: Path, group: Sequence[JobRecord]) -> pl.LazyFrame:
 
 
 def _unfit(group: Sequence[JobRecord]) -> str | None:
-    """Returns why the shards of an attack do not make up the whole of it; None if they do."""
+    """Returns why the shards of an attack are incomplete; None if they are complete."""
     numbers = Counter(map(_shard, group))
     if twice := [number for number, times in numbers.items() if times > 1]:
         names = ", ".join(job.name for job in group if _shard(job) == twice[0])
@@ -148,7 +148,7 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 
 def _differing(group: Sequence[JobRecord]) -> str | None:
-    """Returns in what finished shards of one run must not differ, and do."""
+    """Returns a message if finished shards differ in something that must be equal; None if they do not."""
 
     def shared(record: Record) -> dict[str, Any]:
         parts = {name: getattr(record, name) for name in ("model", "ball", "perturbation", "batch_size", "seed")}

@@ -1,4 +1,4 @@
-"""The counts of each stage of an attack, batch by batch: batches that an earlier run finished count too."""
+"""The counts of each stage of an attack, summed over batches, including those finished by an earlier run."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from raiopt.results.record import Record, StageRecord
 
-if TYPE_CHECKING:  # a process that only reads records does without torch
+if TYPE_CHECKING:  # a process that only reads records does not need torch
     from raiopt.attacks import Outcome
 
 COUNTS = ("attacked", "broken", "robust", "forward_passes", "backward_passes")
@@ -15,8 +15,8 @@ COUNTS = ("attacked", "broken", "robust", "forward_passes", "backward_passes")
 def counted(outcomes: "Sequence[Outcome]") -> list[dict[str, int]]:
     """Returns the counts of each stage, in order, on the samples of a batch; an empty list without stages.
 
-    `attacked` counts the samples that it tried, `broken` those that it attacked successfully and no earlier stage did,
-    `robust` those that remain robust after it.
+    `attacked` counts the samples that the stage attacked, `broken` those that it was the first stage to attack
+    successfully, `robust` those that are still robust after it.
     """
     return _summed([list(_of_outcome(outcome)) for outcome in outcomes])
 
@@ -24,7 +24,7 @@ def counted(outcomes: "Sequence[Outcome]") -> list[dict[str, int]]:
 def _of_outcome(outcome: "Outcome") -> Iterator[dict[str, int]]:
     trial, attacked = outcome.result, outcome.attacked.nonzero().flatten()
     robust = outcome.finite & (outcome.clean_prediction == outcome.labels)
-    broken = attacked < 0  # none so far
+    broken = attacked < 0  # all False
     if trial is not None:
         undecided = (trial.search.not_finite >= 0) & ~trial.verification.broken
         robust = robust.index_fill(0, attacked[undecided], False)
@@ -47,10 +47,10 @@ def _summed(parts: Sequence[Sequence[dict[str, int]]]) -> list[dict[str, int]]:
 def with_counts(
     stages: Sequence[StageRecord], batches: Sequence[Sequence[dict[str, int]]], samples: int
 ) -> list[StageRecord]:
-    """Returns the stages with the counts of all batches.
+    """Returns the stages with counts summed over all batches.
 
     Args:
-        samples: The number of all samples.
+        samples: The total number of samples.
     """
     return [
         replace(stage, robust_accuracy=counts.pop("robust") / samples, **counts)
@@ -59,7 +59,7 @@ def with_counts(
 
 
 def merged_stages(records: Sequence[Record]) -> list[StageRecord]:
-    """Returns the stages of one attack over the shards of its data, from their records."""
+    """Returns the stages of one attack, merged from the records of its shards."""
     samples = [record.metrics.samples if record.metrics else 0 for record in records]
     counts = [
         [

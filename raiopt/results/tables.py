@@ -27,22 +27,22 @@ METRICS = {
 
 
 def load_sweep(folder: Path | str, *, merge_shards: bool = True) -> pl.DataFrame:
-    """Returns the table of a sweep, from its folders: a row for each job, in the order of their numbers.
+    """Returns the table of a sweep, read from its folders: one row per job, in the order of job numbers.
 
-    Columns: `job` (its folder's name), `status`, the options that differ between jobs (all that were given if none
-    differs), `ball`, the metrics (null unless the job is finished), `error` (its first line) and `best`. Status is that
-    of run.json: finished, running, failed or killed; missing, if a job of sweep.json did not start; unreadable, if
-    run.json is damaged or of another version; incomplete, if a shard is not finished. A job is best if no other with
-    the same ball, model and data has a smaller robust accuracy. Options whose values are lists or of several types are
-    texts; null stays null.
+    Columns: `job` (its folder's name), `status`, the options that differ between jobs (if none differs, all given
+    ones), `ball`, the metrics (null unless the job is finished), `error` (its first line) and `best`. The status is
+    that of run.json (finished, running, failed or killed), or missing if a job of sweep.json did not start, unreadable
+    if run.json is damaged or of another version, incomplete if a shard is not finished. A job is best if no other job
+    with the same ball, model and data has a smaller robust accuracy. Options with lists or mixed types are converted to
+    strings; null stays null.
 
     Args:
         folder: The folder of the sweep, as in outputs/NAME.
-        merge_shards: Jobs that differ only in data.shard are one row, named after the first of them, with the metrics
-            of all their samples, which are those of the undivided run. False: a row for each job.
+        merge_shards: Whether jobs that differ only in data.shard become one row, named after the first of them, with
+            the metrics of all their samples, equal to those of the undivided run. False: one row per job.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
+        FileNotFoundError: If the folder does not exist.
         ValueError: If it contains no job, or its sweep.json cannot be read.
 
     >>> import json, pathlib, tempfile
@@ -76,17 +76,17 @@ def jobs_frame(jobs: Sequence[JobRecord], options: Sequence[str]) -> pl.DataFram
 
 
 def options_of(frame: pl.DataFrame) -> list[str]:
-    """Returns the columns of the table that are options."""
+    """Returns the names of the table's columns that are options."""
     return frame.columns[frame.columns.index("status") + 1 : frame.columns.index("ball")]
 
 
 def given_options(jobs: Sequence[JobRecord]) -> list[str]:
-    """Returns the options that any job was given."""
+    """Returns the options that were given to at least one job."""
     return list(dict.fromkeys(name for job in jobs for name in job.options))
 
 
 def _differing(jobs: Sequence[JobRecord]) -> list[str]:
-    """Returns the options that the jobs were given and that differ between them; all that matter if none does."""
+    """Returns the given options that differ between jobs; if none does, all that can change a result."""
     given = [job for job in jobs if job.options]
     names = [name for name in given_options(jobs) if not is_volatile(name)]
     differing = [name for name in names if len({json.dumps(job.option(name)) for job in given}) > 1]
@@ -94,7 +94,7 @@ def _differing(jobs: Sequence[JobRecord]) -> list[str]:
 
 
 def _column(values: Sequence[Any]) -> pl.Series:
-    """Returns the values as one type: numbers, booleans or texts; mixtures and nested values become JSON texts."""
+    """Converts values to one type: numbers, booleans or strings; mixed and nested values become JSON strings."""
     kinds = {type(value) for value in values if value is not None}
     if kinds == {bool}:
         return pl.Series(values, dtype=pl.Boolean)
@@ -105,7 +105,7 @@ def _column(values: Sequence[Any]) -> pl.Series:
 
 
 def _best(jobs: Sequence[JobRecord]) -> list[bool]:
-    """Returns which jobs have the smallest robust accuracy of comparable jobs; none without a ball has."""
+    """Returns a mask of the jobs with the smallest robust accuracy among comparable jobs; false without a ball."""
     peers = [comparison_key(job) for job in jobs]
     robust = [job.metrics.robust_accuracy if job.metrics and job.record.ball.norm else None for job in jobs]
     smallest: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""What a person sees on the terminal: progress, the summary of a job, the table of a sweep."""
+"""Terminal output: progress, the summary of a job, the table of a sweep."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +18,9 @@ from raiopt.results.tables import options_of
 from raiopt.results.words import percent, plural
 
 MAX_ROWS = 40
-"""Rows of a sweep's table that are printed."""
+"""The largest number of printed rows of a sweep's table."""
 MAX_UNFINISHED = 10
-"""Jobs without a result that are printed by name."""
+"""The largest number of jobs without a result that are printed by name."""
 Advance = Callable[[float], None]
 HEADERS = {
     "clean_accuracy": "clean",
@@ -34,13 +34,13 @@ HEADERS = {
 
 
 def say(text: str, style: str | None = None) -> None:
-    """Prints a line that no terminal breaks; brackets and control characters in it have no effect."""
+    """Prints a line without wrapping it; markup brackets and control characters in it have no effect."""
     Console().print(escape(checks.printable(text)), style=style, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def progress(samples: int) -> Iterator[Advance]:
-    """Shows a bar on a terminal while the context lasts; yields a function to call with the number of samples done."""
+    """Shows a progress bar within the context; yields a function to call with the number of finished samples."""
     console = Console(stderr=True)
     columns = (TextColumn("attack"), BarColumn(), MofNCompleteColumn(), TextColumn("samples"))
     columns += (TimeElapsedColumn(), TimeRemainingColumn())
@@ -50,7 +50,7 @@ def progress(samples: int) -> Iterator[Advance]:
 
 
 def grid_of(rows: Sequence[tuple[str, str]]) -> Table:
-    """Returns names and texts as a table of two columns."""
+    """Returns a table of two columns with names and texts."""
     table = Table(show_header=False, box=None, padding=(0, 2))
     for name, text in rows:
         table.add_row(name, escape(checks.printable(text)))
@@ -58,7 +58,7 @@ def grid_of(rows: Sequence[tuple[str, str]]) -> Table:
 
 
 def print_summary(record: Record, folder: Path) -> None:
-    """Prints the results of a finished job and where its folder is."""
+    """Prints the results of a finished job and the path of its folder."""
     assert record.metrics is not None
     say(record.title, "bold")
     Console().print(grid_of([*summary_rows(record.metrics, record.ball.norm), *stage_rows(record.stages)]))
@@ -74,7 +74,7 @@ def print_summary(record: Record, folder: Path) -> None:
 
 
 def coupling(record: Record) -> str:
-    """Returns what the samples of a batch share, for a job in which that matters."""
+    """Returns a note on what the samples of a batch share, if that affects the result."""
     if not record.coupled:
         return "Samples stay in their batch until it is done: the optimizer or the perturbation may couple them."
     shared = "perturbation" if record.perturbation.shared else "ball"
@@ -86,7 +86,7 @@ def coupling(record: Record) -> str:
 
 
 def doubts(found: Metrics) -> list[str]:
-    """Returns what a reader of a job's metrics must know before believing them."""
+    """Returns warnings about a job's metrics, such as unverified successes and zero gradients."""
     lines = []
     if found.claimed != found.verified:
         lines.append(
@@ -111,7 +111,7 @@ def summary_rows(found: Metrics, norm: Norm | None = None) -> list[tuple[str, st
     """Returns name and text of each metric in a job's summary.
 
     Args:
-        norm: That of the ball, which comes before the other norms.
+        norm: The norm of the ball, which is listed before the other norms.
     """
     rows = [("clean accuracy", percent(found.clean_accuracy))]
     rows += [(f"robust accuracy at {epsilon:g}", percent(robust)) for epsilon, robust in found.radii] or [
@@ -161,7 +161,7 @@ def job_line(record: Record) -> str:
 
 
 def print_sweep(frame: pl.DataFrame, folder: Path) -> None:
-    """Prints the table of a sweep, the best of comparable jobs marked, and where it is."""
+    """Prints the table of a sweep, with the best of comparable jobs marked, and its path."""
     extra = ["attack_seconds", "clean_accuracy", "median_linf", "median_l2", "forward_passes"]
     rows = _rows_to_print(frame)
     say(f"{plural(len(frame), 'job')} in {folder}", "bold")
@@ -180,10 +180,10 @@ def print_sweep(frame: pl.DataFrame, folder: Path) -> None:
 
 
 def print_table(tables: Sequence[Table], *, folds: bool = False) -> None:
-    """Prints the first of the tables that fits the terminal, or the last; no cell is ever cut.
+    """Prints the first table that fits the terminal, else the last one; cells are never truncated.
 
     Args:
-        folds: Cells of the last table may be folded; else it is printed wider than the terminal.
+        folds: Whether cells of the last table may be wrapped; otherwise it may be wider than the terminal.
     """
     console, unlimited = Console(), Console(width=1000)
     widths = [unlimited.measure(table).maximum for table in tables]
@@ -194,7 +194,7 @@ def print_table(tables: Sequence[Table], *, folds: bool = False) -> None:
 
 
 def print_wrong(lines: Sequence[str], more: str) -> None:
-    """Prints what went wrong in red; of many lines only the first, and the number of the others."""
+    """Prints errors in red; if there are many, only the first ones and the number of the others."""
     for line in lines[:MAX_UNFINISHED]:
         say(f"! {line}", "red")
     if len(lines) > MAX_UNFINISHED:
@@ -202,7 +202,7 @@ def print_wrong(lines: Sequence[str], more: str) -> None:
 
 
 def _rows_to_print(frame: pl.DataFrame) -> pl.DataFrame:
-    """Returns at most `MAX_ROWS` rows, in order: the best, some without a result, the smallest robust accuracies."""
+    """Selects at most `MAX_ROWS` rows, keeping their order: the best, some without a result, the least robust."""
     ranked = (
         frame.with_row_index("_row")
         .with_columns(_bad=pl.col("status") != "finished")
@@ -213,7 +213,7 @@ def _rows_to_print(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _table(frame: pl.DataFrame, extra: list[str]) -> Table:
-    """Returns the table with the options, the ball, robust accuracy, and those of the other columns in `extra`."""
+    """Returns the table with options, ball, robust accuracy, and the additional columns in `extra`."""
     options = options_of(frame)
     shown = [*options, "ball"]
     shown += [name for name in frame.columns if name == "robust_accuracy" or name in extra]

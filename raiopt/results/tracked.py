@@ -1,4 +1,4 @@
-"""What a tracker logs of a job, from its folder."""
+"""The data of a job that a tracker logs, read from the job's folder."""
 
 import json
 import re
@@ -16,21 +16,21 @@ from raiopt.results.records import without_volatile
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 MAX_LENGTH = {"params": 500, "tags": 5000}
-"""Characters of a value; older servers of MLflow refuse longer ones."""
+"""The largest number of characters of a value; older MLflow servers reject longer ones."""
 
 
 @dataclass(frozen=True)
 class TrackedJob:
-    """What is logged of a job.
+    """The data of a job that is logged.
 
     Args:
         name: The name of the run.
-        status: The word that MLflow has for it.
+        status: MLflow's word for the job's status.
         began: The start in milliseconds since 1970.
-        ended: The end, likewise.
+        ended: The end in milliseconds since 1970.
         params: The options.
         metrics: The results.
-        curves: Name, value and step of each result of a step.
+        curves: Name, value and step of each per-step result.
         tags: Everything else.
     """
 
@@ -45,12 +45,12 @@ class TrackedJob:
 
     @property
     def version(self) -> str:
-        """A text that changes when the job runs again."""
+        """A string that changes when the job runs again."""
         return f"{self.status} {self.began}"
 
 
 def tracked(folder: Path) -> TrackedJob | None:
-    """Returns what is logged of the job in a folder; None if it has not ended."""
+    """Returns the data to log for the job in a folder; None if the job has not ended."""
     record = read_record(folder)
     if record is None or record.status not in STATUS:
         return None
@@ -70,7 +70,7 @@ def tracked(folder: Path) -> TrackedJob | None:
 
 
 def _name(key: str) -> str:
-    """Returns a name without the characters that MLflow refuses."""
+    """Returns a name without characters that MLflow rejects."""
     return re.sub(r"[^\w.:/ -]", "_", key)[:250]
 
 
@@ -80,7 +80,7 @@ def _text(value: Any, kind: str) -> str:
 
 
 def _milliseconds(moment: str) -> int:
-    """Returns the milliseconds since 1970 of a time in ISO 8601; 0 if it is none."""
+    """Converts an ISO 8601 time to milliseconds since 1970; 0 if it is invalid."""
     try:
         return round(1000 * datetime.fromisoformat(moment).timestamp())
     except ValueError:
@@ -88,14 +88,14 @@ def _milliseconds(moment: str) -> int:
 
 
 def _run_name(folder: Path, record: Record) -> str:
-    """Returns the swept options of a job of a sweep, else its name."""
+    """Returns the run's name: the swept options for a job of a sweep, else the job's name."""
     swept = read_json(folder.parent / "sweep.json").get("swept", [])
     words = [f"{name}={_text(record.overrides[name], 'params')}" for name in swept if name in record.overrides]
     return " ".join(words) or record.name or folder.name
 
 
 def _numbers(record: Record) -> Iterator[tuple[str, float]]:
-    """Yields the metrics of a finished job and the counts of its checks, and the seconds of any."""
+    """Yields the metrics and check counts of a finished job, and the seconds of any job."""
     found: dict[str, Any] = {"seconds": record.seconds}
     if record.metrics is not None:
         found |= asdict(record.metrics)
@@ -108,7 +108,7 @@ def _numbers(record: Record) -> Iterator[tuple[str, float]]:
 
 
 def _curves(file: Path) -> list[tuple[str, float, int]]:
-    """Returns the entries of a table of steps that are numbers."""
+    """Returns the numeric entries of a table of steps."""
     if not file.exists():
         return []
     table = scan_parquet(file).collect()
@@ -143,7 +143,7 @@ def _tags(folder: Path, record: Record) -> dict[str, str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the JSON object in a file; an empty one if there is none that can be read."""
+    """Returns the JSON object in a file; an empty one if it cannot be read."""
     try:
         content = json.loads(read_file(path))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Runs in MLflow, logged from their folders. Needs no torch."""
+"""Logs runs to MLflow from their folders. Does not need torch."""
 
 import getpass
 import os
@@ -18,7 +18,7 @@ from raiopt.results.tracked import read_json, tracked
 
 ARTIFACTS = ("small", "all", "none")
 MARK = ".mlflow.json"
-"""The file in a folder with the run that it was logged as."""
+"""The file in a job's folder that stores the MLflow run as which it was logged."""
 
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
@@ -26,20 +26,20 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-"""Defaults: MLflow by itself tries for minutes to reach a server, and reports its use to its makers."""
+"""Environment defaults: by default, MLflow retries a server for minutes and sends usage statistics."""
 
 
 @dataclass(frozen=True)
 class Mlflow:
-    """Where runs are logged.
+    """The MLflow server or database and the experiment to which runs are logged.
 
     Args:
         uri: sqlite:///FILE, http://HOST:PORT of a server, or another database; not a folder, as old versions allowed.
-        experiment: Its name; created if it does not exist.
+        experiment: The name of the experiment; created if it does not exist.
         artifacts: The files that are logged: small (the picture, the log, the config, the record), all or none.
 
     Raises:
-        ValueError: If one of them is wrong, or the packages for it are not installed.
+        ValueError: If an argument is invalid, or required packages are not installed.
     """
 
     uri: str
@@ -58,7 +58,7 @@ class Mlflow:
         needed = ["mlflow", *(["sqlalchemy", "alembic"] if self.is_database else [])]
         for package in needed:
             spec = find_spec(package)
-            if spec is None or spec.origin is None:  # a folder of that name is no package
+            if spec is None or spec.origin is None:  # a plain folder of that name is not the package
                 raise ValueError(f"tracker=mlflow needs {package}: pip install 'raiopt[mlflow]'")
 
     @property
@@ -81,23 +81,23 @@ class Mlflow:
         return re.sub(r"://[^/@]*@", "://", self.uri)
 
     def mark(self, folder: Path) -> str:
-        """Returns the name of this place in the mark of a folder, with which a file of SQLite may move."""
+        """Returns the key of this location in a folder's mark; an SQLite file may be moved together with the folder."""
         place = os.path.relpath(self.file, folder) if self.file else self.public_uri
         return f"{place} {self.experiment}"
 
 
 def prepare() -> None:
-    """Imports MLflow, which takes seconds."""
+    """Imports MLflow in advance, because it takes seconds."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import mlflow.tracking  # pyright: ignore[reportMissingImports]  # noqa: F401
 
 
 class Session:
-    """Logs folders of jobs, each once: what MLflow already has stays, or is brought up to date.
+    """Logs the folders of jobs, each only once; runs that MLflow already has are kept, or updated.
 
     Raises:
-        Exception: Whatever MLflow raises, here and in all methods.
+        Exception: Any exception of MLflow, here and in all methods.
     """
 
     def __init__(self, place: Mlflow) -> None:
@@ -112,7 +112,7 @@ class Session:
         self.parents: dict[Path, str] = {}
 
     def _experiment(self) -> str:
-        """Returns the number of the experiment."""
+        """Returns the id of the experiment."""
         from mlflow.exceptions import MlflowException  # pyright: ignore[reportMissingImports]
 
         name = self.place.experiment
@@ -120,7 +120,7 @@ class Session:
         if (found := self.client.get_experiment_by_name(name)) is None:
             try:
                 return self.client.create_experiment(name, artifacts.as_uri() if self.place.is_database else None)
-            except MlflowException:  # another process has just made it
+            except MlflowException:  # another process has just created it
                 if (found := self.client.get_experiment_by_name(name)) is None:
                     raise
         if found.lifecycle_stage != "active":
@@ -128,14 +128,14 @@ class Session:
         return found.experiment_id
 
     def log(self, folder: Path) -> bool:
-        """Logs a job that has ended, below its sweep; returns False if there was nothing to do."""
+        """Logs a job that has ended, as a child run of its sweep; returns False if there was nothing to do."""
         job = tracked(folder)
         if job is None:
             return False
         parent = self.parent(folder.parent) if (folder.parent / "sweep.json").exists() else None
         mark = self._mark(folder)
         is_whole = mark.get("version") == job.version
-        if is_whole and parent is not None and mark.get("parent") == parent:  # then MLflow need not be asked
+        if is_whole and parent is not None and mark.get("parent") == parent:  # then no query to MLflow is needed
             return False
         stage = self._stage(mark.get("run"))
         tags = {**job.tags, **({} if parent is None else {"mlflow.parentRunId": parent})}
@@ -169,7 +169,7 @@ class Session:
             finished = sum(job.status == "finished" for job in jobs)
             figures: list[tuple[str, float, int]] = [("jobs", len(jobs), 0), ("finished", finished, 0)]
             robust = load_sweep(sweep).filter("best")["robust_accuracy"]
-            if len(robust.unique()) == 1:  # else the jobs have several balls, models or data
+            if len(robust.unique()) == 1:  # otherwise the jobs have different balls, models or data
                 figures.append(("smallest_robust_accuracy", robust[0], 0))
             words = " ".join(["raiopt -m", *(listed.get("commands") or [[]])[-1]])
             tags = {"mlflow.source.name": words, "raiopt.swept": ", ".join(listed.get("swept", []))}
@@ -181,7 +181,7 @@ class Session:
 
     def _create(self, folder: Path, name: str, began: int | None = None) -> str:
         tags = {}
-        with suppress(OSError, KeyError):  # a container's user may have no name
+        with suppress(OSError, KeyError):  # the user in a container may have no name
             tags["mlflow.user"] = getpass.getuser()
         run = self.client.create_run(self.experiment, began or None, tags, run_name=name).info.run_id
         self._set_mark(folder, {"run": run})
@@ -203,12 +203,14 @@ class Session:
     def _fill(
         self, run: str, params: Mapping[str, str], tags: Mapping[str, str], metrics: Sequence[tuple[str, float, int]]
     ) -> None:
-        """Logs in batches; a value that is logged twice is stored once, because its time is the start of the run."""
+        """Logs in batches; logging a value twice stores it once, because its timestamp is the start of the run."""
         from mlflow.entities import Metric, Param, RunTag  # pyright: ignore[reportMissingImports]
 
         before = self.client.get_run(run)
         for name in before.data.tags:
-            if name.startswith("raiopt.") and name not in tags:  # such as the error of a job that was run again
+            if (
+                name.startswith("raiopt.") and name not in tags
+            ):  # outdated tags, such as the error of a job that ran again
                 self.client.delete_tag(run, name)
         self.client.log_batch(run, tags=[RunTag(*pair) for pair in tags.items()])
         asked = [Param(*pair) for pair in params.items()]
@@ -219,7 +221,7 @@ class Session:
             self.client.log_batch(run, found[first : first + 1000])
 
     def _log_files(self, run: str, folder: Path) -> None:
-        """Logs the files of a job; run.json under another name, so that its copy does not pass for a run."""
+        """Logs the files of a job; run.json gets another name, so that its copy is not mistaken for a run."""
         if self.place.artifacts == "none":
             return
         self.client.log_text(run, read_file(folder / "run.json").decode(), "record.json")

@@ -1,10 +1,10 @@
-"""Numbers as people write them."""
+"""Formatting of numbers and lists in sentences."""
 
 from collections.abc import Iterable
 
 
 def percent(share: float | None) -> str:
-    """Returns a share in percent with one decimal, a dash for None."""
+    """Formats a share in percent with one decimal, or as a dash if it is None."""
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
@@ -12,7 +12,7 @@ def plural(count: int, noun: str, nouns: str | None = None) -> str:
     """Returns a number with its noun.
 
     Args:
-        nouns: The noun of several; None: with an s.
+        nouns: The plural; None: the noun with an s.
 
     >>> plural(1, "job"), plural(1200, "pass", "passes")
     ('1 job', '1,200 passes')

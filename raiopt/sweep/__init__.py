@@ -1,1 +1,1 @@
-"""What turns one job into many: the name of each job's folder, and the record of where a sweep lies."""
+"""Sweeps: composing, planning and running many jobs, on this machine or a cluster."""

@@ -1,4 +1,4 @@
-"""Composes the tasks of a sweep from the overrides of its jobs: a thousand a second, where Hydra composes ten."""
+"""Composes the tasks of a sweep from the overrides of its jobs: a thousand per second, compared to Hydra's ten."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -21,12 +21,12 @@ from raiopt.sweep.task import Task
 class Composer:
     """Makes tasks from lists of overrides.
 
-    Hydra composes each choice of options for the groups once. The values that jobs set are then written into the
-    config of their choice, one job after another. Anything but plainly setting a value (+key, ~key, dictionaries,
-    errors) is composed by Hydra each time, so that its rules and messages apply.
+    Hydra composes each combination of group options only once; the values set by each job are then written into that
+    config. Everything except plainly setting a value (+key, ~key, dictionaries, errors) is composed by Hydra for each
+    job, so that its rules and messages apply.
 
     Args:
-        loader: Hydra's.
+        loader: Hydra's config loader.
         master: The config of the whole sweep.
 
     Raises:
@@ -66,7 +66,7 @@ class Composer:
         return Task(key=about["job_key"], folder=folder, config=asked, hydra=hydra, about=about)
 
     def _hydra_config(self, overrides: list[str], number: int, folder: str) -> dict[str, Any]:
-        """Returns what .hydra/hydra.yaml holds for this job."""
+        """Returns the content of this job's .hydra/hydra.yaml."""
         hydra: Any = self._hydra
         return {
             **hydra,
@@ -76,7 +76,7 @@ class Composer:
         }
 
     def _composed(self, overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-        """Returns the config with its references, the resolved one, and the choices."""
+        """Returns the config with unresolved references, the resolved config, and the choices."""
         parsed = [(text, self._parsed(text)) for text in overrides]
         groups = tuple(text for text, override in parsed if self._chooses(override))
         values = [override for _, override in parsed if not self._chooses(override)]
@@ -99,7 +99,7 @@ class Composer:
         return config, {group: choice for group, choice in choices.items() if not group.startswith("hydra")}
 
     def _chooses(self, override: Override) -> bool:
-        """Whether it chooses an option of a group; a dictionary for a group sets values, in the order of the words."""
+        """Returns whether an override chooses an option of a group; a dictionary for a group sets values instead."""
         return self._is_group(override.key_or_group) and not isinstance(override.value(), dict)
 
     def _find_group(self, name: str) -> bool:
@@ -107,9 +107,10 @@ class Composer:
 
 
 class _Choice:
-    """The config of one choice of options, into which the values of one job after another are written.
+    """The config of one combination of group options, into which the values of each job are written.
 
-    It is converted to dictionaries once; each job gets copies of these with its values and what refers to them.
+    It is converted to dictionaries once; each job gets copies of them with its values and the values that refer to
+    them.
     """
 
     def __init__(self, config: DictConfig, choices: dict[str, str]) -> None:
@@ -121,13 +122,13 @@ class _Choice:
 
     def _begin(self) -> None:
         self._config = self._fresh.copy()
-        self._written: dict[str, str | None] = {}  # for each option the word that set it last, and its value
+        self._written: dict[str, str | None] = {}  # for each option, the word that set it last
         self._values: dict[str, Any] = {}
 
     def with_values(self, values: Sequence[Override]) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Returns the config with these values, with references and resolved; None if a value does not fit."""
+        """Returns the config with these values, unresolved and resolved; None if a value is invalid."""
         keys = {override.key_or_group for override in values}
-        if not self._written.keys() <= keys:  # values of earlier jobs must not stay
+        if not self._written.keys() <= keys:  # values of earlier jobs must not persist
             self._begin()
         asked, resolved = _copied(self._asked), _copied(self._resolved)
         try:
@@ -159,7 +160,7 @@ def _copied(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _put(node: Any, name: str, value: Any) -> None:
-    """Replaces the value of a dotted name; an entry of a list raises a KeyError or TypeError."""
+    """Replaces the value at a dotted name; raises KeyError or TypeError for an entry of a list."""
     *path, last = name.split(".")
     for part in path:
         node = node[part]
@@ -169,6 +170,6 @@ def _put(node: Any, name: str, value: Any) -> None:
 
 
 def _is_plain(override: Override) -> bool:
-    """Whether it sets one existing value to a constant; dictionaries would be merged."""
+    """Returns whether an override sets one existing value to a constant; dictionaries would be merged instead."""
     sets = not (override.is_add() or override.is_force_add() or override.is_delete()) and override.package is None
     return sets and not isinstance(override.value(), dict) and "${" not in str(override.value())

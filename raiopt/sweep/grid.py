@@ -1,4 +1,4 @@
-"""The sweeper of raiopt: every combination of the given values, except those that are finished."""
+"""raiopt's grid sweeper: runs every combination of the given values that is not finished yet."""
 
 import itertools
 import math
@@ -26,18 +26,18 @@ from raiopt.sweep.session import current_session
 from raiopt.sweep.task import Task
 
 MAX_JOBS = 10_000
-"""Larger sweeps must be confirmed; they are mostly a slip."""
+"""Larger sweeps must be confirmed, because they are usually a mistake."""
 
 
 class RaioptSweeper(sweeper.Sweeper):
-    """What the sweepers of raiopt have in common; a subclass is a dataclass of the sweeper's options."""
+    """Base class of raiopt's sweepers; a subclass is a dataclass of the sweeper's options."""
 
     params: dict[str, str] | None
     config: Any
     launcher: Any
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Is called by Hydra before the sweep."""
+        """Called by Hydra before the sweep."""
         self.config, self.context = config, hydra_context
         self.folder = Path(config.hydra.sweep.dir)
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -45,12 +45,12 @@ class RaioptSweeper(sweeper.Sweeper):
         )
 
     def overrides(self, arguments: list[str]) -> list[Override]:
-        """Returns the overrides of a command, after those of the option params."""
+        """Returns the overrides of the option params, followed by those of the command line."""
         words = [*(f"{key}={value}" for key, value in (self.params or {}).items()), *arguments]
         return OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(words)
 
     def begin(self, planned: Plan) -> None:
-        """Saves the sweep's config, reports what begins, and logs the jobs that do not run."""
+        """Saves the sweep's config, prints the start message, and logs the jobs that will not run."""
         write_text(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
         current_session().print_start(len(planned.finished))
         if planned.outdated:
@@ -73,7 +73,7 @@ class GridSweeper(RaioptSweeper):
         checks.choice("retry", self.config.retry, RETRY)
         jobs = combinations(self.overrides(arguments), self.config.yes)
         composer = Composer(self.context.config_loader, self.config)
-        tasks = composer.tasks(jobs)  # a wrong option is reported before there is any folder
+        tasks = composer.tasks(jobs)  # invalid options are reported before any folder is created
         check_shards(tasks)
         session = current_session()
         session.begin_tracking(self.config)
@@ -89,7 +89,7 @@ class GridSweeper(RaioptSweeper):
             run()
 
     def _prepared(self, todo: list[Task], skipped: int) -> Callable[[], object]:
-        """Returns a function that runs the tasks, after the launcher has checked that it can."""
+        """Returns a function that runs the tasks, after the launcher's own checks."""
         if not todo:
             return lambda: None
         if isinstance(self.launcher, SweepLauncher):
@@ -106,10 +106,10 @@ class GridSweeper(RaioptSweeper):
 
 
 def combinations(overrides: Sequence[Override], is_confirmed: bool = False) -> list[list[str]]:
-    """Returns the words of each job: a product, the last option fastest.
+    """Returns the words of each job: the Cartesian product of the values, with the last option varying fastest.
 
     Args:
-        is_confirmed: More than 10,000 jobs are intended.
+        is_confirmed: Whether more than 10,000 jobs are allowed.
 
     Raises:
         ValueError: If an option has no list of values, or there are no jobs, or too many.

@@ -1,4 +1,4 @@
-"""Whether the weights and data of a sweep's finished jobs are still the same."""
+"""Checks that the weights and data of a sweep's finished jobs have not changed."""
 
 import json
 from typing import Any
@@ -11,10 +11,10 @@ from raiopt.sweep.plan import Recorded
 
 
 def check_hashes(finished: list[Recorded]) -> None:
-    """Compares the weights and data of finished jobs with today's, each of them once, in another process.
+    """Compares the weights and data of finished jobs with the current ones, in a separate process.
 
     Raises:
-        FileExistsError: If they differ; the jobs that remain would not be comparable.
+        FileExistsError: If they differ, because the remaining jobs would not be comparable.
     """
     kinds: dict[str, list[Recorded]] = {}
     for task, record in finished:
@@ -24,7 +24,7 @@ def check_hashes(finished: list[Recorded]) -> None:
         return
     context: Any = server()
     with ProcessPool(1, initializer=begin_worker, initargs=(cores(), ""), context=context) as pool:
-        # Hashes do not depend on the device, and jobs use the others.
+        # Hashes do not depend on the device, and the jobs need the GPUs.
         tasks = [{**task.plain(), "config": {**task.config, "device": "cpu"}} for (task, _), *_ in kinds.values()]
         futures = [pool.schedule(hashes, args=(task,)) for task in tasks]
         for future, jobs in zip(futures, kinds.values(), strict=True):

@@ -1,4 +1,4 @@
-"""What identifies a job: its key, the same however the question was typed, and what run.json says of it."""
+"""The key that identifies a job, independent of how its options were typed, and the job's fields of run.json."""
 
 import hashlib
 import json
@@ -19,16 +19,16 @@ from raiopt.results.records import VOLATILE, is_volatile
 
 VERSIONS = {"job": 1, "model": 1, "data": 1, "optim": 1, "optim/InnerOpt": 1, "perturbation": 1, "init": 1}
 VERSIONS |= {"criterion": 1, "schedule": 1, "solver": 1}
-"""The version of each option group, part of every job key: it rises when the options of the group change their meaning
-while their names and defaults stay. `job` stands for the options that belong to no group."""
+"""The version of each option group, part of every job key. It is increased when options of the group change their
+meaning but not their names and defaults. `job` stands for the options that belong to no group."""
 
 
 @cache
 def store_defaults(group: str, name: str) -> dict[str, Any] | None:
-    """Returns the default values of an option in the store by their dotted names; None if there is no such option.
+    """Returns the default values of an option in the store by dotted name; None if there is no such option.
 
     Args:
-        group: Empty for the options that belong to no group; their name is "raiopt".
+        group: The option's group; empty for the options that belong to no group, whose name is "raiopt".
     """
     entry = next((entry for entry in store if (entry["group"] or "", entry["name"]) == (group, name)), None)
     if entry is None:
@@ -51,14 +51,14 @@ def key_of(
     defaults: Callable[[str, str], Mapping[str, Any] | None] = store_defaults,
     versions: Mapping[str, int] = VERSIONS,
 ) -> str:
-    """Returns ten hexadecimal digits that stand for a job's question.
+    """Returns a hash of ten hexadecimal digits that identifies a job's settings.
 
-    They are a hash of the chosen options and of the values that differ from the defaults of these options, not of
-    import paths: renaming a target or adding an option at its default leaves the key as it was. All values of a user's
-    own option count, because it has no defaults here.
+    It covers the chosen options and the values that differ from their defaults, but no import paths: renaming a target
+    or adding an option with a default does not change the key. For a user-defined option all values count, because its
+    defaults are not known here.
 
     Args:
-        resolved: The job's config, references resolved.
+        resolved: The job's config with references resolved.
         choices: The option chosen for each group.
         defaults: Looks up the default values of an option, as `store_defaults` does.
         versions: The version of each option group.
@@ -72,7 +72,7 @@ def key_of(
         "choices": {group: [versions.get(group, 1), name] for group, name in groups.items()},
         "values": {name: value for name, value in values.items() if not _is_usual(value, usual.get(name, ...), values)},
         "absent": sorted(usual.keys() - values.keys()),
-        "stages": list((resolved.get("stages") or {}).items()),  # their order is part of the question
+        "stages": list((resolved.get("stages") or {}).items()),  # the order of stages is part of the key
     }
     return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:10]
 
@@ -81,7 +81,7 @@ def key_of(
 def _usual_values(choices: tuple[tuple[str, str], ...], defaults: Callable[..., Any]) -> dict[str, Any]:
     """Returns the default values of all chosen options.
 
-    Sorted by group, perturbation comes after optim, whose defaults some of its options change.
+    Groups are sorted by name, so perturbation comes after optim, whose defaults some perturbations change.
     """
     found: dict[str, Any] = {}
     for group, name in [("", "raiopt"), *choices]:
@@ -96,38 +96,38 @@ def _is_usual(value: Any, default: Any, values: Mapping[str, Any]) -> bool:
 
 
 def _asked(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values that are part of the question, without stages: their order counts."""
+    """Returns the values that are part of the key, except stages, which are added separately to keep their order."""
     return flat({key: value for key, value in config.items() if key not in VOLATILE and key != "stages"})
 
 
 def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a job's options by their dotted names, as run.json records them.
+    """Returns a job's options by dotted name, as recorded in run.json.
 
-    References to other options are followed; what else a config refers to, as the environment, is not looked up.
+    References to other options are resolved; other references, such as to environment variables, are not.
 
     Args:
-        config: References not resolved.
+        config: The config with references not resolved.
     """
     values = flat({key: value for key, value in config.items() if key not in VOLATILE})
     options = {}
     for name, value in values.items():
         if "._" in name or name[0] == "_":
             continue
-        for _ in range(10 if isinstance(value, str) and value.startswith("${") else 0):  # one may lead to another
+        for _ in range(10 if isinstance(value, str) and value.startswith("${") else 0):  # references may be chained
             value = values.get(value[2:-1], value) if isinstance(value, str) else value
         options[name] = plain(value) if isinstance(value, float | list | dict) else value
     return options
 
 
 def changed_defaults(record: Record | None, about: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns the recorded and today's value of each option whose default changed since this job finished.
+    """Returns the recorded and the current value of each option whose default changed since this job finished.
 
-    With the same key all values that were given are equal, so that others can differ by their defaults only. Options
-    that were added or removed since do not count.
+    Since equal keys mean equal given values, other values can only differ because a default changed. Options added or
+    removed since are ignored.
 
     Args:
-        record: What run.json holds.
-        about: What `describe_job` returns today.
+        record: The content of run.json.
+        about: What `describe_job` returns now.
     """
     if record is None or (record.status, record.job_key) != ("finished", about["job_key"]):
         return {}
@@ -144,14 +144,14 @@ def describe_job(
     command: list[str],
     number: int = 0,
 ) -> dict[str, Any]:
-    """Returns what run.json says of a job in addition to its results.
+    """Returns the fields of run.json that describe a job, without its results.
 
     Args:
-        config: References not resolved.
-        resolved: The same, references resolved.
+        config: The config with references not resolved.
+        resolved: The config with references resolved.
         choices: The option chosen for each group.
         given: Names of the options that were given.
-        command: The words that ask for it.
+        command: The command-line words that repeat the job.
         number: Its number in the sweep.
     """
     return {
@@ -168,7 +168,7 @@ def describe_job(
 
 
 def value_at(config: Any, name: str) -> Any:
-    """Returns the entry of a nested config with this dotted name, None if there is none."""
+    """Returns the entry of a nested config at this dotted name, None if there is none."""
     for part in name.split("."):
         if isinstance(config, list) and part.isdigit() and int(part) < len(config):
             config = config[int(part)]
@@ -185,16 +185,16 @@ def container_of(config: DictConfig, resolve: bool) -> dict[str, Any]:
 
 
 def checked_name(name: str) -> str:
-    """Returns the name of a run or sweep if it can name a folder below `outputs`."""
+    """Returns the name of a run or sweep; raises unless it is a valid folder name."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise ValueError(f"name={name!r} must be letters, digits, '.', '-' or '_', the first a letter or digit.")
     return name
 
 
 def register_resolvers() -> None:
-    """Makes the names of folders available to the config as ${raiopt....:}.
+    """Registers OmegaConf resolvers for folder names, used in the config as ${raiopt....:}.
 
-    Results are cached with the config, so that all jobs of a sweep see the same start time.
+    Results are cached in the config, so that all jobs of a sweep have the same start time.
     """
 
     def sweep_folder(outputs: str, name: str | None) -> str:

@@ -1,4 +1,4 @@
-"""The loop of a sweep, the same for every executor, and the Hydra launcher around it."""
+"""The main loop of a sweep, shared by all executors, and the base class of the Hydra launchers."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -26,25 +26,25 @@ FINAL = ("finished", "failed", "killed")
 
 
 class Source:
-    """Where the loop takes its tasks from: a list of them; a subclass may make them from the results of others."""
+    """The source of the loop's tasks: a fixed list here; a subclass may create tasks from results of earlier ones."""
 
     def __init__(self, tasks: Sequence[Task] = ()) -> None:
         self._left = list(tasks)
 
     def take(self, count: int | None) -> list[Task]:
-        """Returns tasks to start now, at most `count`; none if there are no more, or none yet."""
+        """Returns at most `count` tasks to start now; an empty list if none is available, or not yet."""
         count = len(self._left) if count is None else count
         taken, self._left = self._left[:count], self._left[count:]
         return taken
 
     def ended(self, task: Task, record: Record) -> None:
-        """Receives each task that ended, with its record."""
+        """Called with each task that ended and its record."""
 
 
 def run_tasks(executor: Executor, source: Source, progress: Progress) -> None:
-    """Runs tasks until the source has no more; the record of a job that could not write one says why it ended.
+    """Runs tasks until the source is exhausted; records why a job ended if it could not do so itself.
 
-    After Ctrl-C, or another end of the loop, the tasks that still run are ended, and their records say so.
+    If the loop is left early, such as by Ctrl-C, running tasks are stopped and recorded as killed.
     """
     running: dict[str, tuple[Task, Record | None]] = {}
     why = "the sweep was ended"
@@ -83,10 +83,10 @@ def _loop(
 
 
 def _settled(ended: Ended, before: Record | None) -> Record:
-    """Returns the record of a task that ended, completed where the task could not write it itself.
+    """Returns the record of a task that ended, and writes it if the task could not do so itself.
 
     Args:
-        before: The record that an earlier run had left there.
+        before: The record left by an earlier run.
     """
     folder, why = Path(ended.task.folder), ended.why
     record = read_record(folder)
@@ -104,19 +104,19 @@ class SweepLauncher(launcher.Launcher):
     """A Hydra launcher that runs a sweep on an executor; a subclass is a dataclass of the executor's options."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Is called by Hydra before the first jobs."""
+        """Called by Hydra before the first jobs."""
         self.config, self.context = config, hydra_context
 
     def executor(self, tasks: int | None) -> Executor:
         """Returns the executor for this number of tasks; None: not known yet.
 
         Raises:
-            ValueError: If these machines cannot do what the options ask for.
+            ValueError: If the options ask for more than the machines have.
         """
         raise NotImplementedError
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs jobs for a sweeper of Hydra's own; the result of each is in its folder."""
+        """Runs jobs for one of Hydra's own sweepers; each result is in the job's folder."""
         tasks = Composer(self.context.config_loader, self.config).tasks(job_overrides, initial_job_idx)
         run_tasks(self.executor(len(tasks)), Source(tasks), Progress(total=len(tasks)))
         returns = [JobReturn(overrides=task.about["command"][1:], status=JobStatus.COMPLETED) for task in tasks]
@@ -126,17 +126,17 @@ class SweepLauncher(launcher.Launcher):
 
 
 def check_options(prefix: str, options: Any, low: Mapping[str, int], positive: Sequence[str] = ()) -> None:
-    """Checks the numbers among the options of a launcher or sweeper, where they are not None.
+    """Checks the numeric options of a launcher or sweeper that are not None.
 
     Args:
-        prefix: Where the command has the options, as hydra.launcher.
-        options: A dataclass; what has the type int must be an integer.
+        prefix: The prefix of the options on the command line, such as hydra.launcher.
+        options: A dataclass; fields of type int must be integers.
         low: The smallest value of each option.
         positive: Options that must be above 0.
 
     Raises:
         ValueError: If one is out of range.
-        TypeError: If one is no number.
+        TypeError: If one is not a number.
     """
     types = {entry.name: str(entry.type) for entry in fields(options)}
     for name in [*low, *positive]:

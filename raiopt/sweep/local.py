@@ -1,4 +1,4 @@
-"""Warm worker processes on this machine: one job at a time each, with the model in memory between jobs."""
+"""Worker processes on this machine, each running one job at a time and keeping the model in memory between jobs."""
 
 import functools
 import os
@@ -26,14 +26,14 @@ from raiopt.sweep.task import Ended, Task
 class LocalExecutor:
     """Runs tasks in worker processes of this machine.
 
-    Each slot is a pool of one worker, so that it has its GPUs, and it is known which task a killed worker had. Workers
-    are forked from a server that has imported torch: a new one starts at once.
+    Each slot is a pool of one worker, so that it has its own GPUs and the task of a killed worker is known. Workers are
+    forked from a server process that has already imported torch, so they start immediately.
 
     Args:
         slots: The number of workers.
-        threads: Torch's threads for each of them.
-        timeout_min: Limit of a job in minutes; None: no limit.
-        gpus: For each slot the numbers of its GPUs; empty: all workers see all.
+        threads: Torch's CPU threads per worker.
+        timeout_min: Time limit of a job in minutes; None: no limit.
+        gpus: For each slot, the numbers of its GPUs; empty: all workers see all GPUs.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class LocalExecutor:
             slot.begin(task)
 
     def poll(self, seconds: float) -> list[Ended]:
-        """Returns the tasks that ended; a task whose worker died before it began is given to a new worker."""
+        """Returns the tasks that ended; a task whose worker died before starting it is given to a new worker."""
         busy = [slot for slot in self._slots if slot.task is not None]
         wait([slot.future for slot in busy if slot.future is not None], timeout=seconds, return_when=FIRST_COMPLETED)
         return [ended for slot in busy if (ended := slot.ended()) is not None]
@@ -71,7 +71,7 @@ class _Slot:
         self.task: Task | None = None
         self.future: ProcessFuture[Any] | None = None
         self.attempts = 0
-        self.pids = self.context.RawArray("i", 2)  # of the worker, and of the one that took the task
+        self.pids = self.context.RawArray("i", 2)  # the PIDs of the worker, and of the worker that took the task
         self.pool = self._pool()
 
     def _pool(self) -> ProcessPool:
@@ -83,13 +83,13 @@ class _Slot:
         self._attempt(task)
 
     def _attempt(self, task: Task) -> None:
-        if not self.pool.active:  # its worker died while it was idle
+        if not self.pool.active:  # the worker died while idle
             self._renew()
         self.attempts += 1
         self.pids[1] = 0
         try:
             self.future = self.pool.schedule(_work, args=(task.plain(),), timeout=self.seconds)
-        except RuntimeError as error:  # it died at this moment
+        except RuntimeError as error:  # the worker died at this moment
             self.future = ProcessFuture()
             self.future.set_exception(BrokenProcessPool(str(error)))
 
@@ -99,13 +99,13 @@ class _Slot:
         self.pool = self._pool()
 
     def ended(self) -> Ended | None:
-        """Returns how its task ended; None if it still runs."""
+        """Returns how the slot's task ended; None if it is still running."""
         task, future = self.task, self.future
         if task is None or future is None:
             return None
         if future.done():
-            error = future.exception()  # not raised: SystemExit of a job would end the sweep
-        elif self.pids[1] not in (0, self.pids[0]):  # pebble waits forever for a worker that exits with 0
+            error = future.exception()  # not re-raised: a job's SystemExit would end the sweep
+        elif self.pids[1] not in (0, self.pids[0]):  # pebble waits forever if a worker exits with code 0
             error = ProcessExpired("ended", code=0)
             self._renew()
         elif not self.pool.active:
@@ -139,11 +139,11 @@ class _Slot:
 
 
 def server() -> ForkServerContext:
-    """Returns the context that forks workers from a process that has imported torch; the first call starts it."""
+    """Returns the context that forks workers from a server process with torch imported; the first call starts it."""
     context = process_context("forkserver")
-    # The first optimizer that a process makes imports torch._dynamo, which takes longer than torch itself.
+    # The first optimizer created in a process imports torch._dynamo, which takes longer than torch itself.
     context.set_forkserver_preload(["raiopt.experiment", "raiopt.config.jobs", "torch._dynamo"])
-    os.environ.setdefault("POLARS_MAX_THREADS", "1")  # read when polars is imported; the tables of a job are small
+    os.environ.setdefault("POLARS_MAX_THREADS", "1")  # read on import of polars; a job's tables are small
     with written_to(_output()), without_current_folder():
         forkserver.ensure_running()
     return context
@@ -151,13 +151,13 @@ def server() -> ForkServerContext:
 
 @functools.cache
 def _output() -> int:
-    """Returns an unnamed open file that receives what workers print between jobs, instead of the terminal."""
+    """Returns an open temporary file that receives the output of workers between jobs, instead of the terminal."""
     file, name = tempfile.mkstemp()
     os.unlink(name)
     return file
 
 
-_pids: Any = None  # in a worker: the numbers that its slot reads
+_pids: Any = None  # in a worker: the PIDs that its slot reads
 
 
 def _begin(threads: int, gpus: str | None, pids: Any) -> None:
@@ -179,10 +179,10 @@ class LocalLauncher(SweepLauncher):
     """Worker processes on this machine.
 
     Args:
-        n_jobs: Jobs at a time; null: one per GPU if device asks for GPUs and there are any, else one per core, at most
-            8.
-        threads: Torch's threads for each job; null: the cores divided by the jobs.
-        timeout_min: Limit of a job in minutes; null: no limit.
+        n_jobs: Number of parallel jobs; null: one per GPU if device asks for GPUs and there are any, else one per core,
+            at most 8.
+        threads: Torch's CPU threads per job; null: the number of cores divided by the number of parallel jobs.
+        timeout_min: Time limit of a job in minutes; null: no limit.
         gpus_per_job: GPUs that each job sees; null: one if device asks for GPUs and there are any.
     """
 
@@ -195,7 +195,7 @@ class LocalLauncher(SweepLauncher):
         check_options("hydra.launcher", self, {"n_jobs": 1, "threads": 1, "gpus_per_job": 0}, ["timeout_min"])
 
     def setup(self, **shared: Any) -> None:
-        """Is called by Hydra before the first jobs; the server of the workers starts while these are composed."""
+        """Called by Hydra before the first jobs; starts the server of the workers while jobs are being composed."""
         super().setup(**shared)
         server()
 

@@ -1,4 +1,4 @@
-"""The plan of a sweep: which of its jobs are to be run, from its list of jobs and their folders."""
+"""The plan of a sweep: decides which jobs to run, from the list of jobs and their folders."""
 
 import json
 import os
@@ -21,19 +21,19 @@ RETRY = ("failed", "none")
 MAX_CHANGES_SHOWN = 5
 
 Recorded = tuple[Task, Record]
-"""A task, with the record in its folder."""
+"""A task and the record in its folder."""
 
 
 @dataclass
 class Plan:
-    """The tasks of a command, by what is to be done with them.
+    """The tasks of a command, sorted by what to do with them.
 
     Attributes:
-        todo: To be run.
-        finished: Finished before, with the record of each.
-        left: Ended without a result before, and not to be run again.
-        outdated: Those of `todo` that were finished with another default of some option.
-        changes: The recorded and today's value of each such option.
+        todo: Tasks to run.
+        finished: Tasks that finished before, with their records.
+        left: Tasks that ended without a result before and are not run again.
+        outdated: Those of `todo` that had finished, but with a different default of some option.
+        changes: The recorded and the current value of each such option.
     """
 
     todo: list[Task] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Plan:
 
 
 def plan(tasks: Sequence[Task], retry: str = "failed", force: bool = False) -> Plan:
-    """Returns what is to be done with each task, by the record in its folder.
+    """Returns the plan for these tasks, from the records in their folders.
 
     Args:
         retry: failed or none; a job without a record is always run.
@@ -69,7 +69,7 @@ def plan(tasks: Sequence[Task], retry: str = "failed", force: bool = False) -> P
 
 
 def describe_changes(changes: Mapping[str, tuple[Any, Any]], jobs: int) -> str:
-    """Returns that finished jobs run again because defaults changed, and which.
+    """Returns the message that finished jobs run again because defaults changed.
 
     >>> describe_changes({"optim.mu": (0.0, 0.9)}, 2)
     '2 finished jobs run again because a default changed: optim.mu=0.0 is now 0.9. Old results move to replaced/.'
@@ -83,7 +83,7 @@ def describe_changes(changes: Mapping[str, tuple[Any, Any]], jobs: int) -> str:
 
 
 def check_shards(tasks: Sequence[Task]) -> None:
-    """Raises a ValueError for a part of the data that does not exist; each job would do so later."""
+    """Raises a ValueError for a shard that does not exist, before each job does so."""
     for part in dict.fromkeys(
         (task.config["data"].get("shard"), task.config["data"].get("num_shards")) for task in tasks
     ):
@@ -92,10 +92,10 @@ def check_shards(tasks: Sequence[Task]) -> None:
 
 
 def clear(task: Task) -> Record | None:
-    """Moves what a task's folder holds to replaced/ if a new run would spoil it; returns the record that stays.
+    """Moves a task's folder to replaced/ if a new run would overwrite its results; returns the record that stays.
 
-    That is a record of another version or question, a damaged one, and a finished one that is to be run again. What a
-    job of a cluster finished since the plan was made is seen by the job itself.
+    Moved are records of another version or with other settings, damaged ones, and finished ones that will run again.
+    If a cluster job finished after the plan was made, the new job itself will notice.
     """
     folder, record = RunFolder(task.folder), read_record(Path(task.folder))
     is_forced = record is not None and record.status == "finished" and task.config.get("force")
@@ -107,7 +107,7 @@ def clear(task: Task) -> Record | None:
 
 
 class JobList:
-    """The list of all jobs that were asked for under a sweep's name: `sweep.json` in its folder.
+    """The list of all jobs ever requested under a sweep's name, stored as `sweep.json` in its folder.
 
     Raises:
         ValueError: If the folder contains something other than a sweep, or the list cannot be read.
@@ -120,7 +120,9 @@ class JobList:
             self.content = self._read()
         else:
             names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
-            others = [name for name in names if name[0] != "." and name != "sweep.json.tmp"]  # as a full disk leaves it
+            others = [
+                name for name in names if name[0] != "." and name != "sweep.json.tmp"
+            ]  # left behind when the disk is full
             if others and not any(folder.glob("*/run.json")):
                 found = ", ".join(sorted(others)[:3])
                 raise ValueError(f"{folder} contains something other than a sweep ({found}): give another name=...")
@@ -135,7 +137,7 @@ class JobList:
         return content
 
     def add(self, tasks: Sequence[Task]) -> list[Task]:
-        """Adds tasks to the list, and returns each once, with its number there."""
+        """Adds tasks to the list, and returns them without duplicates, with their numbers in the list."""
         jobs: dict[str, Any] = self.content["jobs"]
         numbers = [job.get("number") for job in jobs.values()]
         number = 1 + max((known for known in numbers if isinstance(known, int)), default=-1)
@@ -147,13 +149,13 @@ class JobList:
         return [replace(task, about={**task.about, "job_number": jobs[task.key]["number"]}) for task in unique]
 
     def remove(self, tasks: Sequence[Task]) -> None:
-        """Removes tasks from the list and writes it; the numbers of the others stay."""
+        """Removes tasks from the list and writes it; the other tasks keep their numbers."""
         for task in tasks:
             self.content["jobs"].pop(task.key, None)
         write_json(self.path, self.content)
 
     def save(self, swept: Sequence[str], words: Sequence[str]) -> None:
-        """Writes the list, with the options that a command swept over and the words of that command."""
+        """Writes the list, with the swept options and the words of the command."""
         self.content["swept"] = list(dict.fromkeys([*self.content["swept"], *swept]))
         commands = [command for command in self.content["commands"] if command != list(words)]
         self.content["commands"] = [*commands, list(words)]

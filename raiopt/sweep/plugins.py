@@ -17,7 +17,7 @@ CLASSES = (GridSweeper, OptunaSweeper, LocalLauncher, SlurmLauncher, RayLauncher
 
 
 def register_plugins() -> None:
-    """Adds them to the only package from which Hydra takes plugins; other Hydra apps do not see them."""
+    """Adds the plugins to hydra_plugins, the only package Hydra searches; other Hydra apps do not see them."""
     parent_name, _, name = PLUGINS.rpartition(".")
     try:
         parent = importlib.import_module(parent_name)

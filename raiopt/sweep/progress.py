@@ -1,4 +1,4 @@
-"""The progress of a sweep: one live display on a terminal, elsewhere a line for each job that ended."""
+"""The progress of a sweep: a live display on a terminal, otherwise one line for each job that ended."""
 
 import os
 import sys
@@ -23,16 +23,16 @@ from raiopt.results.words import percent
 from raiopt.sweep.task import Task
 
 MAX_JOBS_SHOWN = 8
-"""Running jobs that are listed."""
+"""The largest number of running jobs that are listed."""
 
 
 class Progress:
-    """A display, used as a context; without a terminal it prints a line for each job that ended.
+    """A progress display, used as a context manager; without a terminal it prints one line for each job that ended.
 
     Args:
         total: Number of jobs that will run; None: not known.
         skipped: Number of jobs that were finished before.
-        swept: The options that distinguish the jobs; empty: all that were given.
+        swept: The options that distinguish the jobs; empty: all given options.
     """
 
     def __init__(self, total: int | None, skipped: int = 0, swept: Sequence[str] = ()) -> None:
@@ -56,11 +56,11 @@ class Progress:
             self._live.stop()
 
     def started(self, tasks: Sequence[Task]) -> None:
-        """Adds tasks to the running ones."""
+        """Marks tasks as running."""
         self._running.update({task.key: (task, time.monotonic()) for task in tasks})
 
     def ended(self, task: Task, record: Record) -> None:
-        """Counts a task and prints its result: always if it failed, without a live display also if it finished."""
+        """Counts a task as ended; prints its result if it failed, or if there is no live display."""
         self._running.pop(task.key, None)
         finished, metrics = record.status == "finished", record.final_metrics
         self.done += finished
@@ -76,7 +76,7 @@ class Progress:
             self._console.print(escape(line), style="red", soft_wrap=True, highlight=False)
 
     def words(self, task: Task) -> str:
-        """Returns the words that distinguish the task from the others of its sweep."""
+        """Returns the options that distinguish the task from the others of its sweep."""
         own = {key: value for key, value in task.about["overrides"].items() if key in self.swept or not self.swept}
         return " ".join(f"{key}={_short(value)}" for key, value in own.items())
 
@@ -110,12 +110,12 @@ class Progress:
 def _print(line: str) -> None:
     try:
         print(line, flush=True)
-    except BrokenPipeError:  # the reader of the output has ended, as `head` does; the sweep goes on
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended; the sweep continues
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _short(value: Any) -> str:
-    """Returns a value as it is typed, a long fraction with six digits."""
+    """Returns a value in command-line syntax, with fractions rounded to six digits."""
     text = typed(value)
     return f"{value:.6g}" if isinstance(value, float) and len(text) > 8 else text
 

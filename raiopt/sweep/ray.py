@@ -1,4 +1,4 @@
-"""Jobs of a sweep as tasks of a Ray cluster, which runs already or is started on this machine."""
+"""Runs the jobs of a sweep as tasks of a Ray cluster, either a running one or one started on this machine."""
 
 import importlib.util
 import json
@@ -24,20 +24,20 @@ from raiopt.sweep.ray_driver import GRACE, no_cluster
 from raiopt.sweep.task import Ended, Task
 
 ANSWER_SECONDS = 30.0
-"""Limit for a running cluster to answer."""
+"""Seconds to wait for an answer of a running cluster."""
 START_SECONDS = 120.0
-"""Limit to start a cluster on this machine, or to upload what a runtime_env names."""
+"""Seconds to wait for the start of a cluster on this machine, or for the upload of files of a runtime_env."""
 PROGRAM = "import sys; from raiopt.sweep.ray_driver import main; main(*sys.argv[1:])"
 
 
 class RayExecutor:
-    """Runs tasks on Ray, which keeps worker processes for the next job, with the model in memory.
+    """Runs tasks on Ray, which reuses worker processes, with the model in memory, for later jobs.
 
-    Ray runs in a separate process, because it ends a process that loses its cluster, while the sweep must go on to
-    write its table. That process ends with the sweep, and so does a cluster on this machine.
+    Ray runs in a separate process, because Ray ends a process that loses its cluster, while the sweep must continue and
+    write its table. That process ends with the sweep, and so does a cluster that was started on this machine.
 
     Args:
-        options: Those of `RayLauncher` by their names.
+        options: The options of `RayLauncher` by name.
 
     Raises:
         ValueError: If Ray is not installed.
@@ -53,19 +53,19 @@ class RayExecutor:
         self._driver: subprocess.Popen[bytes] | None = None
 
     def start(self, tasks: Sequence[Task]) -> None:
-        """Puts the tasks into Ray's queue; connects to the cluster before the first ones.
+        """Submits the tasks to Ray's queue; connects to the cluster on the first call.
 
         Raises:
-            ValueError: If no cluster answers, or a job needs more than any of its nodes has.
+            ValueError: If no cluster answers, or a job needs more resources than any node has.
         """
         if self._driver is None:
             self._connect()
         self._running |= {task.key: task for task in tasks}
-        with suppress(OSError):  # the driver has ended, which poll reports
+        with suppress(OSError):  # the driver has ended; poll reports it
             self._pipe.send([(task.key, task.plain()) for task in tasks])
 
     def poll(self, seconds: float) -> list[Ended]:
-        """Returns the tasks that ended: all of them if the cluster is lost."""
+        """Returns the tasks that ended; if the cluster is lost, all tasks."""
         if self._driver is None:
             return []
         try:
@@ -77,12 +77,12 @@ class RayExecutor:
         return [Ended(self._running.pop(key), why) for key, why in ended]
 
     def close(self) -> None:
-        """Ends the tasks and leaves the cluster; a cluster on this machine is ended."""
+        """Cancels the tasks and disconnects; a cluster that was started on this machine is shut down."""
         if self._driver is None:
             return
         driver, self._driver = self._driver, None
         self._pipe.close()
-        if not self._ready:  # it may retry for minutes; what it started ends with it
+        if not self._ready:  # it may retry for minutes; killing it also ends what it started
             driver.kill()
         try:
             driver.wait(GRACE + 5)
@@ -114,7 +114,7 @@ class RayExecutor:
             raise ValueError(refusal or no_cluster(address, f"in {limit:g} s"))
 
     def _begin(self, descriptor: int) -> subprocess.Popen[bytes]:
-        """Starts the driver in another session: Ctrl-C reaches this process only, which then ends the driver."""
+        """Starts the driver in a new session, so that Ctrl-C reaches only this process, which then ends the driver."""
         options = json.dumps({**self._options, "scratch": str(self._scratch)})
         with open(self._scratch / "log", "wb") as log:
             return subprocess.Popen(
@@ -128,7 +128,7 @@ class RayExecutor:
             )
 
     def _check_listening(self, address: str) -> None:
-        """Raises a ValueError at once if nothing listens there: Ray would retry for minutes."""
+        """Raises a ValueError immediately if nothing listens at the address, because Ray would retry for minutes."""
         host, _, port = address.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
@@ -147,13 +147,13 @@ class RayLauncher(SweepLauncher):
     """Tasks of a Ray cluster.
 
     Args:
-        address: "auto" or "host:port" of a running cluster, to which this machine belongs; null: a cluster is started
-            on this machine, and ended after the sweep.
-        num_cpus: Cores of a job; torch uses as many threads.
-        num_gpus: GPUs of a job, also a fraction of one; null: one if device asks for GPUs and any node has one.
-        timeout_min: Limit of a job in minutes, from when it begins to run; null: no limit.
-        runtime_env: Ray's description of the environment of the workers. Without its `working_dir` they work in the
-            folder in which the sweep was started, which all nodes must share.
+        address: "auto" or "host:port" of a running cluster that includes this machine; null: start a cluster on this
+            machine, and shut it down after the sweep.
+        num_cpus: Cores per job; torch uses as many threads.
+        num_gpus: GPUs per job, possibly a fraction; null: one if device asks for GPUs and any node has one.
+        timeout_min: Time limit of a job in minutes, from when it starts running; null: no limit.
+        runtime_env: Ray's runtime environment of the workers. Without `working_dir`, they work in the folder in which
+            the sweep was started, which all nodes must share.
     """
 
     address: str | None = None
@@ -171,7 +171,7 @@ class RayLauncher(SweepLauncher):
             )
 
     def executor(self, tasks: int | None) -> RayExecutor:
-        """Returns the cluster, to which it connects with the first jobs."""
+        """Returns the executor, which connects to the cluster with the first jobs."""
         options = {entry.name: plain(getattr(self, entry.name)) for entry in fields(self)}
         if self.num_gpus is None and str(self.config.device) not in ("auto", "cuda"):
             options["num_gpus"] = 0

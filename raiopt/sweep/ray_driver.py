@@ -1,4 +1,4 @@
-"""The process that runs Ray for a sweep: Ray prints freely, and ends a process that loses its cluster."""
+"""The separate process that runs Ray, because Ray prints a lot and ends a process that loses its cluster."""
 
 import importlib
 import json
@@ -19,23 +19,23 @@ from typing import Any
 from raiopt.sweep.endings import MAX_START_ATTEMPTS, one_line, over_limit
 
 PATIENCE = 60.0
-"""Seconds for which the cluster may have no node that could run a job, while nodes are restarted."""
+"""Seconds for which the cluster may lack a node that can run a job, such as while nodes restart."""
 GRACE = 15.0
-"""Seconds that this process may take to end."""
+"""Seconds that this process may take to shut down."""
 STORE_BYTES = 80 * 2**20
-"""Shared memory of a cluster on this machine: near Ray's minimum, because jobs exchange only short texts."""
+"""Shared memory of a cluster on this machine: near Ray's minimum, because jobs exchange only short strings."""
 
 
 def main(descriptor: str, options: str) -> None:
     """Runs tasks on Ray until the other end of a pipe is closed.
 
-    First it sends (True, "") or (False, the reason why not); then it receives lists of (key, task) and sends lists of
-    (key, reason of the end), with None for a job that ended by itself.
+    First it sends (True, "") or (False, error message); then it receives lists of (key, task) and sends lists of
+    (key, reason of the end), where the reason is None for a job that ended by itself.
 
     Args:
         descriptor: The number of the pipe's file descriptor.
-        options: JSON: address, num_cpus, num_gpus (None: one if a node has any), timeout_min, runtime_env, and scratch,
-            a folder that is removed at the end.
+        options: JSON with address, num_cpus, num_gpus (None: one if a node has any), timeout_min, runtime_env, and
+            scratch, a folder that is removed at the end.
     """
     pipe, chosen = Connection(int(descriptor)), json.loads(options)
     inbox: queue.SimpleQueue[list[Any] | None] = queue.SimpleQueue()
@@ -82,11 +82,11 @@ def _serve(pipe: Connection, inbox: "queue.SimpleQueue[list[Any] | None]", optio
 
 @dataclass(eq=False)
 class Job:
-    """A task that was given to Ray.
+    """A task that was submitted to Ray.
 
     Args:
         where: Its process and node; None until it runs.
-        why: The reason why it was cancelled.
+        why: The reason why it was cancelled, if it was.
     """
 
     key: str
@@ -98,16 +98,16 @@ class Job:
 
 
 class Cluster:
-    """A Ray cluster, for tasks with equal needs.
+    """A Ray cluster that runs tasks with equal resource requirements.
 
     Args:
-        options: Those of `RayLauncher`, and scratch, the folder of a cluster on this machine.
+        options: The options of `RayLauncher`, and scratch, the folder of a cluster on this machine.
     """
 
     def __init__(self, **options: Any) -> None:
         ray: Any = importlib.import_module("ray")
         address, runtime_env, num_gpus = (options[name] for name in ("address", "runtime_env", "num_gpus"))
-        # Without a working_dir, Ray's workers look for modules first in the folder in which it is started.
+        # Without a working_dir, Ray's workers first look for modules in the folder in which Ray was started.
         here, has_folder = os.getcwd(), "working_dir" in (runtime_env or {})
         environment = runtime_env if has_folder else with_absolute_paths(runtime_env, here)
         own = {"include_dashboard": False, "object_store_memory": STORE_BYTES, "_temp_dir": options["scratch"]}
@@ -126,7 +126,7 @@ class Cluster:
         if refusal := lacking(self.needs, self._nodes()):
             self.close()
             raise ValueError(refusal)
-        # A process keeps its first GPU, whatever Ray gives it later: with several GPUs it is not used again.
+        # A process keeps its first GPU, whatever Ray assigns later, so with several GPUs processes are not reused.
         calls = 1 if gpus and most_gpus > 1 else 0
         self.work = ray.remote(num_returns="streaming", max_retries=0, max_calls=calls, **self.needs)(_work)
         self.folder = None if has_folder else here
@@ -140,7 +140,7 @@ class Cluster:
         self.jobs[self.work.remote(job.task, self.folder)] = job
 
     def ended(self, seconds: float) -> list[tuple[str, str | None]]:
-        """Waits for ends; returns keys and reasons. Cancels jobs that are over their limit or can never run."""
+        """Waits for jobs to end; returns keys and reasons. Cancels jobs that exceed their limit or can never run."""
         if not self.jobs:
             return []
         streams = list(self.jobs)
@@ -153,7 +153,7 @@ class Cluster:
         return ended
 
     def _state(self, stream: Any) -> tuple[Job, str | None]:
-        """Returns a job with the reason of its end, or "runs": a stream first yields where it runs, then it ends."""
+        """Returns a job with the reason of its end, or "runs" when its stream yields where it runs, before it ends."""
         job = self.jobs[stream]
         try:
             job.where, job.began = self.ray.get(next(stream)), monotonic()
@@ -200,7 +200,7 @@ class Cluster:
             self._cancel(refusal, lambda job: job.where is None)
 
     def close(self) -> None:
-        """Ends the running jobs and leaves the cluster; a cluster on this machine ends with it."""
+        """Cancels running jobs and disconnects; a cluster that was started on this machine is shut down."""
         for stream, job in self.jobs.items():
             if job.where:
                 self.ray.cancel(stream, force=True)
@@ -208,7 +208,7 @@ class Cluster:
 
 
 def _work(task: dict[str, Any], folder: str | None) -> Iterator[str]:
-    """Runs a task in a process of Ray, in the folder where the sweep was started; first yields where it runs."""
+    """Runs a task in a Ray worker, in the folder where the sweep was started; yields where it runs before it starts."""
     if folder is not None:
         os.chdir(folder)
     os.environ.setdefault("POLARS_MAX_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
@@ -219,7 +219,7 @@ def _work(task: dict[str, Any], folder: str | None) -> Iterator[str]:
 
 
 def with_absolute_paths(runtime_env: dict[str, Any] | None, folder: str) -> dict[str, Any] | None:
-    """Returns a runtime_env whose relative paths, which start at `folder`, are absolute.
+    """Returns a runtime_env with paths relative to `folder` made absolute.
 
     >>> with_absolute_paths({"pip": "needs.txt", "py_modules": ["own", "s3://bucket/own.zip"]}, "/home/me")
     {'pip': '/home/me/needs.txt', 'py_modules': ['/home/me/own', 's3://bucket/own.zip']}
@@ -235,7 +235,7 @@ def with_absolute_paths(runtime_env: dict[str, Any] | None, folder: str) -> dict
 
 
 def lacking(needs: dict[str, float], nodes: Sequence[dict[str, float]]) -> str:
-    """Returns which resource no node has enough of for a job; empty if one has.
+    """Returns a message naming the resource that no node has enough of; empty if some node can run the job.
 
     >>> nodes = [{"CPU": 8.0}, {"CPU": 4.0, "GPU": 2.0}]
     >>> lacking({"num_cpus": 4, "num_gpus": 2}, nodes)
@@ -254,7 +254,7 @@ def lacking(needs: dict[str, float], nodes: Sequence[dict[str, float]]) -> str:
 
 
 def no_cluster(address: str | None, why: str) -> str:
-    """Returns the message for a cluster that does not answer."""
+    """Returns the error message for a cluster that does not answer."""
     return (
         f"hydra.launcher.address={address!r}: no Ray cluster answers ({why}). Start one with `ray start --head`, or "
         "leave the address out for one on this machine only."

@@ -21,16 +21,16 @@ _current: ContextVar["CommandSession"] = ContextVar("raiopt.session")
 
 
 class CommandSession:
-    """What one command knows of its sweep, its jobs and its tracker; it lasts as long as the context.
+    """The sweep, jobs and tracker of one command, used as a context manager.
 
-    On leaving, it waits until the tracker has logged all jobs, and reports those that it could not log.
+    On exit, it waits until the tracker has logged all jobs, and reports those that could not be logged.
 
     Attributes:
         folder: The sweep's folder; None if the command runs no sweep.
         swept: The options that were given several values.
         job_keys: The keys of the sweep's jobs, if raiopt's sweeper runs it.
-        summary: What a tuning run found, in one line.
-        failures: For each job that ran in this process the error it failed with; None if it finished.
+        summary: The result of a tuning run, in one line.
+        failures: For each job that ran in this process, its error; None if it finished.
     """
 
     def __init__(self) -> None:
@@ -52,10 +52,10 @@ class CommandSession:
             self._tracker.end(TRACKING_SECONDS_AFTER_INTERRUPT if is_interrupt else math.inf)
 
     def begin_tracking(self, config: DictConfig) -> None:
-        """Starts the tracker if the config asks for one and it does not run yet.
+        """Starts the tracker if the config asks for one and it is not running yet.
 
         Raises:
-            ValueError: If an option of the tracker is wrong, or it is not installed.
+            ValueError: If an option of the tracker is invalid, or the tracker is not installed.
         """
         if self._tracker is None and (place := place_of(config)) is not None:
             from raiopt.sweep.tracker_process import TrackerProcess
@@ -69,7 +69,7 @@ class CommandSession:
                 self._tracker.log(Path(folder))
 
     def print_start(self, finished: int = 0) -> None:
-        """Prints what the sweep is about, and how many of its jobs were finished before."""
+        """Prints the swept options, the folder, and how many of the sweep's jobs were finished before."""
         over = f" over {', '.join(self.swept)}" if self.swept else ""
         before = (
             f"; {finished:,} of {len(self.job_keys):,} jobs were finished before" if finished and self.job_keys else ""
@@ -78,31 +78,33 @@ class CommandSession:
 
 
 def current_session() -> CommandSession:
-    """Returns the session of the command that runs now."""
+    """Returns the session of the current command."""
     return _current.get()
 
 
 class SweepCallback(Callback):
-    """A Hydra callback that puts the facts of a sweep into the session before its first job."""
+    """A Hydra callback that stores the properties of a sweep in the session before its first job."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Notes the sweep's folder, and what it sweeps over."""
+        """Stores the sweep's folder and its swept options."""
         session = current_session()
         params = OmegaConf.select(config, "hydra.sweeper.params", default=None) or {}
         words = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
         parsed = OverridesParser.create().parse_overrides(words)
         session.swept = tuple(word.key_or_group for word in parsed if word.is_sweep_override())
-        with suppress(OmegaConfBaseException):  # Hydra would only warn of a wrong name; the sweeper raises it again
+        with suppress(
+            OmegaConfBaseException
+        ):  # Hydra would only warn about an invalid name here; the sweeper raises it again
             session.folder = Path(config.hydra.sweep.dir)
 
 
 def place_of(config: Any) -> "Mlflow | None":
-    """Returns where a config asks for its jobs to be logged; None if nowhere.
+    """Returns the tracker in which the config's jobs are to be logged; None if there is none.
 
     Raises:
-        ValueError: If an option of the tracker is wrong, or it is not installed.
+        ValueError: If an option of the tracker is invalid, or the tracker is not installed.
     """
-    if OmegaConf.select(config, "tracker._target_") is None:  # the job reports that it was removed
+    if OmegaConf.select(config, "tracker._target_") is None:  # the job itself reports a removed tracker
         return None
     from hydra_zen import instantiate
 

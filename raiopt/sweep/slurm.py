@@ -1,4 +1,4 @@
-"""Jobs of a sweep as job arrays of Slurm: submitted, or found again in its queue, and followed to their end."""
+"""Runs the jobs of a sweep as Slurm job arrays: submits them, or finds them in the queue again, until they end."""
 
 import io
 import json
@@ -23,35 +23,35 @@ from raiopt.sweep.task import Ended, Task
 INTERVAL = 2.0
 """Seconds between two calls of squeue."""
 GRACE = 15.0
-"""Seconds to wait for the result of a job that left the queue; file systems of clusters are slow."""
+"""Seconds to wait for the result of a job that left the queue, because cluster file systems are slow."""
 PATIENCE = 300.0
-"""Seconds for which squeue may fail, or a node may not release a job."""
+"""Seconds for which squeue may fail, or a node may fail to release a job."""
 WARNING_SECONDS = 30
-"""Seconds before its limit at which a job receives a signal; Slurm may send it a minute earlier."""
+"""Seconds before its time limit at which a job receives a signal; Slurm may send it up to a minute earlier."""
 RESERVED = ("array", "output", "error", "open-mode", "job-name", "requeue", "no-requeue", "signal")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmOptions:
-    """Jobs of a Slurm cluster; null leaves an option to the cluster.
+    """Jobs of a Slurm cluster; null uses the cluster's default.
 
     Args:
         partition: The partition to run in.
         account: The account to charge.
         qos: A quality of service.
         constraint: Features that the node must have.
-        gpus_per_node: GPUs of a job, which runs on one node.
-        cpus_per_task: Cores of a job.
-        mem_gb: Memory of a job in GB.
-        timeout_min: Limit of a job in minutes.
-        array_parallelism: Jobs of an array that run at the same time; null: as many as there is room for.
-        max_requeues: How often a job that reaches its limit goes back into the queue, to continue after its last chunk.
-            A job that Slurm itself takes from its node (preemption, failure of the node) always does.
+        gpus_per_node: GPUs per job; a job runs on one node.
+        cpus_per_task: Cores per job.
+        mem_gb: Memory per job in GB.
+        timeout_min: Time limit of a job in minutes.
+        array_parallelism: Largest number of parallel jobs of an array; null: no limit.
+        max_requeues: How often a job that reaches its time limit is requeued, to continue after its last chunk. A job
+            that Slurm itself removes from its node (preemption, node failure) is always requeued.
         setup: Lines of bash that run before each job.
-        additional_parameters: Further options of sbatch; true for those that take no value.
+        additional_parameters: Further options of sbatch; true for options without a value.
 
     Raises:
-        ValueError: If a value is out of range, or an option of sbatch is set that raiopt needs for itself.
+        ValueError: If a value is out of range, or an option of sbatch is set that raiopt sets itself.
     """
 
     partition: str | None = None
@@ -75,9 +75,9 @@ class SlurmOptions:
                 raise ValueError(f"hydra.launcher.additional_parameters must not set {name}, which raiopt sets itself.")
 
     def for_submitit(self) -> dict[str, Any]:
-        """Returns the options as submitit names them."""
+        """Returns the options under submitit's names."""
         names = ("partition", "account", "qos", "constraint", "gpus_per_node", "cpus_per_task")
-        # srun of Slurm 22.05 and newer gives a job one core unless the number is repeated.
+        # Since Slurm 22.05, srun gives a job one core unless the number is repeated.
         repeated = [] if self.cpus_per_task is None else [f"--cpus-per-task={self.cpus_per_task}"]
         return {
             **{name: value for name in names if (value := getattr(self, name)) is not None},
@@ -86,7 +86,8 @@ class SlurmOptions:
             "signal_delay_s": WARNING_SECONDS
             if self.timeout_min is None
             else min(WARNING_SECONDS, 15 * self.timeout_min),
-            "array_parallelism": self.array_parallelism or 1_000_000,  # submitit writes the number of jobs, if smaller
+            "array_parallelism": self.array_parallelism
+            or 1_000_000,  # submitit uses the number of jobs if that is smaller
             "setup": list(self.setup),
             "srun_args": repeated,
             "stderr_to_stdout": True,
@@ -99,20 +100,20 @@ class SlurmOptions:
 class _Followed:
     task: Task
     job: str
-    before: int | None  # when its record last changed before the job was submitted
+    before: int | None  # modification time of the record before the job was submitted
     doubt: str = ""
     since: float = 0.0
 
 
 class SlurmExecutor:
-    """Runs tasks as job arrays of Slurm, through submitit. The queue shows when a job is over, run.json its result.
+    """Runs tasks as Slurm job arrays, using submitit; the queue shows when a job has ended, run.json has its result.
 
-    Jobs outlive the process that submitted them: the next executor that is given the same task finds its job in
-    `jobs.json`, and follows it instead of submitting another.
+    Jobs outlive the process that submitted them: the next executor that gets the same task finds its job in
+    `jobs.json`, and waits for it instead of submitting a new one.
 
     Args:
-        folder: The sweep's folder, on a file system that all nodes share. Scripts and logs go to `.slurm/` in it.
-        options: What each job asks for.
+        folder: The sweep's folder, on a file system shared by all nodes. Scripts and logs go to `.slurm/` in it.
+        options: The resources of each job.
 
     Raises:
         ValueError: If submitit or Slurm is missing.
@@ -132,10 +133,10 @@ class SlurmExecutor:
         self._silent_since: float | None = None
 
     def start(self, tasks: Sequence[Task]) -> None:
-        """Submits the tasks, except those that have a job in the queue.
+        """Submits the tasks, except those that already have a job in the queue.
 
         Raises:
-            ValueError: If Slurm refuses them; the message quotes it.
+            ValueError: If Slurm rejects them; the message quotes Slurm.
         """
         try:
             fresh = self._adopt(tasks)
@@ -146,7 +147,7 @@ class SlurmExecutor:
             self._submit(fresh[first : first + size])
 
     def poll(self, seconds: float) -> list[Ended]:
-        """Waits for tasks that end; returns those that ended since the last call."""
+        """Waits for tasks to end; returns those that ended since the last call."""
         until = monotonic() + seconds
         while self._followed:
             if monotonic() >= self._asked_at + INTERVAL:
@@ -167,7 +168,7 @@ class SlurmExecutor:
         self._followed.clear()
 
     def _adopt(self, tasks: Sequence[Task]) -> list[Task]:
-        """Follows the jobs that tasks have in the queue; returns the tasks that have none."""
+        """Starts following the existing jobs of tasks in the queue; returns the tasks without a job."""
         stored = self._stored_jobs()
         queue = slurm_queue.queue([stored[task.key]["job"] for task in tasks if task.key in stored])
         for task in tasks:
@@ -185,12 +186,12 @@ class SlurmExecutor:
         arrays.update_parameters(job_name=self.name, **self.options.for_submitit())
         before = [_changed(task) for task in tasks]
         try:
-            with _outside_of_jobs(), redirect_stderr(io.StringIO()):  # it prints what the error contains
+            with _outside_of_jobs(), redirect_stderr(io.StringIO()):  # submitit also prints the error message
                 jobs = arrays.map_array(
                     run_on_node, [task.plain() for task in tasks], [self.options.max_requeues] * len(tasks)
                 )
         except (FailedJobError, FailedSubmissionError) as error:
-            for left in self.files.glob(f"{'[0-9a-f]' * 32}.pkl"):  # tasks that were never given a job number
+            for left in self.files.glob(f"{'[0-9a-f]' * 32}.pkl"):  # pickled tasks that never got a job number
                 left.unlink()
             raise ValueError(f"Slurm refuses the jobs: {slurm_queue.message_of(str(error))}") from None
         submitted = [_Followed(*each) for each in zip(tasks, [job.job_id for job in jobs], before, strict=True)]
@@ -204,12 +205,12 @@ class SlurmExecutor:
             return {}
 
     def _store_jobs(self, jobs: Mapping[str, Any]) -> None:
-        """Writes jobs into jobs.json; None removes one."""
+        """Updates jobs in jobs.json; None removes a job."""
         known = {key: about for key, about in {**self._stored_jobs(), **jobs}.items() if about is not None}
         write_json(self.files / "jobs.json", known)
 
     def _ask_queue(self) -> list[Ended]:
-        """Returns the tasks that are over, by one call of squeue."""
+        """Returns the tasks that have ended, using one call of squeue."""
         followed = list(self._followed.values())
         try:
             queue = slurm_queue.queue([it.job for it in followed])
@@ -228,7 +229,7 @@ class SlurmExecutor:
         return over
 
     def _ended(self, followed: _Followed, found: slurm_queue.InQueue | None) -> Ended | None:
-        """Returns how a task ended; None if it still runs, or if it is too early to say."""
+        """Returns how a task ended; None if it is still running, or if that is not known yet."""
         state, reason = (found.state, found.reason) if found else ("gone", "")
         stuck, over = state == "COMPLETING", state == "gone" or state in slurm_queue.ENDS
         if (stuck or over) and _has_result(followed):
@@ -251,35 +252,35 @@ class SlurmExecutor:
         return Ended(followed.task, f"{why}; see {log}" if log.exists() else why)
 
     def _forget(self, followed: _Followed) -> None:
-        """Removes what submitit stored for a job that is over; its log stays."""
+        """Removes submitit's files for a job that has ended, except its log."""
         for name in ("submitted", "0_result"):
             with suppress(OSError):
                 (self.files / f"{followed.job}_{name}.pkl").unlink(missing_ok=True)
 
 
 class SlurmLauncher(SweepLauncher):
-    """Jobs of a Slurm cluster; its options are those of `SlurmOptions`, kept apart because `setup` is also a method."""
+    """Jobs of a Slurm cluster; its options are in `SlurmOptions`, because `setup` is also the name of a method."""
 
     def __init__(self, **options: Any) -> None:
         self.options = SlurmOptions(**options)
 
     def executor(self, tasks: int | None) -> SlurmExecutor:
-        """Returns the cluster, for any number of tasks."""
+        """Returns the executor, for any number of tasks."""
         return SlurmExecutor(self.config.hydra.sweep.dir, self.options)
 
 
 def run_on_node(task: dict[str, Any], max_requeues: int) -> None:
-    """Runs a task as a job of Slurm; when its limit is near, the job goes back into the queue.
+    """Runs a task as a Slurm job, which is requeued shortly before its time limit.
 
-    submitit ignores SIGTERM, and would requeue a job after a guess at why it received a signal. Here SIGTERM ends the
-    job, as scancel and preemption expect, and SIGUSR2, which Slurm sends before the limit, requeues it.
+    submitit ignores SIGTERM, and decides on requeueing by guessing why a job received a signal. Here, SIGTERM ends the
+    job, as scancel and preemption expect, and SIGUSR2, which Slurm sends before the time limit, requeues it.
     """
     owner = os.getpid()
 
     def requeue(*_: object) -> None:
         if os.getpid() == owner and int(os.environ.get("SLURM_RESTART_COUNT", 0)) < max_requeues:
             print("The time limit is near: this job goes back into the queue.", flush=True)
-            with suppress(OSError):  # then it runs on to its limit
+            with suppress(OSError):  # on failure the job continues to its limit
                 slurm_queue.ask("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
 
     for number in (signal.SIGTERM, signal.SIGCONT):
@@ -304,7 +305,7 @@ def _check_installed() -> None:
 
 @contextmanager
 def _outside_of_jobs() -> Iterator[None]:
-    """Hides the variables that Slurm set for the job in which this process runs: new jobs would inherit them."""
+    """Hides the environment variables of the Slurm job around this process, so that new jobs do not inherit them."""
     inside = "SLURM_JOB_ID" in os.environ
     names = [name for name in os.environ if inside and name.startswith(("SLURM_", "SRUN_")) and name != "SLURM_CONF"]
     hidden = {name: os.environ.pop(name) for name in names}
@@ -315,7 +316,7 @@ def _outside_of_jobs() -> Iterator[None]:
 
 
 def _changed(task: Task) -> int | None:
-    """Returns when the record of a task last changed, in nanoseconds; None if there is none."""
+    """Returns the modification time of a task's record in nanoseconds; None if there is none."""
     folder = Path(task.folder)
     with suppress(OSError):
         os.chmod(folder, folder.stat().st_mode)  # makes a network file system update its cache
@@ -326,7 +327,7 @@ def _changed(task: Task) -> int | None:
 
 
 def _has_result(followed: _Followed) -> bool:
-    """Whether the job recorded how it ended; what an earlier job recorded does not count."""
+    """Returns whether the job recorded how it ended; the record of an earlier job does not count."""
     changed = _changed(followed.task)
     record = read_record(Path(followed.task.folder))
     return changed not in (None, followed.before) and record is not None and record.status in FINAL

@@ -1,4 +1,4 @@
-"""What Slurm reports about jobs: their state in its queue, and how those without a result ended."""
+"""Queries Slurm about jobs: their state in the queue, and how jobs without a result ended."""
 
 import os
 import re
@@ -22,17 +22,17 @@ ENDS = {
     "REVOKED": "revoked",
     "TIMEOUT": "over its time limit",
 }
-"""The states in which a job of Slurm is over, each with the reason."""
+"""The final states of a Slurm job, each with an explanation."""
 
 HOPELESS = re.compile(
     "badconstraints|partition(time|node)limit|invalid(account|qos)|(account|qos)notallowed|jobheldadmin|requeuedheld"
     "|joblaunchfailure|dependencyneversatisfied|reservationdeleted|(qos|assoc)(max|min).*(perjob|notsatisfied)"
 )
-"""Reasons why a job would wait forever, in lower case; many are limits of a single job."""
+"""Pending reasons, in lower case, with which a job would wait forever; many are limits per job."""
 
 
 class InQueue(NamedTuple):
-    """What squeue reports about a job."""
+    """The entry of a job in the output of squeue."""
 
     state: str
     reason: str
@@ -40,12 +40,12 @@ class InQueue(NamedTuple):
 
 
 def ask(*words: str) -> str:
-    """Returns what a program of Slurm prints.
+    """Runs a Slurm command and returns its output.
 
     Raises:
-        OSError: If it fails, with its message, or if it does not answer.
+        OSError: If it fails (with its error message) or does not answer.
     """
-    # A filter in the user's environment would hide jobs from squeue.
+    # Filters in the user's environment would hide jobs from squeue.
     env = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=env)
@@ -57,7 +57,7 @@ def ask(*words: str) -> str:
 
 
 def message_of(text: str) -> str:
-    """Returns the message of a program of Slurm in one line, without the program's name.
+    """Returns the error message of a Slurm command in one line, without the command's name.
 
     >>> message_of("sbatch: error: invalid partition specified: gpu\\nsbatch: error: Batch job submission failed")
     'invalid partition specified: gpu; Batch job submission failed'
@@ -66,7 +66,7 @@ def message_of(text: str) -> str:
 
 
 def queue(jobs: Sequence[str]) -> dict[str, InQueue]:
-    """Returns by number the jobs that Slurm remembers, including those that ended some minutes ago.
+    """Returns the jobs still known to Slurm, by job number, including those that ended some minutes ago.
 
     Raises:
         OSError: If squeue fails.
@@ -78,19 +78,19 @@ def queue(jobs: Sequence[str]) -> dict[str, InQueue]:
         # -t all: finished ones too; -r: each job of an array on its own line
         lines = ask("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%j", "-j", numbers)
     except OSError as error:
-        if "Invalid job id" in str(error):  # the answer if Slurm has forgotten the only number
+        if "Invalid job id" in str(error):  # the error if Slurm no longer knows the only job asked for
             return {}
         raise
     return {number: InQueue(*rest) for number, *rest in (line.split("|", 3) for line in lines.splitlines())}
 
 
 def entry(queue: Mapping[str, InQueue], job: str) -> InQueue | None:
-    """Returns the entry of a job; that of its array if the array was cancelled as a whole."""
+    """Returns the entry of a job, or of its array if the whole array was cancelled."""
     return queue.get(job, queue.get(job.split("_")[0]))
 
 
 def largest_array() -> int:
-    """Returns the number of jobs that an array may have.
+    """Returns the largest number of jobs in an array.
 
     Raises:
         OSError: If Slurm does not answer.
@@ -100,13 +100,13 @@ def largest_array() -> int:
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """Removes jobs from the queue, and ends those that run, if Slurm can be reached."""
+    """Cancels queued and running jobs, if Slurm can be reached."""
     with suppress(OSError):
         ask("scancel", *by_array(jobs))
 
 
 def by_array(jobs: Sequence[str]) -> list[str]:
-    """Returns jobs as scancel takes them, those of one array together: one request instead of thousands.
+    """Returns job numbers in the syntax of scancel, grouped by array: one request instead of thousands.
 
     >>> by_array(["7_0", "7_2", "8"])
     ['7_[0,2]', '8']
@@ -118,7 +118,7 @@ def by_array(jobs: Sequence[str]) -> list[str]:
 
 
 def is_hopeless(reason: str) -> bool:
-    """Whether a job that waits for this reason waits forever.
+    """Returns whether a job with this pending reason would wait forever.
 
     >>> is_hopeless("PartitionTimeLimit"), is_hopeless("launch failed requeued held"), is_hopeless("Priority")
     (True, True, False)
@@ -127,7 +127,7 @@ def is_hopeless(reason: str) -> bool:
 
 
 def why_ended(job: str, found: InQueue | None) -> str:
-    """Returns why a job without a result ended, as far as Slurm knows."""
+    """Returns why a job without a result ended, according to Slurm."""
     about: dict[str, str] = {}
     with suppress(OSError):
         about = dict(re.findall(r"(\w+)=(\S*)", ask("scontrol", "-o", "show", "job", job)))
@@ -145,7 +145,7 @@ def end_reason(about: Mapping[str, str]) -> str:
     """Returns in words how a job ended.
 
     Args:
-        about: JobState, ExitCode and TimeLimit as `scontrol show job` gives them; all may be missing.
+        about: JobState, ExitCode and TimeLimit from `scontrol show job`; each may be missing.
 
     >>> end_reason({"JobState": "TIMEOUT", "TimeLimit": "1-02:30:00"})
     'over its limit of 1590 min'
@@ -160,7 +160,7 @@ def end_reason(about: Mapping[str, str]) -> str:
     code = re.fullmatch(r"(\d+):(\d+)", about.get("ExitCode", ""))
     if state != "FAILED" or not code:
         return ENDS.get(state, f"left the queue as {state}")
-    number = int(code[2]) or int(code[1]) - 128  # a shell and srun add 128 to the signal
+    number = int(code[2]) or int(code[1]) - 128  # shells and srun exit with 128 + signal
     if number in {*signal.Signals}:
         return killed_by(number)
     return exit_reason(int(code[1])) if int(code[1]) else f"failed: {about.get('Reason', '')}"

@@ -1,4 +1,4 @@
-"""One job of a sweep as plain data, and the executor that runs such jobs for a launcher."""
+"""A job of a sweep as plain data, and the interface of executors that run such jobs for a launcher."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,14 +7,14 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A job that any process on any machine can run; it consists of texts, numbers, lists and dictionaries.
+    """A job that any process on any machine can run, made of strings, numbers, lists and dictionaries.
 
     Args:
-        key: Its job key, the name of its folder.
-        folder: Its folder, an absolute path that all machines share.
+        key: The job key, which is the name of its folder.
+        folder: The job's folder, an absolute path shared by all machines.
         config: The job's config without Hydra's part; references are not resolved.
         hydra: The content of .hydra/hydra.yaml.
-        about: What run.json says in addition to its results: its number, command, overrides, choices, ...
+        about: The fields of run.json except the results: number, command, overrides, choices, ...
     """
 
     key: str
@@ -24,7 +24,7 @@ class Task:
     about: dict[str, Any]
 
     def plain(self) -> dict[str, Any]:
-        """Returns the task as a dictionary that JSON can represent."""
+        """Returns the task as a JSON-serializable dictionary."""
         return asdict(self)
 
 
@@ -33,7 +33,7 @@ class Ended:
     """A task that has ended.
 
     Args:
-        why: None if the job ended by itself, as its run.json says; else what ended it, in plain words.
+        why: None if the job ended by itself, with the result in its run.json; else what ended it, in plain words.
     """
 
     task: Task
@@ -44,26 +44,26 @@ class Executor(Protocol):
     """Runs tasks in other processes, on this machine or others; its methods are called from one thread.
 
     A task is run by calling `raiopt.config.jobs.work` with `Task.plain()` in another process. That function does not
-    raise for a job that fails: its run.json says so.
+    raise if the job fails, but records the failure in run.json.
 
     Attributes:
-        slots: The number of tasks it runs at the same time; None: any number, because it has a queue.
+        slots: The number of tasks that run in parallel; None: unlimited, because the executor has its own queue.
     """
 
     slots: int | None
 
     def start(self, tasks: Sequence[Task]) -> None:
-        """Starts these tasks, never more than `slots` in all.
+        """Starts these tasks; at most `slots` tasks run at any time.
 
         Raises:
-            ValueError: If the machines refuse such tasks; the message quotes them.
+            ValueError: If the machines reject such tasks; the message quotes the reason.
         """
         ...
 
     def poll(self, seconds: float) -> list[Ended]:
-        """Waits for tasks that end; returns those that ended since the last call."""
+        """Waits for tasks to end; returns those that ended since the last call."""
         ...
 
     def close(self) -> None:
-        """Ends what still runs, and leaves no process behind; called once, also after errors and Ctrl-C."""
+        """Stops all running tasks and leaves no process behind; called once, also after errors and Ctrl-C."""
         ...

@@ -1,4 +1,4 @@
-"""The functions behind the options of tracker, called with the folder of all results."""
+"""The options of the group tracker: functions called with the folder of all results."""
 
 import os
 import re
@@ -16,14 +16,14 @@ def mlflow(outputs: str, uri: str | None = None, experiment: str = "raiopt", art
     """Runs are also logged in MLflow: pip install 'raiopt[mlflow]'.
 
     Args:
-        outputs: The folder of mlflow.db, if no other place is given.
-        uri: sqlite:///FILE, http://HOST:PORT of a server, or another database; None: that of MLFLOW_TRACKING_URI, else
-            sqlite:///OUTPUTS/mlflow.db.
+        outputs: The folder of mlflow.db, if no other location is given.
+        uri: sqlite:///FILE, http://HOST:PORT of a server, or another database; None: the value of MLFLOW_TRACKING_URI,
+            else sqlite:///OUTPUTS/mlflow.db.
         experiment: The name of the experiment; created if it does not exist.
         artifacts: The files that are logged: small (the picture, the log, the config, the record), all or none.
 
     Raises:
-        ValueError: If one of them is wrong, or MLflow is not installed.
+        ValueError: If an argument is invalid, or MLflow is not installed.
     """
     from raiopt.results.trackers import Mlflow
 

@@ -1,4 +1,4 @@
-"""A process that logs the jobs of a command, so that no tracker can stop, slow down or fail a job."""
+"""A separate process that logs the jobs of a command, so that a tracker cannot stop, slow down or fail a job."""
 
 import math
 import os
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from raiopt.results.trackers import Mlflow, Session
 
 SERVER_SECONDS = 30.0
-"""Limit for a job that goes to a server; MLflow itself gives up sooner if the server does not answer."""
+"""Seconds for logging a job to a server; MLflow itself gives up sooner if the server does not answer."""
 LOCAL_SECONDS = 120.0
-"""Limit for what involves this machine only, which may be busy."""
+"""Seconds for operations on this machine only, which may be busy."""
 MAX_FAILURES_IN_A_ROW = 2
-"""Failures in a row after which, at the end of the command, no other jobs are tried."""
+"""Consecutive failures after which, at the end of the command, no further jobs are logged."""
 
 
 class TrackerProcess:
-    """A process that logs folders one after another, in one session of the tracker.
+    """A process that logs folders one by one, in one session of the tracker.
 
     Args:
-        place: Where they are logged.
+        place: The MLflow location where they are logged.
     """
 
     def __init__(self, place: "Mlflow") -> None:
@@ -53,7 +53,7 @@ class TrackerProcess:
     def _scheduled(self, limit: float, *call: str) -> Future[str | None]:
         try:
             future = self._pool.schedule(_call, args=(self.place, *call), timeout=limit)
-        except Exception as error:  # the system starts no more processes
+        except Exception as error:  # the system cannot start more processes
             future = Future()
             future.set_exception(error)
         future.add_done_callback(self._count)
@@ -63,14 +63,14 @@ class TrackerProcess:
         self._failures_in_a_row = 0 if _reason(future) is None else self._failures_in_a_row + 1
 
     def _is_over(self, futures: list["Future[str | None]"], end: float) -> bool:
-        """Waits briefly; returns whether there is nothing left to wait for."""
+        """Waits briefly; returns whether the queue is empty."""
         return not wait(futures, 0.1).not_done or self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW or monotonic() > end
 
     def end(self, patience: float = math.inf) -> bool:
-        """Waits for the queue, and prints what is logged or is not; returns whether all is logged.
+        """Waits for the queue, and prints what was and was not logged; returns whether everything was logged.
 
         Args:
-            patience: Seconds to wait at most, in addition to the limits of each job.
+            patience: The largest number of seconds to wait, in addition to the limits per job.
         """
         futures, end = [self._begun, *self._jobs.values()], monotonic() + patience
         try:
@@ -96,7 +96,7 @@ class TrackerProcess:
         return [folder for folder, future in self._jobs.items() if _reason(future) is not None]
 
     def _report(self, why: str) -> None:
-        """Reports what is not logged, on the terminal and in the logs of the jobs."""
+        """Reports jobs that were not logged, on the terminal and in the jobs' own logs."""
         lost = self._lost()
         count = f"{len(lost)} of {len(self._jobs)} jobs are" if len(self._jobs) > 1 else "the job is"
         which = f"{count} not logged" if lost else "the sweep as a whole is not logged"
@@ -113,7 +113,7 @@ class TrackerProcess:
 
 
 def _reason(future: Future[str | None]) -> str | None:
-    """Returns why something was not logged; empty if there was no time for it, None if it is logged."""
+    """Returns why something was not logged; empty if there was no time for it, None if it was logged."""
     if not future.done():
         return ""
     try:
@@ -127,7 +127,7 @@ def _reason(future: Future[str | None]) -> str | None:
 
 
 def _begin() -> None:
-    """Prepares the process, and discards what MLflow prints, such as each step of a new database."""
+    """Prepares the process, and discards MLflow's output, such as every step of creating a database."""
     begin_worker(1, None)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
@@ -142,7 +142,7 @@ def _session(place: "Mlflow") -> "Session":
 
 
 def _call(place: "Mlflow", name: str, *folders: str) -> str | None:
-    """Calls a method of the session, or prepares the place; returns the error as a text, which needs no MLflow."""
+    """Calls a method of the session, or prepares MLflow; returns the error as a string, readable without MLflow."""
     from raiopt.results.trackers import prepare
 
     try:
@@ -153,7 +153,7 @@ def _call(place: "Mlflow", name: str, *folders: str) -> str | None:
 
 
 def error_line(error: BaseException, place: "Mlflow") -> str:
-    """Returns an error of MLflow as one line, without the user and password of its address."""
+    """Returns an error of MLflow in one line, without the user and password of the server's address."""
     text = " ".join(str(error).replace(place.uri, place.public_uri).split())
     if re.search("HTTPConnectionPool|HTTPSConnectionPool", text):
         return f"{place.public_uri} does not answer"

@@ -1,4 +1,4 @@
-"""A sweeper that tunes: each new job depends on the results of the earlier ones."""
+"""A sweeper for hyperparameter tuning: each new job depends on the results of earlier ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 PARALLEL_TRIALS = 8
-"""Trials that run together where the executor has its own queue."""
+"""The number of parallel trials if the executor has its own queue."""
 
 
 @dataclass(eq=False)
@@ -40,14 +40,14 @@ class OptunaSweeper(RaioptSweeper):
     """Finds the values that minimize or maximize a metric, with optuna's TPE sampler.
 
     Options to tune are given as `interval(0.01,1)`, `tag(log,interval(0.001,1))`, `int(interval(1,20))`, `range(1,9)`
-    or a list of choices; other options are fixed. Trials are kept in the journal `study.journal` of the sweep's
-    folder: the same command continues with them, up to their total.
+    or a list of choices; other options are fixed. Trials are stored in the journal `study.journal` in the sweep's
+    folder: repeating the command continues the study, up to the total number of trials.
 
     Args:
-        n_trials: Number of trials in all; failed ones count.
+        n_trials: Total number of trials, including failed ones.
         metric: A metric of run.json.
         direction: minimize or maximize.
-        n_jobs: Trials that run together; null: as many as the launcher takes.
+        n_jobs: Number of parallel trials; null: as many as the launcher runs in parallel.
         seed: Seed of the sampler.
         params: Options as on the command line, which may override them.
     """
@@ -69,14 +69,16 @@ class OptunaSweeper(RaioptSweeper):
         checks.choice("hydra.sweeper.direction", self.direction, ("minimize", "maximize"))
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Is called by Hydra before the sweep."""
+        """Called by Hydra before the sweep."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         if not isinstance(self.launcher, SweepLauncher):
             raise ValueError("hydra/sweeper=optuna needs hydra/launcher=local, slurm or ray.")
 
     def sweep(self, arguments: list[str]) -> None:
         """Runs the missing trials."""
-        given = {override.get_key_element(): override for override in self.overrides(arguments)}  # the last one counts
+        given = {
+            override.get_key_element(): override for override in self.overrides(arguments)
+        }  # the last value of an option wins
         space = {key: distribution(override) for key, override in given.items() if override.is_sweep_override()}
         fixed = [override.input_line or "" for override in given.values() if not override.is_sweep_override()]
         if not space:
@@ -92,7 +94,7 @@ class OptunaSweeper(RaioptSweeper):
             trials.parallel = self.n_jobs or executor.slots or PARALLEL_TRIALS
             planned = plan(trials.complete_tasks())
             check_hashes(planned.finished)
-            if planned.outdated:  # results of other defaults must not guide the sampler
+            if planned.outdated:  # results obtained with other defaults must not guide the sampler
                 trials.begin_anew(planned)
             self.begin(planned)
             ended = trials.ended_count()
@@ -101,7 +103,7 @@ class OptunaSweeper(RaioptSweeper):
 
 
 class Trials(Source):
-    """The trials of a study as the source of a sweep's tasks; those that a killed command left run first."""
+    """The trials of a study as the source of a sweep's tasks; unfinished trials of a killed command run first."""
 
     def __init__(
         self,
@@ -122,7 +124,7 @@ class Trials(Source):
         self._open()
 
     def _open(self) -> None:
-        """Opens the study, or creates it."""
+        """Opens the study, creating it if necessary."""
         import optuna
         from optuna.storages.journal import JournalFileBackend, JournalStorage
 
@@ -135,12 +137,12 @@ class Trials(Source):
         )
         self._check_question()
         begun = self.study.get_trials(deepcopy=False)
-        seed = self.sweeper.seed + len(begun)  # the same seed would repeat the draws
+        seed = self.sweeper.seed + len(begun)  # an unchanged seed would repeat the draws
         self.study.sampler = optuna.samplers.TPESampler(seed=seed)
         self._begun = [trial for trial in begun if trial.state.name == "RUNNING"]
 
     def begin_anew(self, planned: Plan) -> None:
-        """Begins another study of the same question, without the jobs that it may not use: they leave the list.
+        """Starts a new study of the same options, without the outdated jobs, which are removed from the list.
 
         These jobs and the journal move to replaced/.
 
@@ -148,20 +150,20 @@ class Trials(Source):
             planned: The plan of the finished trials.
 
         Raises:
-            FileExistsError: If one of the jobs still runs.
+            FileExistsError: If one of the jobs is still running.
         """
         finished, outdated = {task.key for task, _ in planned.finished}, {task.key for task in planned.outdated}
         unfinished = [task for task in self._tasks() if task.key not in finished | outdated]
         for task in unfinished:
             RunFolder(task.folder).set_aside()
         os.replace(self.journal, replaced_path(self.journal))
-        for task in planned.outdated:  # last, because they are what asks for another study
+        for task in planned.outdated:  # last, because they trigger the new study, also after an interruption
             RunFolder(task.folder).set_aside()
         self.listed.remove([*unfinished, *planned.outdated])
         self._open()
 
     def _check_question(self) -> None:
-        """Stores what the study tunes; raises a ValueError if it tunes something else already."""
+        """Stores what the study tunes; raises a ValueError if the study already tunes something else."""
         fixed = sorted(word for word in self.fixed if not is_volatile(word.partition("=")[0]))
         question = {"metric": self.sweeper.metric, "fixed": fixed, "direction": self.sweeper.direction}
         question |= {f"space of {key}": repr(kind) for key, kind in self.space.items()}
@@ -180,7 +182,7 @@ class Trials(Source):
         return sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
 
     def take(self, count: int | None) -> list[Task]:
-        """Returns the tasks of new trials; those whose result is known already end at once."""
+        """Returns the tasks of new trials; trials whose result is already known are completed immediately."""
         tasks: list[Task] = []
         free = self.parallel - len(self._running)
         free = free if count is None else min(free, count)
@@ -203,7 +205,7 @@ class Trials(Source):
         return tasks
 
     def ended(self, task: Task, record: Record) -> None:
-        """Passes the result of a task to the study."""
+        """Reports the result of a task to the study."""
         for number in self._running.pop(task.key):
             self._end(number, record)
 
@@ -229,7 +231,7 @@ class Trials(Source):
         return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
 
     def _next(self) -> tuple[int, list[str] | None]:
-        """Returns number and words of a trial that was begun and did not end, else of a new one; None: it failed."""
+        """Returns number and words of an unfinished or else a new trial; None if the trial failed."""
         trial = self._begun.pop(0) if self._begun else self.study.ask(self.space)
         if set(trial.params) != set(self.space):  # its command was killed while it was created
             self._end(trial.number, None)
@@ -278,12 +280,12 @@ def distribution(override: Override) -> BaseDistribution:
 
 
 def _example(key: str, kind: Any) -> str:
-    """Returns a word with one value of a distribution, to check that the option takes such values."""
+    """Returns a word with one value of a distribution, to check that the option accepts such values."""
     return f"{key}={kind.choices[0] if hasattr(kind, 'choices') else kind.low}"
 
 
 def _mend(journal: Path) -> None:
-    """Removes what a process leaves that is killed while it writes the journal: half a line, and its lock."""
+    """Removes what a process leaves behind if killed while writing the journal: an incomplete line, and its lock."""
     Path(f"{journal}.lock").unlink(missing_ok=True)
     if os.path.lexists(journal) and not (content := read_file(journal)).endswith(b"\n"):
         replace_file(journal, lambda path: path.write_bytes(content[: content.rfind(b"\n") + 1]))
