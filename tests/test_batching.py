@@ -68,7 +68,7 @@ def test_tensors_of_the_strategy_have_a_view(case: tuple[torch.Tensor, int | Non
 
 
 @given(shapes(), st.integers(1, 4))
-def test_a_negative_number_counts_what_a_positive_one_leaves(shape: tuple[int, ...], merged: int) -> None:
+def test_negative_and_positive_param_ndim_are_complementary(shape: tuple[int, ...], merged: int) -> None:
     merged = min(merged, len(shape))
     x = torch.zeros(shape)
     assert as_batch(x, -merged).shape == as_batch(x, len(shape) - merged).shape

@@ -76,7 +76,7 @@ def test_a_choice_is_returned_or_the_options_are_named() -> None:
         checks.choice("p", 3, (1, 2))
 
 
-def test_near_words_come_most_similar_first() -> None:
+def test_suggestions_are_sorted_by_similarity() -> None:
     assert checks.near("l2_projectd", ["l1_normed", "linf_projected", "l2_projected"])[0] == "l2_projected"
     assert checks.near("xyz", ["adam"]) == []
 

@@ -285,7 +285,7 @@ def test_samples_that_are_not_finite_are_marked_and_reported(tmp_path, capsys):
     assert "not finite at the clean image: undecided" in capsys.readouterr().err
 
 
-def test_own_images_in_a_flat_folder_with_predicted_labels(tmp_path):
+def test_user_images_in_a_flat_folder_with_predicted_labels(tmp_path):
     (tmp_path / "pictures").mkdir()
     for number in range(3):
         noise = np.random.default_rng(number).integers(0, 255, (70, 64, 3), dtype=np.uint8)

@@ -125,7 +125,7 @@ def test_every_fence_has_a_known_language(page):
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
-def test_every_command_stands_in_a_fence(page):
+def test_every_command_is_in_a_code_block(page):
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     assert not re.findall(r"^ {4}raiopt .*", text, re.MULTILINE)
 
@@ -193,7 +193,7 @@ def test_the_notebook_holds_no_results():
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
 
 
-def test_commands_are_run_at_the_lines_where_they_stand():
+def test_extracted_commands_keep_their_line_numbers():
     script = runpy.run_path(str(ROOT / "scripts" / "test_docs"))
     page = "# A page\n\n```text\nraiopt no\n```\n\n```sh\nraiopt yes \\\n  # on\n```\n\n    raiopt no\n"
     assert script["commands"](page).splitlines() == ["", "", "", "", "", "", "", "raiopt yes \\", "  # on", "", "", ""]

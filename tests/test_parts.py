@@ -183,7 +183,7 @@ def asked(tmp_path, *words):
     return samples, found, folder
 
 
-def test_samples_leave_when_they_are_fooled(tmp_path):
+def test_successful_samples_are_removed_early(tmp_path):
     samples, found, _ = asked(tmp_path)
     assert set(samples["stopped"]) == {"fooled", "steps"}
     for row in samples.iter_rows(named=True):
@@ -355,7 +355,7 @@ def test_a_model_is_compiled(tmp_path, monkeypatch):
     assert found["metrics"]["claimed"] == found["metrics"]["verified"] > 0
 
 
-def test_a_model_that_answers_differently_each_time_must_be_allowed(tmp_path, monkeypatch, capsys):
+def test_a_nondeterministic_model_must_be_allowed(tmp_path, monkeypatch, capsys):
     words = own(tmp_path, monkeypatch, "Noisy")
     assert main(words) == 1
     assert "not deterministic" in capsys.readouterr().err

@@ -146,6 +146,6 @@ def test_neighbouring_keys_are_unrelated_and_never_change() -> None:
     assert len({keyed_generator(*key).initial_seed() for key in [(1, 2, 3), (1, 3, 2), (12, 3, 0), (1, 23, 0)]}) == 4
 
 
-def test_a_key_that_is_no_integer_is_refused() -> None:
+def test_a_key_that_is_not_an_integer_is_refused() -> None:
     with pytest.raises(TypeError, match=r"sample_id=1\.5 must be an integer"):
         keyed_generator(0, 1.5)  # pyright: ignore[reportArgumentType]

@@ -446,7 +446,7 @@ def test_a_single_number_and_no_samples_are_data(data):
     assert_close(losses, found)
 
 
-def test_a_group_keeps_its_own_values_of_published_names():
+def test_user_values_in_a_group_survive_publishing_under_the_same_name():
     optimizer = SGD([torch.zeros(2, requires_grad=True)], lr=0.1)
     optimizer.param_groups[0]["losses"] = torch.zeros(2)
     with published(optimizer, losses=torch.ones(2), fooled=torch.ones(2) > 0):

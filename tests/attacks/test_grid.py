@@ -82,7 +82,7 @@ def test_only_the_pixels_that_leave_an_linf_ball_are_moved_inwards(drawn):
 
 
 @given(hnp.arrays(np.float32, (2, 1, 2, 2), elements=st.floats(0, 1, width=32)), st.floats(2 / 255, 0.2))
-def test_images_beside_the_grid_land_on_it_and_in_a_ball_with_room(clean, radius):
+def test_images_off_the_grid_are_rounded_onto_it_within_the_ball(clean, radius):
     images = torch.from_numpy(clean)
     delta = torch.full_like(images, radius).minimum(1 - images)
     for p in (INF, None):
@@ -93,7 +93,7 @@ def test_images_beside_the_grid_land_on_it_and_in_a_ball_with_room(clean, radius
         assert ball.contains(found).all()
 
 
-def test_a_pixel_without_a_multiple_on_its_way_goes_to_that_nearest_to_the_clean_one():
+def test_a_pixel_without_a_grid_value_in_range_gets_the_one_nearest_to_the_clean_image():
     clean, moved = torch.tensor([10.7, 10.3, 10.3, 10.7]) / 255, torch.tensor([0.1, -0.1, 0.9, -0.9]) / 255
     found = to_8bit(clean.view(1, 1, 2, 2), moved.view(1, 1, 2, 2), Ball(INF, 0.2 / 255))
     assert_close(found.flatten() * 255, torch.tensor([0.3, -0.3, 0.7, -0.7]), rtol=0, atol=1e-4)

@@ -144,7 +144,7 @@ def test_coupled_rows_keep_the_batch_whole(monkeypatch, change):
     assert (found.forward_passes == len(model.sizes)).all()
 
 
-def test_few_decided_rows_wait_for_others(monkeypatch):
+def test_few_decided_rows_are_not_removed_at_once(monkeypatch):
     attack = question(optimizer=L2, steps=15, criterion=attacks.cross_entropy)
     batch = batch_of(attack, n=40)
     found, _, _, model = searched(monkeypatch, attack, 1 / 4, batch)
@@ -297,7 +297,7 @@ def test_the_criterion_sees_goals_labels_and_clean_logits_of_the_rows_that_are_l
         assert (their_goals is own) != targeted
 
 
-def test_the_graph_of_a_step_is_gone_before_rows_leave(monkeypatch):
+def test_the_graph_of_a_step_is_freed_before_rows_are_removed(monkeypatch):
     monkeypatch.setattr("raiopt.attacks.search_state.MIN_LEAVING_SHARE", ALWAYS)
     attack = question(optimizer=partial(L2FrankWolfe, epsilon=0.7), steps=6)
     found, parameter, start = search(net(), attack, batch_of(attack), lambda: None)

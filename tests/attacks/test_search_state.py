@@ -254,7 +254,7 @@ def test_the_last_iterate_is_evaluated_too(steps):
 
 
 @pytest.mark.parametrize("limits", [[1, 2, 4, 1, 3, 4], [1, *[4] * 41]])
-def test_rows_with_fewer_steps_leave_at_once(limits):
+def test_rows_with_fewer_steps_are_removed_at_once(limits):
     limits = torch.tensor(limits)
     x = images(len(limits), spread=0.1) + Linear().weight.sign().view(1, *SHAPE) * 0.25
     attack = question(steps=4, stop="never", max_passes=9)

@@ -153,7 +153,7 @@ def test_the_ball_agrees_with_numpy(delta, p, param_ndim, epsilon):
     assert Ball(p, epsilon, param_ndim).contains(delta).tolist() == expected
 
 
-def test_pixels_count_once_whatever_the_channels():
+def test_a_pixel_counts_once_however_many_channels_change():
     delta = torch.zeros(2, 3, 2, 2)
     delta[0, :, 0, 0] = 0.1
     delta[1, 0, 0, 0] = delta[1, 2, 1, 1] = -0.1

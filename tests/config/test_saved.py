@@ -307,7 +307,7 @@ FOREIGN = st.sampled_from(["canary.make", "os.system", *OWN_BUT_NO_OPTION, ["a"]
 
 
 @given(path=st.sampled_from(PLACES), name=st.sampled_from(NAMES), target=FOREIGN, beside=st.booleans())
-def test_a_foreign_target_is_refused_wherever_it_stands(folder, path, name, target, beside):
+def test_a_foreign_target_is_refused_at_every_position(folder, path, name, target, beside):
     config = deepcopy(asked(*WORDS))
     *parents, last = path
     node: Any = config
@@ -324,7 +324,7 @@ def test_a_foreign_target_is_refused_wherever_it_stands(folder, path, name, targ
 
 
 @given(data=st.data())
-def test_a_damaged_file_is_refused_or_asks_for_nothing_but_what_raiopt_offers(folder, data):
+def test_a_damaged_file_is_refused_or_names_only_targets_of_raiopt(folder, data):
     text = OmegaConf.to_yaml(OmegaConf.create(asked(*WORDS)))
     for _ in range(data.draw(st.integers(1, 4))):
         at, length = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 30))

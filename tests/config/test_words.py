@@ -107,7 +107,7 @@ def test_a_stage_inherits_unset_settings():
     assert one("optim=square", "solver.steps=7", job=("solver.steps=9",)).optim.steps == 7
 
 
-def test_no_stages_are_none_and_their_order_is_kept():
+def test_empty_stages_are_none_and_the_order_is_kept():
     assert staged(asked()) == {}
     assert list(staged(with_stages({"b": [], "a": []}))) == ["b", "a"]
     keys = [job_key(with_stages(stages), {}) for stages in ({"a": [], "b": []}, {"b": [], "a": []}, {"a": []}, {})]
@@ -280,7 +280,7 @@ def test_a_wrong_setting_is_reported_before_any_work(capsys, many):
 
 
 @pytest.mark.parametrize("option", ["square", "apgd", "linf_projected"])
-def test_a_stage_may_leave_a_users_own_optim_whose_ball_is_not_known_here(option):
+def test_a_stage_may_replace_a_user_defined_optim_of_unknown_ball(option):
     own = with_stages({"one": [f"optim={option}"]})
     own.optim = {"_target_": "mine.Optim", "_partial_": True, "epsilon": 0.25, "lr": 0.5}
     changed = staged(own)["one"].optim

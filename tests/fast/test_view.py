@@ -221,7 +221,7 @@ class Noisy(nn.Module):
         return logits + self.noise * torch.rand(logits.shape, generator=self.generator)
 
 
-def test_answers_that_differ_are_refused_or_warned_of(caplog):
+def test_outputs_that_differ_are_refused_or_warned_of(caplog):
     with pytest.raises(ValueError, match=r"logits for the same 6 images differ by .*deterministic=False"):
         prepared(Noisy(0.1))
     dropping = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(432, 5))
@@ -241,7 +241,7 @@ def test_rounding_does_not_count_as_noise(caplog):
     assert not warnings_of(caplog)
 
 
-def test_how_much_answers_differ_is_a_share_of_the_largest_logit():
+def test_differences_are_relative_to_the_largest_logit():
     logits = iter([torch.tensor([[4.0, -8.0]] * 6), torch.tensor([[5.0, -7.0]] * 6), torch.zeros(6, 2)])
     view = ModelView(lambda x: next(logits), Inference(deterministic=False))
     view.prepare(IMAGES)
@@ -295,7 +295,7 @@ def test_logits_that_are_not_finite_are_accepted(caplog):
     assert not warnings_of(caplog)
 
 
-def test_bfloat16_searches_near_the_model_and_answers_in_float32():
+def test_bfloat16_is_close_to_the_model_and_returns_float32():
     net = small()
     view = prepared(net, precision="bfloat16")
     assert view.about["precision"] == "bfloat16"
@@ -384,7 +384,7 @@ def test_compilation_reuses_known_decisions(monkeypatch):
         assert_close(view.fast(IMAGES), view.plain(IMAGES) * (1 + known))
 
 
-def test_answers_that_differ_do_not_forbid_to_compile(monkeypatch):
+def test_nondeterministic_outputs_do_not_prevent_compilation(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda net: lambda x: net(x))
     view = prepared(Noisy(0.1), compile=True, deterministic=False)
     assert view.about.pop("nondeterministic") > 0

@@ -149,7 +149,7 @@ def test_every_point_lies_in_ball_and_box(p: float, seed: int) -> None:
 
 
 @pytest.mark.parametrize("p", [1, 2, math.inf])
-def test_samples_are_independent_and_may_leave(p: float) -> None:
+def test_samples_are_independent_and_can_be_removed(p: float) -> None:
     start, waves = problem()
     x = start.clone().requires_grad_()
     together = walked(built(x, p), x, waves, STEPS)[-1]

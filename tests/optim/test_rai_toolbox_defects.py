@@ -191,7 +191,7 @@ def test_hydra_zen_gives_the_clamping_ones_their_parameters_twice(name: str) -> 
     assert instantiate(ours)([leaf(1.0)], lr=1.0).param_groups[0]["clamp_max"] == 1.0
 
 
-def test_each_step_calls_what_torch_deprecates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_step_calls_a_deprecated_function_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[None] = []
     plain = torch.Tensor.storage
     monkeypatch.setattr(torch.Tensor, "storage", lambda self: calls.append(None) or plain(self))
@@ -201,7 +201,7 @@ def test_each_step_calls_what_torch_deprecates(monkeypatch: pytest.MonkeyPatch) 
     assert calls
 
 
-def test_top_q_makes_lists_as_long_as_what_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_top_q_builds_python_lists_of_all_kept_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     listed: list[int] = []
     plain = torch.tensor
 

@@ -188,7 +188,7 @@ def test_a_radius_shrinks_if_fooled_and_holds_the_point(name: str, seed: int) ->
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_samples_are_independent_and_may_leave(name: str) -> None:
+def test_samples_are_independent_and_can_be_removed(name: str) -> None:
     make, settings = MAKE[name]
     optimizer, x, weights = rows(make, 0, **settings)
     together = walked(optimizer, x, weights, 20)[-1][0]

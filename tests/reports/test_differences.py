@@ -163,13 +163,13 @@ def test_settings_that_may_change_bits_are_conditions(before, folder, conditions
     assert len(found.conditions) == 1
 
 
-def test_a_model_that_answers_differently_is_compared_by_verdict(folder, tmp_path):
+def test_a_nondeterministic_model_is_compared_by_verdict(folder, tmp_path):
     record = edited(RECORD, inference__nondeterministic=0.01)
     assert compare(run(tmp_path, record), run(folder, record, delta=-DELTA)).repeated == "verdicts"
 
 
 @pytest.mark.parametrize("part", ["weights", "data"])
-def test_other_weights_or_data_are_another_question(before, folder, part):
+def test_runs_with_other_weights_or_data_are_not_a_repetition(before, folder, part):
     found = compare(before, run(folder, edited(RECORD, **{f"hashes__{part}": "c" * 64})))
     assert found.repeated is None
     assert found.conclusion == f"Not repeated: the runs have different {part}."
@@ -179,7 +179,7 @@ def test_other_weights_or_data_are_another_question(before, folder, part):
     )
 
 
-def test_other_options_are_another_question_unless_the_version_has_others(before, folder, tmp_path):
+def test_other_options_are_reported_unless_the_version_differs(before, folder, tmp_path):
     assert compare(before, run(folder, edited(RECORD, job_key="x"))).question == {"options": ("0123456789", "x")}
     first = run(tmp_path, edited(RECORD, overrides={"optim.lr": 0.1, "note": "a", "seed": 0}))
     found = compare(

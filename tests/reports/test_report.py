@@ -217,7 +217,7 @@ def test_shards_are_one_job(tmp_path):
     assert "The job" in page.texts
 
 
-def test_an_older_run_is_shown_without_what_it_lacks(tmp_path):
+def test_an_older_run_is_shown_without_missing_fields(tmp_path):
     folder = whole_run(tmp_path, "old")
     record = json.loads((folder / "run.json").read_text())
     for name in ("checks", "ball", "inference"):

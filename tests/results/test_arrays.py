@@ -30,7 +30,7 @@ LABELS = KINDS.flatmap(lambda kind: st.lists(st.none() | kind, unique=True, max_
 
 
 @given(data=st.data(), lrs=st.lists(st.floats(0, 1), unique=True, max_size=3), labels=LABELS)
-def test_every_job_stands_at_its_own_values_in_any_order_and_with_gaps(tmp_path_factory, data, lrs, labels):
+def test_every_job_is_at_its_option_values_in_any_order_and_with_gaps(tmp_path_factory, data, lrs, labels):
     """Against a dictionary of the jobs; a random part of the grid was run, in random order."""
     cells = [(lr, label) for lr in lrs or [0.5] for label in labels or [1]]
     kept = data.draw(st.lists(st.sampled_from(cells), unique=True, min_size=1))
@@ -102,7 +102,7 @@ def test_one_job_is_a_grid_without_dimensions(tmp_path):
     assert (grid["robust_accuracy"].item(), dict(grid.sizes), grid.attrs) == (0.5, {}, {"data.limit": 8, LR: None})
 
 
-def test_two_jobs_for_one_cell_are_an_error_that_names_what_was_not_swept(tmp_path):
+def test_two_jobs_in_one_cell_are_an_error_that_names_the_differing_option(tmp_path):
     sweep(tmp_path, [(0.5, {LR: 0.1, NDIM: None}), (0.25, {LR: 0.2}), (0.75, {LR: 0.1, NDIM: None})])
     message = r"Jobs job0 and job2 belong to one cell \(optim\.lr=0\.1\): they differ in %s, which is not swept"
     for source in (tmp_path, load_sweep(tmp_path)):

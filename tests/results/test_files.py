@@ -278,7 +278,7 @@ def test_parent_folders_may_be_links(tmp_path, swept):
     assert main([*SMALL, "outputs=outputs", "name=single"]) == 0
 
 
-def test_files_are_written_exclusively_and_whole(tmp_path):
+def test_files_are_written_exclusively_and_atomically(tmp_path):
     victim, path = tmp_path / "victim", tmp_path / "folder" / "x.json"
     victim.write_text(SECRET)
     path.parent.mkdir()

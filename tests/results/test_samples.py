@@ -280,7 +280,7 @@ def trace(tmp_path, *outcomes, targeted=False, steps=2):
 
 
 @pytest.mark.parametrize("targeted", [False, True])
-def test_trace_agrees_with_numpy_and_leaves_out_what_is_not_finite(tmp_path, targeted):
+def test_trace_agrees_with_numpy_and_ignores_values_that_are_not_finite(tmp_path, targeted):
     other = trial(search=search(gains=GAINS + 1, fooled_at=FOOLED_AT.flip(0)))
     frame = trace(tmp_path, outcome(), outcome(other), targeted=targeted)
     losses = (-1 if targeted else 1) * np.concatenate([GAINS.numpy(), GAINS.numpy() + 1]).astype(np.float64)

@@ -60,7 +60,7 @@ def test_record_and_tables_agree(undisturbed):
 
 
 @pytest.mark.parametrize("batches", [0, 1, 2])
-def test_stages_of_finished_batches_are_kept_when_a_run_goes_on(tmp_path, undisturbed, batches):
+def test_stages_of_finished_batches_are_kept_when_a_run_resumes(tmp_path, undisturbed, batches):
     folder, record = undisturbed
     interrupted(tmp_path / "run", [(Engine, "run")], batches + 1, staged)
     again = run(tmp_path / "run", make=staged)

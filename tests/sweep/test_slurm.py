@@ -94,7 +94,7 @@ def test_tasks_become_one_array(fake, folder):
     assert "#SBATCH --array=0-2%3" in script(folder)
 
 
-def test_a_single_task_is_a_job_of_its_own(fake, folder):
+def test_a_single_task_is_a_plain_job(fake, folder):
     executor = started(folder, 1)
     assert list(fake.jobs) == ["1"]
     record(folder, "key0", "finished")
@@ -416,7 +416,7 @@ def test_a_folder_that_slurm_would_read_as_a_pattern(fake, tmp_path):
         SlurmExecutor(tmp_path / "100%j", SlurmOptions())
 
 
-def test_close_cancels_what_is_left(fake, folder):
+def test_close_cancels_remaining_jobs(fake, folder):
     executor = started(folder)
     record(folder, "key1", "finished")
     fake.job("1_1", "COMPLETED")

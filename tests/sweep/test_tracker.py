@@ -229,7 +229,7 @@ def test_a_sweep_in_mlflow_agrees_with_its_folders(capfd):
 
 
 @needs_mlflow
-def test_the_same_command_logs_what_is_missing_and_nothing_twice(capfd):
+def test_the_same_command_logs_only_missing_runs(capfd):
     words = [*SWEEP, "model=python", "model.factory=own:raises,own:net"]
     Path("own.py").write_text(OWN)
     Path("trouble").touch()
@@ -308,7 +308,7 @@ def test_a_job_whose_curves_have_many_steps_is_logged_in_batches(capfd):
 
 
 @needs_mlflow
-def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch, capfd):
+def test_a_server_that_never_responds_is_given_up(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with socket.create_server(("127.0.0.1", 0)) as server:  # accepts connections, but never answers
         address = f"http://127.0.0.1:{server.getsockname()[1]}"

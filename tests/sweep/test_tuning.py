@@ -156,7 +156,7 @@ def test_a_changed_default_starts_another_study(tmp_path, bowl, capsys):
     assert (tmp_path / "outputs/s/replaced/study.journal-1").exists()
 
 
-def test_jobs_that_only_an_earlier_study_used_leave_the_table(tmp_path, bowl):
+def test_jobs_used_only_by_an_earlier_study_are_removed_from_the_table(tmp_path, bowl):
     words = [*TUNE, "optim.lr=interval(0,0.9)", "hydra.sweeper.n_trials=4"]
     assert main(["-m", "name=s", "data.limit=2", "solver.steps=1", "optim.lr=0.8"]) == 0
     bowl.stop_after = 3

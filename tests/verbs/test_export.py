@@ -115,7 +115,7 @@ def test_successes_are_written_and_verified_from_their_files(plain, tmp_path, ca
     assert f"{len(lines)} images in {to}; as 8-bit files {fools} fool the model" in capsys.readouterr().out
 
 
-def test_the_files_are_next_to_what_was_stored(plain, tmp_path):
+def test_exported_files_are_close_to_the_stored_perturbations(plain, tmp_path):
     lines, stored = export(plain, tmp_path / "png", "--all"), load_file(plain / "perturbations.safetensors")
     assert set(lines) == set(stored["ids"].tolist())
     for number, delta in zip(stored["ids"].tolist(), stored["delta"], strict=True):
@@ -203,7 +203,7 @@ def test_every_kind_of_perturbation_is_written(tmp_path, words, norm):
         assert np.abs(pixels(tmp_path / "png" / lines[number]["file"]) / 255 - adversarial).max() <= 1.001 / 255
 
 
-def test_with_several_radii_each_image_keeps_to_its_own(tmp_path):
+def test_with_several_radii_each_image_respects_its_own_radius(tmp_path):
     folder = run(tmp_path, "solver.epsilons=[0.05,0.1,0.2]")
     lines, rows = export(folder, tmp_path / "png"), table(folder)
     norms = judged(folder, tmp_path / "png", lines)

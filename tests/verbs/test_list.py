@@ -83,7 +83,7 @@ def rows(lines):
     return [re.split(r"  +", line.strip()) for line in lines[3:end]]
 
 
-def test_the_newest_stands_first_and_a_sweep_is_one_row(outputs, listed):
+def test_the_newest_is_first_and_a_sweep_is_one_row(outputs, listed):
     found = {row[0]: row[1:] for row in rows(listed())}
     assert list(found) == [
         "other/failed",
