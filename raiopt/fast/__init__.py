@@ -1,4 +1,4 @@
-"""The model as the search sees it: a faster equivalent of it, and what is kept between the jobs of a process."""
+"""Faster equivalents of the model for the search, and the cache shared by the jobs of a process."""
 
 from raiopt.fast.view import Inference, ModelView
 

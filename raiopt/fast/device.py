@@ -28,7 +28,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """Returns what rounding depends on: the GPU, or the kind of CPU and the kernels that torch uses on it."""
+    """Returns the hardware that determines rounding: the GPU, or the type of CPU and the kernels torch uses on it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     kernels = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else device.type

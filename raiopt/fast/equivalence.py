@@ -1,4 +1,4 @@
-"""Whether a changed model computes the same logits and gradients as the original, and how long it takes."""
+"""Checks that a modified model computes the same logits and gradients as the original, and times models."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ class EquivalenceCheck:
     """Compares the logits and gradients of changed models with those of the original, on a few images (n, C, H, W).
 
     Args:
-        accepts_all: Compare nothing: the candidates were compared before, or cannot be compared.
+        accepts_all: Skip all comparisons, because the candidates were compared before, or cannot be compared.
 
     >>> equivalence = EquivalenceCheck(lambda x: 3 * x.flatten(1), torch.ones(1, 1, 1, 2))
     >>> equivalence.differs(lambda x: 3.00001 * x.flatten(1))
@@ -25,7 +25,7 @@ class EquivalenceCheck:
     """
 
     def __init__(self, model: Model, images: Tensor, *, accepts_all: bool = False) -> None:
-        # A little noise: on even areas the maximum of a pooling is a tie, and rounding decides where gradients go.
+        # Add noise: on uniform areas max pooling has ties, and rounding would decide where gradients go.
         noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
         self.images = images.detach().lerp(noise, 0.1)
         self.model, self.accepts_all = model, accepts_all
@@ -37,7 +37,7 @@ class EquivalenceCheck:
         return self._expected
 
     def differs(self, candidate: Model) -> str:
-        """Returns by how much the candidate differs if rounding does not explain it, else an empty text."""
+        """Returns a message if the candidate differs by more than rounding errors, else an empty string."""
         if self.accepts_all:
             return ""
         logits, gradient = self.expected()
@@ -55,7 +55,7 @@ class EquivalenceCheck:
         return f"gradients differ by {off:.2g} of their norm" if off > 0.05 else ""
 
     def is_finite(self, candidate: Model) -> bool:
-        """Whether the candidate's logits are finite where the model's are."""
+        """Returns whether the candidate's logits are finite wherever the model's are."""
         with torch.no_grad():
             return bool((candidate(self.images).isfinite() | ~self.model(self.images).isfinite()).all())
 
@@ -64,7 +64,7 @@ def answer(model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the logits, and the gradient of the images (zeros if there is none) for one linear function of them."""
     images = images.detach().requires_grad_()
     with torch.enable_grad():
-        logits = model(images.view_as(images))  # no leaf, as in the search
+        logits = model(images.view_as(images))  # not a leaf tensor, as in the search
         weights = torch.linspace(-1, 1, logits.shape[1]).to(logits)
         loss = (logits * weights).sum()
         gradient = torch.autograd.grad(loss, images, allow_unused=True)[0] if loss.requires_grad else None
@@ -72,12 +72,12 @@ def answer(model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def seconds(models: Sequence[Model], images: Tensor) -> list[float]:
-    """Returns the best of two times of each model, forward and backward, in turns; the models should be warmed up."""
+    """Returns each model's better time of two alternating forward and backward passes; warm up the models before."""
     times: list[list[float]] = [[] for _ in models]
     for _ in range(2):
         for model, found in zip(models, times, strict=True):
             began = time.perf_counter()
-            answer(model, images)[1].sum().item()  # waits for the device
+            answer(model, images)[1].sum().item()  # synchronizes with the device
             found.append(time.perf_counter() - began)
     return [min(found) for found in times]
 

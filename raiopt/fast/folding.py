@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolution before it: in eval mode both are linear."""
+"""Folds batch norm into the preceding convolution, because in eval mode both are linear."""
 
 from collections import Counter
 
@@ -9,9 +9,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 def fold_(net: nn.Module) -> tuple[int, str]:
     """Folds each `BatchNorm2d` into the `Conv2d` before it; returns how many, and why a module could not be traced.
 
-    The network must be in eval mode (Jacob et al., 2018, https://arxiv.org/abs/1712.05877, section 3.2). torch.fx only
-    finds the pairs: the forward passes stay as they are written. The children of a module that it cannot trace are
-    traced one by one. A convolution that other modules use too is not detected: compare the results.
+    The network must be in eval mode (Jacob et al., 2018, https://arxiv.org/abs/1712.05877, section 3.2). torch.fx is
+    only used to find the pairs: the code of forward passes is unchanged. If a module cannot be traced, its children are
+    traced individually. A convolution shared with other modules is not detected: compare the results.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     >>> fold_(net)
@@ -23,7 +23,7 @@ def fold_(net: nn.Module) -> tuple[int, str]:
         if any(_has_hooks(part) for part in net.modules()):
             raise TypeError("a module has hooks")
         graph = fx.Tracer().trace(net)
-    except Exception as error:  # what a user's own code raises when symbols go through it
+    except Exception as error:  # user code may raise anything when it is traced
         found = [fold_(child) for child in net.children()]
         return sum(count for count, _ in found), f"{type(net).__name__}: {first_line(error)}"
     nodes = [node for node in graph.nodes if node.op == "call_module"]
@@ -53,6 +53,6 @@ def _has_hooks(part: nn.Module) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """Returns the error's kind and the first line of its message."""
+    """Returns the type of an error and the first line of its message."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"

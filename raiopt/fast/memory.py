@@ -1,4 +1,4 @@
-"""A cache for the jobs of one process: models prepared for a search, and data that were read and hashed."""
+"""A cache shared by the jobs of a process: models prepared for a search, and data already read and hashed."""
 
 import hashlib
 import json
@@ -20,15 +20,15 @@ MAX_KEPT_ENTRIES = 4
 
 
 class Memory:
-    """Keeps the models and data of the latest jobs, four of each, for the next job of the same process.
+    """Keeps the four most recently used models and data sets for the next jobs of the same process.
 
-    Keys are the objects themselves, which the loaders of `raiopt.zoo` return again for equal arguments; a model whose
-    weights were written to since is another one. A job computes and records the same as in a process of its own, except
+    Keys are the objects themselves, which the loaders of `raiopt.zoo` return again for equal arguments; a model with
+    modified weights counts as a new model. A job computes and records the same results as in its own process, except
     that `channels_last: null` keeps its first decision and that torch.compile has kernels for more batch sizes. Images
     are not read again when their files change.
 
     Args:
-        capacity_bytes: The size of all images that may be kept.
+        capacity_bytes: The largest total size of cached images.
 
     >>> from raiopt.zoo import digits, load_model
     >>> memory = Memory()
@@ -57,7 +57,7 @@ class Memory:
     def view(
         self, model: Classifier, options: Inference, images: Tensor, first: str, known: Mapping[str, Any] | None
     ) -> ModelView:
-        """Returns a view of the model that is prepared on these images; its log records are emitted for each job.
+        """Returns a view of the model, prepared on these images; its log messages are repeated for each job.
 
         Args:
             first: A hash of the images.
@@ -82,7 +82,7 @@ class Memory:
         return _cached(self._data, key, lambda: ReadData(data, self._reserve))
 
     def _reserve(self, size: int) -> bool:
-        """Says whether this many bytes more may be kept, after data of earlier jobs were removed as needed."""
+        """Returns whether this many additional bytes may be kept, removing data of earlier jobs if necessary."""
         while sum(kept.size for kept in self._data.values()) + size > self.capacity_bytes:
             if len(self._data) <= 1:
                 return False
@@ -91,10 +91,10 @@ class Memory:
 
 
 class ReadData:
-    """Data whose images are read once, as far as the capacity allows, and the hash of the data up to each image.
+    """Data with a cache of images, as capacity allows, and with the hash of the data up to each image.
 
     Args:
-        reserve: Says whether this many bytes more may be kept.
+        reserve: Called with a number of bytes, returns whether that many more may be kept.
     """
 
     def __init__(self, data: ImageData, reserve: Callable[[int], bool]) -> None:
@@ -112,7 +112,7 @@ class ReadData:
             return self._images[number]
         image = self._original.read(number)
         if self._reserve(image.nbytes):
-            self._images[number] = image.clone()  # the data may write into their own
+            self._images[number] = image.clone()  # the data set may reuse its own tensor
             self.size += image.nbytes
         return image
 
@@ -139,7 +139,7 @@ class ReadData:
 
 
 def _extended(digest: Any, batch: Batch, position: int) -> Any:
-    """Returns the digest after one sample more; so the hash does not depend on the batch size."""
+    """Returns the digest updated by one sample; working per sample makes the hash independent of the batch size."""
     digest, label = digest.copy(), "" if batch.labels is None else int(batch.labels[position])
     digest.update(f"{batch.names[position]} {label}\n".encode())
     digest.update(batch.images[position].contiguous().numpy().tobytes())
@@ -147,7 +147,7 @@ def _extended(digest: Any, batch: Batch, position: int) -> Any:
 
 
 def _cached(kept: dict[Hashable, T], key: Hashable, make: Callable[[], T]) -> T:
-    """Returns the value of a key, which is made if it is missing; the least recently used entry is removed."""
+    """Returns the value for a key, creating it if missing; evicts the least recently used entry."""
     value = kept.pop(key) if key in kept else make()
     kept[key] = value
     for oldest in list(kept)[:-MAX_KEPT_ENTRIES]:
@@ -179,7 +179,7 @@ def _prepared(
         return True
 
     view = ModelView(model, options)
-    log.addFilter(collect)  # a handler would stop Python from printing warnings where logging was not set up
+    log.addFilter(collect)  # a filter, because a handler would disable Python's default printing of warnings
     try:
         view.prepare(images, known)
     finally:

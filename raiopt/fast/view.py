@@ -17,10 +17,10 @@ from raiopt.fast.folding import first_line, fold_
 log = logging.getLogger("raiopt")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_TIME_RATIO = 1.05
-"""channels_last is used if it takes at most this share of the other layout's time. Above 1, so that equal times lead to
-the same decision in each run, and the same job computes the same bits again."""
+"""channels_last is used if it takes at most this share of the other layout's time. It is above 1, so that equal times
+lead to the same decision in each run, and repeated jobs are bitwise equal."""
 MAX_PROBE_IMAGES = 16
-"""One number for all checks, because kernels are set up again for each batch size."""
+"""The number of images in all checks; constant, because kernels are set up again for each batch size."""
 MAX_PROBE_PIXELS_ON_CPU = 4 * 224 * 224
 
 
@@ -29,14 +29,14 @@ class Inference:
     """How the search runs the model. Clean predictions and verification always run the original.
 
     Args:
-        fold: Compute each batch norm inside the convolution before it, which is the same but for rounding.
+        fold: Fold each batch norm into the convolution before it, which is equivalent up to rounding.
         channels_last: Memory layout of weights and images; None: the faster one on the first batch.
         compile: Run through torch.compile. The first batch waits for a C++ compiler, or on a GPU for Triton.
         precision: float32, bfloat16 or float16, in which convolutions and matrix products are computed.
-        deterministic: Refuse a model whose logits differ from call to call; False accepts it with a warning.
+        deterministic: Reject a model whose logits differ from call to call; False accepts it with a warning.
 
     Raises:
-        TypeError, ValueError: If one of them has no meaning.
+        TypeError, ValueError: If an argument is invalid.
     """
 
     fold: bool = True
@@ -90,11 +90,11 @@ class ModelView:
         """Checks the model on the first batch (n, C, H, W), with pixels in [0, 1], and builds `fast`.
 
         Args:
-            known: The `about` of an earlier run, whose decisions are repeated: a resumed run computes the same.
+            known: The `about` of an earlier run, whose decisions are repeated, so that a resumed run is equivalent.
 
         Raises:
-            TypeError, ValueError: If the model does not return logits (n, classes), or returns other ones each time, or
-                an option is not possible.
+            TypeError, ValueError: If the model does not return logits (n, classes), is not deterministic, or does not
+                support an option.
         """
         options, known = self.options, known or {}
         if options.precision == "float16" and images.device.type != "cuda":
@@ -147,7 +147,7 @@ class ModelView:
             self.about["probabilities"] = True
 
     def _copied(self) -> tuple[nn.Module | None, str]:
-        """Returns a copy of the model that may be changed, or None and why there is none."""
+        """Returns a copy of the model that may be modified, or None and the reason why there is no copy."""
         if not isinstance(self.plain, nn.Module):
             return None, "it is no nn.Module"
         if "nondeterministic" in self.about:
@@ -158,7 +158,7 @@ class ModelView:
             return None, f"it cannot be copied ({first_line(error)})"
 
     def _accepts(self, name: str, changed: Model, equivalence: EquivalenceCheck) -> bool:
-        """Says whether the model that an option changed is equivalent to the original; logs if it is not."""
+        """Returns whether the model changed by an option is equivalent to the original; logs a warning if not."""
         if difference := equivalence.differs(changed):
             log.warning("%s: the changed model is not equivalent (%s): it is not used.", name, difference)
         return not difference
@@ -208,7 +208,7 @@ class ModelView:
 
 @dataclass(frozen=True)
 class _Fast:
-    """A network that returns float32, in whatever precision it computes."""
+    """A network that returns float32, whatever precision it computes in."""
 
     net: Model
     channels_last: bool
@@ -233,7 +233,7 @@ class _Fast:
 
 
 def _quiet(net: Model) -> Model:
-    """Returns a compiled network without torch's warnings about itself at each compilation."""
+    """Returns a compiled network that suppresses torch's own warnings at each compilation."""
 
     def call(images: Tensor) -> Tensor:
         with warnings.catch_warnings():
@@ -244,9 +244,9 @@ def _quiet(net: Model) -> Model:
 
 
 def _grow(gradient: Tensor, grown: list[Tensor]) -> Tensor:
-    """Returns the gradient of the logits (n, classes), each row times a power of two, which it appends to `grown`.
+    """Returns the gradient of the logits (n, classes) with rows scaled by powers of two, which it appends to `grown`.
 
-    Half precision holds no gradients below 6e-8, as those of a confident model are, nor above 65504.
+    Half precision cannot represent gradients below 6e-8, which are typical of a confident model, or above 65504.
     """
     largest = gradient.abs().amax(1, keepdim=True)
     power = (10 - torch.frexp(largest).exponent).clamp(-100, 100)

@@ -1,1 +1,1 @@
-"""What people look at: runs as they lie on disk, figures, statistics, verdicts, the page. Nothing of it needs torch."""
+"""Reports on runs on disk: tables, figures, statistics, verdicts and the HTML page. Nothing here needs torch."""

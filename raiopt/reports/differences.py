@@ -1,4 +1,4 @@
-"""Two runs with the same options: whether the later one repeats the earlier one, and how they differ."""
+"""Compares two runs with the same options: whether the later one reproduces the earlier one, and how they differ."""
 
 import json
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ from raiopt.results.records import without_volatile
 from raiopt.results.words import joined, plural
 
 VERDICT_METRICS = ("samples", "clean_accuracy", "robust_accuracy", "robust_accuracies", "undecided")
-"""The metrics that follow from the verdicts."""
+"""The metrics that are determined by the samples' verdicts."""
 MAX_LISTED = 10
-"""Samples that are listed by their ids."""
+"""The largest number of samples listed by id."""
 Pair = tuple[Any, Any]
 
 
 class Flip(NamedTuple):
-    """A sample with two verdicts: robust, fooled, undecided, misclassified or missing."""
+    """A sample with different verdicts in two runs: robust, fooled, undecided, misclassified or missing."""
 
     id: int
     name: str
@@ -34,12 +34,12 @@ class Flip(NamedTuple):
 
 @dataclass(frozen=True)
 class Stored:
-    """The perturbations of two folders.
+    """The comparison of the stored perturbations in two folders.
 
     Args:
-        count: The number of samples with one in both.
-        equal: The number of these that are equal bit for bit.
-        unmatched: The number of samples with one in only one of them.
+        count: The number of samples with a perturbation in both folders.
+        equal: The number of these samples whose perturbations are bitwise equal.
+        unmatched: The number of samples with a perturbation in only one folder.
         largest: The largest difference of two entries; None if it is not known.
     """
 
@@ -51,18 +51,18 @@ class Stored:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The differences of a run and its repetition, each as the value before and after.
+    """The differences between a run and its repetition, each with the values before and after.
 
     Args:
         before, after: The folders.
-        question: Options, or else the job keys; the hashes of weights and data.
-        conditions: Versions, device, threads, batch size, how the model was run.
-        figures: The metrics of run.json.
+        question: Differing options (or job keys), and hashes of weights and data.
+        conditions: Differing versions, device, threads, batch size and inference settings.
+        figures: Differing metrics of run.json.
         samples: The number of samples in either table.
         flips: The samples whose verdicts differ.
-        columns: For each column that both tables have, the number of samples in which it differs.
+        columns: For each column in both tables, the number of samples in which it differs.
         changed: The ids of the samples in which any column differs.
-        stored: The perturbations.
+        stored: The comparison of the perturbations.
     """
 
     before: Path
@@ -78,7 +78,7 @@ class Comparison:
 
     @property
     def repeated(self) -> str | None:
-        """How the later run repeats the earlier one: "bitwise", or "verdicts" if conditions differ; None: not."""
+        """How the later run reproduces the earlier one: "bitwise", or "verdicts" if conditions differ; else None."""
         if self.question or self.flips or any(name in self.figures for name in VERDICT_METRICS):
             return None
         if not self.changed and not self.figures and self.stored.equal == self.stored.count + self.stored.unmatched:
@@ -87,7 +87,7 @@ class Comparison:
 
     @property
     def conclusion(self) -> str:
-        """Whether it is repeated, and if not, why, in a sentence."""
+        """A sentence that states whether the run was repeated, and if not, why."""
         if self.repeated == "bitwise":
             return "Repeated bit for bit."
         if self.repeated == "verdicts":
@@ -106,7 +106,7 @@ class Comparison:
         return "Not repeated: the verdicts are the same, but not all bits. No recorded difference explains it."
 
     def rows(self) -> list[tuple[str, str]]:
-        """Returns what was compared and the result, as rows of a table."""
+        """Returns what was compared and the results, as rows of a table."""
         stored = self.stored
         off = "" if stored.largest is None else f", largest difference {stored.largest:.2g}"
         alone = f", {stored.unmatched} in only one run" if stored.unmatched else ""
@@ -121,16 +121,16 @@ class Comparison:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """Returns all of it as values of JSON."""
+        """Returns the comparison as JSON data."""
         content = asdict(self) | {"flips": [flip._asdict() for flip in self.flips]}
         text = json.dumps({"repeated": self.repeated, "conclusion": self.conclusion, **content}, default=str)
-        return json.loads(text, parse_constant=str)  # the metrics of a foreign run may be NaN
+        return json.loads(text, parse_constant=str)  # the metrics of an untrusted run may be NaN
 
 
 def compare(before: Path | str, after: Path | str) -> Comparison:
     """Returns how two runs with the same options differ.
 
-    Columns and metrics that only one of the runs has are left out, and so are seconds.
+    Columns and metrics that only one of the runs has are ignored, and so are durations.
 
     Raises:
         FileNotFoundError: If a folder contains no run.
@@ -168,14 +168,14 @@ def compare(before: Path | str, after: Path | str) -> Comparison:
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any], *, both: bool = False) -> dict[str, Pair]:
-    """Returns the values that differ, by name; `both`: only of names that both have."""
+    """Returns the values that differ, by name; with `both`, only for names in both mappings."""
     names = [name for name in {**one, **other} if not both or (name in one and name in other)]
     pairs = {name: (one.get(name), other.get(name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _metrics(run: Run) -> dict[str, Any]:
-    """Returns the metrics of a run that it recorded, but the seconds."""
+    """Returns the recorded metrics of a run, except durations."""
     found = asdict(run.metrics) if run.metrics else {}
     return {
         name: value
@@ -185,7 +185,7 @@ def _metrics(run: Run) -> dict[str, Any]:
 
 
 def _options(one: Record, other: Record) -> dict[str, Pair]:
-    """Returns the options that differ if the job keys do; the keys, if no option that was given is among them."""
+    """Returns the differing options if the job keys differ; the keys themselves if no given option explains it."""
     keys = {"options": (one.job_key, other.job_key)} if one.job_key != other.job_key else {}
     given = _differing(without_volatile(one.overrides), without_volatile(other.overrides), both=True)
     return keys and (given or keys)
@@ -203,7 +203,7 @@ def _conditions(one: Record, other: Record) -> dict[str, Pair]:
 
 
 def _judged(run: Run) -> pl.DataFrame:
-    """Returns the table of samples with the verdict of each."""
+    """Returns the table of samples with a column for the verdicts."""
     at = pl.when(pl.col("epsilon").is_null()).then(pl.lit("fooled")).otherwise(pl.format("fooled at {}", "epsilon"))
     verdict = pl.when(~DECIDED).then(pl.lit("undecided")).when(BROKEN).then(at)
     verdict = verdict.when(RIGHT).then(pl.lit("robust")).otherwise(pl.lit("misclassified"))
@@ -218,7 +218,7 @@ def _judged(run: Run) -> pl.DataFrame:
 
 
 def _rows(before: pl.DataFrame, after: pl.DataFrame) -> dict[str, Any]:
-    """Returns the differences of the tables of samples, under the names of `Comparison`."""
+    """Returns the differences between the tables of samples, as fields of `Comparison`."""
     shared = [name for name in after.columns if name in before.columns and name != "id"]
     later = after.select("id", *[pl.col(name).alias(f"now {name}") for name in shared])
     rows = before.select("id", *shared).join(later, on="id", how="full", coalesce=True).sort("id")

@@ -1,4 +1,4 @@
-"""The strongest run of each question (model, data, ball), in numbers and in words."""
+"""The strongest attack for each combination of model, data and ball, in numbers and in words."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from raiopt.results.words import percent
 
 @dataclass(frozen=True)
 class Finding:
-    """Runs of the same model, data and ball.
+    """The runs with the same model, data and ball.
 
     Args:
-        runs: Finished ones, the smallest robust accuracy first.
+        runs: The finished runs, in ascending order of robust accuracy.
     """
 
     runs: tuple[Run, ...]
@@ -27,12 +27,12 @@ class Finding:
 
     @property
     def bounded(self) -> bool:
-        """Whether a ball bounds the perturbations; without one, robust accuracy means little."""
+        """Whether a ball bounds the perturbations; without a ball, robust accuracy means little."""
         return self.best.record.ball.norm is not None
 
     @property
     def subject(self) -> str:
-        """The question, in words."""
+        """Model, data and ball, in words."""
         record, samples = self.best.record, self.best.count
         ball = str(record.ball) if self.bounded else "without a ball"
         return f"{record.model.name or 'model'} on {samples:,} images of {record.data.name or 'data'}, {ball}"
@@ -45,7 +45,7 @@ class Finding:
 
     @property
     def interval_words(self) -> str:
-        """The interval for people."""
+        """The interval as text."""
         low, high = self.interval
         return f"{100 * low:.1f} to {percent(high)}"
 
@@ -56,7 +56,7 @@ class Finding:
         return f"{self.subject}: {robust} robust ({self.interval_words}); {among}"
 
     def comparisons(self, defaults: Mapping[str, Any]) -> list[str]:
-        """Returns how the best run compares with the second, and with the one that has the default settings.
+        """Returns comparisons of the best run with the second best, and with the run with default settings.
 
         Args:
             defaults: The default value of each option.
@@ -79,14 +79,14 @@ class Finding:
         return lines
 
     def _default(self, defaults: Mapping[str, Any]) -> int | None:
-        """Returns the number of the run that has the defaults of all options in which the runs differ; None: none."""
+        """Returns the index of the run with defaults in all options in which the runs differ; None if there is none."""
         options = differing_options(self.runs)
         has = [all(n in defaults and run.job.option(n) == defaults[n] for n in options) for run in self.runs]
         return has.index(True) if True in has else None
 
 
 def find(runs: Sequence[Run]) -> list[Finding]:
-    """Returns the findings of finished runs: those with a ball first, and of them those of most runs."""
+    """Returns the findings of finished runs: those with a ball first, then by decreasing number of runs."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         if run.metrics and run.metrics.robust_accuracy is not None:

@@ -1,4 +1,4 @@
-"""Checks of a run's attack that need other runs of the same model and data."""
+"""Checks of a run's attack that compare it with other runs on the same model and data."""
 
 import math
 from collections import defaultdict
@@ -14,23 +14,23 @@ from raiopt.results.records import settings_key
 from raiopt.results.words import percent, plural
 
 AMBER_GAP = 0.02
-"""In robust accuracy: attacks of equal strength on the same samples differ by less; by more, models change ranks."""
+"""Difference in robust accuracy: equally strong attacks differ by less; larger differences change model rankings."""
 RED_GAP = 0.1
-"""In robust accuracy: a number that another attack refutes by as much cannot be trusted."""
+"""Difference in robust accuracy: if another attack achieves this much less, the number cannot be trusted."""
 RED_ERRORS = 2
-"""Standard errors by which a smaller ball is stronger: chance explains less than one in twenty."""
+"""Standard errors by which the attack in a smaller ball must be stronger: chance explains fewer than one in twenty."""
 GREY = 0.5
-"""In an Linf ball of this radius every image can become the same grey, which no model can classify."""
+"""In an Linf ball of this radius, every image can become the same grey, which no model can classify."""
 UNIT_STEPS = ("linf_projected", "l2_projected", "l1_projected", "signed")
-"""Optimizers whose step size has the unit of epsilon."""
+"""Optimizers whose step size is in the units of epsilon."""
 REGION = ("perturbation", "optim.pixels", "solver.quantize")
-"""Options that, in addition to norm and radius, determine which images an attack may make."""
+"""Options that, in addition to norm and radius, determine which perturbed images are allowed."""
 RADIUS = ("optim.epsilon", "solver.epsilons", "seed")
 EFFORT = ("optim.lr", "solver.steps", "solver.stop")
 
 
 class Point(NamedTuple):
-    """A radius, and the robust accuracy of a run at it."""
+    """A radius, and the robust accuracy of a run at that radius."""
 
     epsilon: float
     robust: float
@@ -39,7 +39,7 @@ class Point(NamedTuple):
 
 @dataclass
 class Group:
-    """Comparable runs, each once, and for each radius the point with the smallest robust accuracy."""
+    """Comparable runs without duplicates, and for each radius the point with the smallest robust accuracy."""
 
     runs: list[Run] = field(default_factory=list)
     best: dict[float, Point] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Group:
 
 
 class Peers:
-    """Finished runs in groups of comparable ones: of the same weights, data, norm, and kind of perturbation."""
+    """Finished runs, grouped into comparable ones: same weights, data, norm, and kind of perturbation."""
 
     def __init__(self, runs: Iterable[Run]) -> None:
         self.groups: defaultdict[tuple[str, str], Group] = defaultdict(Group)
@@ -65,7 +65,7 @@ class Peers:
                     self.groups[kind_and_key].add(run, points)
 
     def checks(self, run: Run) -> list[TrustCheck]:
-        """Returns the checks of one of the runs, always the same four."""
+        """Returns the checks of one of the runs, which are always the same four."""
         groups = {kind: self.groups[kind, key] for kind, key in self.keys.get(run.folder.resolve(), {}).items()}
         return [
             _larger_epsilon(run, groups.get("attack", Group())),
@@ -76,10 +76,10 @@ class Peers:
 
 
 def _keys(run: Run) -> dict[str, str]:
-    """Returns a text for each kind of comparison, which is equal for comparable runs.
+    """Returns a key for each kind of comparison, which is equal for comparable runs.
 
-    rivals: Attacks of any kind. attack: Only radius and seed may differ. scheme: Step size and number of steps, too.
-    seeds: Only the seed.
+    rivals: any attacks; attack: only radius and seed may differ; scheme: radius, seed, step size and number of steps
+    may differ; seeds: only the seed may differ.
     """
     record, options = run.record, run.job.options
     region = {name: run.job.option(name) for name in {*REGION, *options} if name.startswith(REGION)}
@@ -93,7 +93,7 @@ def _keys(run: Run) -> dict[str, str]:
 
 
 def _points(run: Run) -> list[Point]:
-    """Returns the point of each radius of a run; none if no ball bounds each image."""
+    """Returns one point per radius of a run; empty if no ball bounds each image."""
     ball = run.record.ball
     if run.metrics is None or ball.column is None:
         return []
@@ -160,7 +160,7 @@ def _huge_epsilon(run: Run, group: Group) -> TrustCheck:
 
 
 def _stronger(run: Run) -> list[str]:
-    """Returns the words for a longer search along the margin."""
+    """Returns the options for a longer search with the margin loss."""
     facts = facts_of(run)
     return [facts["more_steps"], *["criterion=margin"] * (facts["criterion"] != "margin")]
 

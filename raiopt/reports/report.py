@@ -1,4 +1,4 @@
-"""The report of runs: one HTML page that needs no other file."""
+"""The report on runs: a self-contained HTML page."""
 
 import base64
 import hashlib
@@ -30,21 +30,21 @@ from raiopt.results.terminal import stage_rows
 from raiopt.results.words import percent
 
 MAX_CURVES = 12
-"""Runs that are drawn step by step and shown in detail, and curves over the radius."""
+"""The largest numbers of runs that are drawn step by step and shown in detail, and of curves over the radius."""
 
 RADII = ("norm", "scope"), ("epsilon", "robust", "low", "high")
 PROGRESS = (), ("step", "passes", "loss", "loss_low", "loss_high", "fooled_so_far")
-"""The constant columns of a curve, and the drawn ones."""
+"""The columns that are constant within a curve, and the drawn columns."""
 WORST_FIRST = [Level.RED, Level.AMBER, Level.GREEN, Level.UNKNOWN]
 
 
 @dataclass(frozen=True)
 class Report:
-    """The content of a page about runs, and the page itself.
+    """The content of the report, and its HTML page.
 
     Args:
-        findings: Those of most runs first; empty if no run is finished.
-        verdicts: The verdict of each run, in the order of the runs.
+        findings: The findings, those with most runs first; empty if no run is finished.
+        verdicts: The verdict on each run, in the order of the runs.
         problems: Why files of finished runs could not be read, by the run's folder.
         html: The page.
     """
@@ -62,7 +62,7 @@ class Report:
         """
         check_free(file, replace=replace)
         make_folder(file.parent, parents=True)
-        page = self.html.encode("utf-8", "xmlcharrefreplace")  # a name may contain half of a surrogate pair
+        page = self.html.encode("utf-8", "xmlcharrefreplace")  # a name may contain a lone surrogate
         replace_file(file, lambda temporary: temporary.write_bytes(page))
 
 
@@ -79,8 +79,8 @@ def make_report(
 
     Args:
         title: The heading of the page.
-        defaults: The default value of each option; the best run is compared with the run that has them.
-        figures: The folder of the figures, relative to the page; None if there are none.
+        defaults: The default value of each option; the best run is compared with the run with these values.
+        figures: The folder of the figures, relative to the page; None if there are no figures.
     """
     problems: dict[str, str] = {}
     findings, names = find(runs), labels(runs)
@@ -124,7 +124,7 @@ def make_report(
 
 
 def _jobs(runs: Sequence[Run], frame: pl.DataFrame) -> list[dict[str, Any]]:
-    """Returns a row for each run: its row in the table of a sweep, and the interval of its robust accuracy."""
+    """Returns one row per run: its row in the sweep's table, and the interval of its robust accuracy."""
     points = {point["run"]: point for point in series.job_points(runs).iter_rows(named=True)}
     unknown = {"passes": None, "low": None, "high": None}
     return [
@@ -134,7 +134,7 @@ def _jobs(runs: Sequence[Run], frame: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _page(data: dict[str, Any], **content: Any) -> str:
-    """Returns the page; its policy allows only these scripts, byte by byte, and fetches nothing."""
+    """Returns the page; its content security policy allows only exactly these scripts, and no network access."""
     page = resources.files("raiopt.reports") / "page"
     plotly = resources.files("plotly") / "package_data" / "plotly.min.js"
     scripts = [file.read_text(encoding="utf-8") for file in (plotly, page / "plots.js", page / "report.js")]
@@ -164,11 +164,11 @@ def _page(data: dict[str, Any], **content: Any) -> str:
 
 
 def _unbroken(share: float | None) -> str:
-    return percent(share).replace(" ", "\u00a0")  # a line breaks after the sign, not before it
+    return percent(share).replace(" ", "\u00a0")  # no line break before the percent sign
 
 
 def as_json(value: Any) -> str:
-    """Returns JSON that can be inside a script element, whatever texts it contains.
+    """Returns JSON that is safe inside a script element, whatever strings it contains.
 
     >>> as_json("</script><!--")
     '"\\\\u003c/script\\\\u003e\\\\u003c!--"'

@@ -1,4 +1,4 @@
-"""Runs as they are on disk, for reports, comparisons and verdicts. Nothing here needs torch."""
+"""Loads runs from disk for reports, comparisons and verdicts. Nothing here needs torch."""
 
 import json
 from collections import Counter
@@ -20,18 +20,18 @@ from raiopt.results.records import JobRecord, is_volatile, read_job, read_jobs
 from raiopt.results.shards import grouped, merged
 
 DEPTH = 3
-"""Levels below a folder that are searched for runs: outputs/<date>/<time>/<job key>."""
+"""The number of levels below a folder that are searched for runs: outputs/<date>/<time>/<job key>."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of a job, or the folders of the shards that its data were split into.
+    """A run: the folder of a job, or the folders of the shards of a job.
 
     Args:
         folder: The folder of the job, or of its first shard.
-        job: What its run.json and its sweep.json hold.
+        job: The content of its run.json and its sweep.json.
         parts: The folders with its samples.
-        sweep: The folder of its sweep; None of a run that was loaded by itself.
+        sweep: The folder of its sweep; None for a run that was loaded individually.
     """
 
     folder: Path
@@ -41,32 +41,32 @@ class Run:
 
     @property
     def record(self) -> Record:
-        """Its run.json; that of the first shard with the results of all."""
+        """The run's run.json; for shards, that of the first shard with the results of all."""
         return self.job.record
 
     @property
     def metrics(self) -> Metrics | None:
-        """The metrics of a finished run; None of any other."""
+        """The metrics of a finished run, else None."""
         return self.job.metrics
 
     @property
     def robust(self) -> float:
-        """Its robust accuracy; 0 if its record lacks it."""
+        """The robust accuracy; 0 if the record does not contain it."""
         return (self.metrics and self.metrics.robust_accuracy) or 0.0
 
     @property
     def count(self) -> int:
-        """Its number of samples; 0 if its record lacks it."""
+        """The number of samples; 0 if the record does not contain it."""
         return (self.metrics and self.metrics.samples) or self.record.data.samples
 
     @property
     def perturbations(self) -> PerturbationStore:
-        """Its stored perturbations; of several shards those of the first."""
+        """The stored perturbations; for several shards, those of the first."""
         return PerturbationStore(self.folder)
 
     @property
     def class_names(self) -> list[str] | None:
-        """The names of the classes, where they are known."""
+        """The names of the classes, if known."""
         try:
             names = json.loads(read_file(self.folder / "classes.json"))
         except (OSError, ValueError):
@@ -74,23 +74,23 @@ class Run:
         return [str(name) for name in names] if isinstance(names, list) else None
 
     def samples(self) -> pl.LazyFrame:
-        """Returns its table of samples, of all shards together.
+        """Returns the table of samples of the run, with the samples of all shards.
 
         Raises:
-            ValueError: If there is none, or it cannot be read; the message names the file.
+            ValueError: If there is no such table, or it cannot be read; the message names the file.
         """
         return _scanned([part / "samples.parquet" for part in self.parts])
 
     def trace(self) -> pl.DataFrame:
-        """Returns its table of steps; of several shards that of the first.
+        """Returns the table of steps of the run; for several shards, that of the first.
 
         Raises:
-            ValueError: If there is none, or it cannot be read; the message names the file.
+            ValueError: If there is no such table, or it cannot be read; the message names the file.
         """
         return _scanned([self.folder / "trace.parquet"]).collect()
 
     def exhibits(self) -> dict[str, np.ndarray]:
-        """Returns the samples that were kept as examples; empty if there are none.
+        """Returns the samples that the run kept as examples; empty if there are none.
 
         Raises:
             ValueError: If they cannot be read; the message names the file.
@@ -118,10 +118,10 @@ def _scanned(files: list[Path]) -> pl.LazyFrame:
 def load_run(folder: Path | str) -> Run:
     """Returns the run in a job's folder.
 
-    Its `record` is run.json, `metrics` the results in it, `samples()` and `trace()` its tables.
+    Its `record` is the content of run.json, `metrics` are the results, `samples()` and `trace()` return its tables.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or no job ran in it.
+        FileNotFoundError: If the folder does not exist, or no job ran in it.
 
     >>> import json, tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -136,14 +136,14 @@ def load_run(folder: Path | str) -> Run:
 
 
 def load_runs(folders: Sequence[Path | str]) -> list[Run]:
-    """Returns the runs in these folders, of jobs, of sweeps, or with such folders in them; each run once.
+    """Returns the runs in folders of jobs, folders of sweeps, or parents of such folders, without duplicates.
 
-    The runs of a sweep are in the order of their numbers; shards of the same data are one run. Jobs that did not finish
-    are included.
+    The runs of a sweep are in the order of their numbers; the shards of an attack are one run. Unfinished jobs are
+    included.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If there is no run in it.
+        FileNotFoundError: If a folder does not exist.
+        ValueError: If a folder contains no runs.
     """
     found: dict[Path, Run] = {}
     for folder in map(Path, folders):
@@ -178,9 +178,9 @@ def _run(sweep: Path, group: list[JobRecord]) -> Run:
 
 
 def differing_options(runs: Sequence[Run]) -> list[str]:
-    """Returns the options that were given to some of the runs and are not the same in all.
+    """Returns the options that were given to some of the runs and differ between runs.
 
-    `model` and `data` are included if the runs have several, however they were chosen.
+    `model` and `data` are included whenever they differ, however they were chosen.
     """
     jobs = [run.job for run in runs if run.job.options or run.record.choices]
     names = dict.fromkeys(["model", "data", *(name for job in jobs for name in job.options if not is_volatile(name))])
@@ -188,7 +188,7 @@ def differing_options(runs: Sequence[Run]) -> list[str]:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """Returns a short name of each run: the options in which they differ, else the sweep's or the job's name."""
+    """Returns a short name for each run: the differing options, else the name of the sweep or job."""
     options = differing_options(runs)
     words = [", ".join(_word(name, run.job.option(name)) for name in options) for run in runs]
     names = [word or run.record.name or run.folder.name for word, run in zip(words, runs, strict=True)]

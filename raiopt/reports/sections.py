@@ -1,4 +1,4 @@
-"""The content of the sections of a report, as plain values. Nothing here writes HTML."""
+"""The content of a report's sections as plain values. Nothing here writes HTML."""
 
 import json
 import math
@@ -15,11 +15,11 @@ from raiopt.reports.thumbnails import exhibits
 from raiopt.results.record import Record
 
 MAX_PICTURE_CHARACTERS = 2_400_000
-"""Characters of the page that are pictures."""
+"""The largest number of characters of the page used for pictures."""
 MAX_CLASSES = 20
-"""Of more classes, only the most frequent confusions are shown."""
+"""With more classes than this, only the most frequent confusions are shown."""
 MAX_AXIS_VALUES = 40
-"""Values of an option that is an axis of the heat map."""
+"""The largest number of values of an option on an axis of the heat map."""
 
 
 def best_first(findings: Sequence[Finding], count: int) -> list[Run]:
@@ -31,7 +31,7 @@ def best_first(findings: Sequence[Finding], count: int) -> list[Run]:
 
 
 def shares(run: Run) -> list[tuple[str, str, float]]:
-    """Returns the results of the samples: key, words and share of each part that is not empty."""
+    """Returns the outcomes of the samples: key, description and share of each non-empty part."""
     assert run.metrics is not None
     undecided = run.metrics.undecided / max(1, run.count)
     clean, robust = run.metrics.clean_accuracy or 0.0, run.robust
@@ -47,12 +47,12 @@ def shares(run: Run) -> list[tuple[str, str, float]]:
 def closer(
     runs: Sequence[Run], names: Sequence[str], problems: dict[str, str], room: int = MAX_PICTURE_CHARACTERS
 ) -> list[dict[str, Any]]:
-    """Returns classes, confusions and pictures of each run; pictures only of the first runs, as far as there is room.
+    """Returns classes, confusions and pictures of each run; pictures only for the first runs, as space allows.
 
     Args:
         names: The names of the runs.
-        problems: Is given what cannot be read, by the run's folder.
-        room: The width in characters.
+        problems: Collects errors of unreadable files, by the run's folder.
+        room: The number of characters available for pictures.
     """
     entries = []
     for run, name in zip(runs, names, strict=True):
@@ -73,7 +73,7 @@ def closer(
 
 
 def _confusion(run: Run, which: Any) -> dict[str, Any]:
-    """Returns the matrix as rows of counts, or the most frequent confusions of many classes."""
+    """Returns the confusion matrix as rows of counts, or for many classes only the most frequent confusions."""
     frame = series.confusion(run, which)
     classes = sorted({*frame["label"].drop_nulls(), *frame["prediction"].drop_nulls()})
     wrong = frame.filter(pl.col("label").ne_missing(pl.col("prediction"))).sort("count", descending=True)
@@ -89,7 +89,7 @@ def _confusion(run: Run, which: Any) -> dict[str, Any]:
 
 
 def origin(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, int]]]]:
-    """Returns the provenance of the runs: each fact with its values and the number of runs of each."""
+    """Returns the provenance of the runs: each fact with its values, and the number of runs with each value."""
     facts: dict[str, Counter[str]] = {}
     for run in runs:
         for name, value in _facts(run.record):
@@ -113,10 +113,10 @@ def _facts(record: Record) -> Iterator[tuple[str, str]]:
 
 
 def curves(frame: pl.DataFrame, about: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns the rows of each curve as lists that JSON can hold, numbers of five digits.
+    """Returns the rows of each curve as JSON-serializable lists, with numbers rounded to five digits.
 
     Args:
-        about: Columns that are constant in a curve and stay single values.
+        about: Columns that are constant within a curve and become single values.
     """
     keys = ["label", *about]
     parts = frame.partition_by(keys, maintain_order=True)
@@ -134,9 +134,9 @@ def grid(runs: Sequence[Run], names: Sequence[str], findings: Sequence[Finding])
     """Returns the finished runs as points in the space of the options in which they differ.
 
     Returns:
-        `jobs`, each with its name, robust accuracy and, for each option, the position of its value; `options`, each
-        with its values in order, whether they are numbers, whether it is the same in all runs of each finding (`asks`),
-        and whether it may be an axis.
+        `jobs`, each with its name, robust accuracy and, for each option, the index of its value; `options`, each with
+        its values in order, whether they are numbers, whether it is constant within each finding (`asks`), and whether
+        it may be an axis.
     """
     finished = [(name, run) for name, run in zip(names, runs, strict=True) if run.metrics]
     options = []
@@ -161,12 +161,12 @@ def grid(runs: Sequence[Run], names: Sequence[str], findings: Sequence[Finding])
 
 
 def value_words(value: Any) -> str:
-    """Returns the value of an option for people."""
+    """Returns the value of an option as readable text."""
     return value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
 
 
 def short(option: str) -> str:
-    """Returns the name of an option in tables and plots."""
+    """Returns the short name of an option for tables and plots."""
     return option.removeprefix("optim.")
 
 

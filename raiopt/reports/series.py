@@ -1,9 +1,9 @@
 """Tidy tables of runs for figures and pages. Nothing here needs torch.
 
-Each function over several runs leaves out those that did not finish or whose files cannot be read, and adds the reason
-to `problems`, if it is given, by the run's folder. In the tables, `run` is that folder, `label` a short name from the
-options that differ, `peers` what runs must share to be compared: model, data, ball. Accuracies are shares of all
-samples, from 0 to 1; `low` and `high` bound their 95 % intervals.
+Each function on several runs skips those that did not finish or whose files cannot be read, and adds the reason to
+`problems`, if given, by the run's folder. In the tables, `run` is that folder, `label` a short name made of the
+differing options, and `peers` the model, data and ball that runs must share to be comparable. Accuracies are shares of
+all samples, from 0 to 1; `low` and `high` are the ends of their 95 % intervals.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,18 +23,18 @@ from raiopt.results.records import settings_key
 
 RADIUS = "optim.epsilon"
 MAX_DRAWN_STEPS = 200
-"""Steps of a run that are drawn."""
+"""The largest number of drawn steps per run."""
 MAX_RESAMPLED_SAMPLES = 100_000
-"""Bands of more samples are Wilson intervals: resampling would differ by less than the width of a line."""
+"""With more samples, bands are Wilson intervals: bootstrap bands would differ by less than the width of a line."""
 Problems = dict[str, str]
 Which = Literal["clean", "adversarial"]
 
 
 def epsilon_curves(runs: Sequence[Run], problems: Problems | None = None) -> pl.DataFrame:
-    """Returns robust accuracy against the radius, a row for each point, from radius 0, which is clean accuracy.
+    """Returns robust accuracy against the radius, one row per point, starting with clean accuracy at radius 0.
 
-    Runs that differ only in the radius are one curve, with Wilson intervals; a run of several radii is a separate
-    curve, whose band comes from resampling its samples. Runs without a ball are left out.
+    Runs that differ only in the radius form one curve, with Wilson intervals; a run with several radii is a separate
+    curve, with a bootstrap band over its samples. Runs without a ball are left out.
 
     Returns:
         Columns label, peers, norm (linf, l2, l1, l0), scope (what one ball bounds if not the perturbation of an image,
@@ -81,7 +81,7 @@ def _without_radius(run: Run) -> Run:
 
 
 def _points(run: Run) -> Iterator[tuple[Any, ...]]:
-    """Yields run, epsilon, robust, low, high, samples of each radius of the run, and of radius 0."""
+    """Yields run, epsilon, robust, low, high, samples for each radius of the run, and for radius 0."""
     assert run.metrics is not None
     if run.metrics.epsilons:
         yield from _curve(run, sorted(run.metrics.epsilons))
@@ -91,7 +91,7 @@ def _points(run: Run) -> Iterator[tuple[Any, ...]]:
 
 
 def _curve(run: Run, epsilons: Sequence[float]) -> Iterator[tuple[Any, ...]]:
-    """Yields the points of a run of several radii; samples with the same result at all of them are counted together."""
+    """Yields the points of a run with several radii; samples with the same result at all radii are grouped."""
     broken_from = pl.when(BROKEN).then(pl.col("epsilon")).alias("from")
     fates = _collected(run, run.samples().group_by(RIGHT.alias("right"), DECIDED.alias("decided"), broken_from).len())
     right, decided, count = (fates[name].to_numpy() for name in ("right", "decided", "len"))
@@ -105,9 +105,9 @@ def _curve(run: Run, epsilons: Sequence[float]) -> Iterator[tuple[Any, ...]]:
 
 
 def step_curves(runs: Sequence[Run], problems: Problems | None = None) -> pl.DataFrame:
-    """Returns loss and share fooled step by step, at most `MAX_DRAWN_STEPS` rows a run, including the last step.
+    """Returns loss and share fooled at each step, at most `MAX_DRAWN_STEPS` rows per run, including the last step.
 
-    A run in stages has a curve for each stage, of the samples that it tried; the label names the stage.
+    A run with stages has one curve per stage, over the samples that the stage attacked; the label names the stage.
 
     Returns:
         Columns label, peers, run, step, passes (forward and backward, of a sample so far; null if not recorded),
@@ -137,7 +137,7 @@ def _step_curve(trace: pl.DataFrame, about: dict[str, str]) -> pl.DataFrame:
 
 
 def job_points(runs: Sequence[Run], problems: Problems | None = None) -> pl.DataFrame:
-    """Returns the result of each run, with a Wilson interval; of several radii, at the largest.
+    """Returns the result of each run, with a Wilson interval; with several radii, at the largest.
 
     Returns:
         Columns run, label, peers, norm, epsilon (null without a ball), robust, low, high, clean, samples, passes
@@ -161,7 +161,7 @@ def class_results(run: Run) -> pl.DataFrame:
     """Returns the accuracies of each class, with the Wilson interval of robust accuracy.
 
     Returns:
-        Columns class, name (its number where names are not known), samples, clean_accuracy, robust_accuracy, low, high.
+        Columns class, name (its number if names are unknown), samples, clean_accuracy, robust_accuracy, low, high.
 
     Raises:
         ValueError: If the run's table of samples cannot be read; the message names the file.
@@ -186,16 +186,17 @@ def class_results(run: Run) -> pl.DataFrame:
 
 
 def class_names(run: Run, classes: Sequence[int]) -> list[str]:
-    """Returns the names of these classes, or their numbers if the run has no names."""
+    """Returns the names of these classes, or their numbers if names are unknown."""
     names = run.class_names or []
     return [names[number] if 0 <= number < len(names) else str(number) for number in classes]
 
 
 def confusion(run: Run, which: Which = "clean") -> pl.DataFrame:
-    """Returns how often samples of one class were predicted as another; pairs that do not occur are left out.
+    """Returns how often samples of one class were predicted as another; pairs with a count of 0 are left out.
 
     Args:
-        which: The prediction of the clean image, or of the perturbed one if it is a verified success.
+        which: "clean": predictions of the clean images. "adversarial": for verified successes, predictions of the
+            perturbed images instead.
 
     Returns:
         Columns label, prediction (null where the model's output was not finite), count; sorted.
@@ -232,7 +233,7 @@ def _finished(runs: Sequence[Run], problems: Problems | None) -> list[Run]:
 
 @contextmanager
 def leaving_out(run: Run, problems: Problems | None) -> Iterator[None]:
-    """Continues after a run whose files cannot be read, and adds the reason to `problems`."""
+    """Skips a run whose files cannot be read, and adds the reason to `problems`."""
     try:
         yield
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:

@@ -1,4 +1,4 @@
-"""The uncertainty of results: intervals, a paired comparison, bands of curves, the spread over seeds."""
+"""Uncertainty of results: confidence intervals, paired comparisons, bands of curves, the spread over seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from raiopt.results.metrics import ROBUST
 from raiopt.results.records import settings_key
 
 LEVEL = 0.95
-"""The default confidence of all intervals; a difference is within noise if its p value is at least 1 - LEVEL."""
+"""The default confidence level of all intervals; a difference is within noise if its p-value is at least 1 - LEVEL."""
 MAX_WEIGHTS = 2**22
-"""Weights of the bootstrap in memory at once."""
+"""The largest number of bootstrap weights in memory at once."""
 Numbers = NDArray[np.float64]
 Many = NDArray[Any] | pl.Series | Sequence[float]
 
@@ -27,12 +27,12 @@ def wilson(successes: int, trials: int, level: float = LEVEL) -> tuple[float, fl
 @overload
 def wilson(successes: Many, trials: Many | int, level: float = LEVEL) -> tuple[Numbers, Numbers]: ...
 def wilson(successes: Any, trials: Any, level: float = LEVEL) -> tuple[Any, Any]:
-    """Returns the ends, in [0, 1], of the score interval of a share (Wilson 1927, doi.org/10.2307/2276774).
+    """Returns the ends, in [0, 1], of the Wilson score interval of a share (Wilson 1927, doi.org/10.2307/2276774).
 
     Args:
-        successes: Numbers, or arrays or Series of them that broadcast, between 0 and `trials`.
-        trials: Where it is 0, the interval is from 0 to 1.
-        level: The share of intervals that hold the true share, in (0, 1).
+        successes: Numbers, arrays or Series that broadcast, between 0 and `trials`.
+        trials: Numbers of trials; where it is 0, the interval is from 0 to 1.
+        level: The confidence level, in (0, 1).
 
     Raises:
         ValueError: If an argument is out of range.
@@ -56,21 +56,22 @@ def wilson(successes: Any, trials: Any, level: float = LEVEL) -> tuple[Any, Any]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs, a and b, on the samples that both have. Every sample that is not robust counts as broken.
+    """Two runs, a and b, on their shared samples. Every sample that is not robust counts as broken.
 
     Args:
-        shared: How many samples both have.
-        only_in_a: How many samples of a are not in b.
-        only_in_b: How many samples of b are not in a.
-        both_broken: The number of shared samples that neither run left robust.
-        only_a_broke: The number of shared samples that are robust in b only.
-        only_b_broke: The other way round.
-        neither: The number of shared samples that are robust in both.
+        shared: The number of samples in both runs.
+        only_in_a: The number of samples of a that are not in b.
+        only_in_b: The number of samples of b that are not in a.
+        both_broken: The number of shared samples that are robust in neither run.
+        only_a_broke: The number of shared samples that are robust only in b.
+        only_b_broke: The number of shared samples that are robust only in a.
+        neither: The number of shared samples that are robust in both runs.
         p_value: The result of McNemar's exact two-sided test of equal robust accuracies (1947,
             doi.org/10.1007/BF02295996).
         difference: Robust accuracy of a minus that of b, on the shared samples.
-        interval: 95 % interval of it, for pairs: Newcombe 1998, method 10 (Statistics in Medicine 17, 2635-2650).
-        doubts: Sentences about what should be equal and is not.
+        interval: 95 % interval of the paired difference: Newcombe 1998, method 10 (Statistics in Medicine 17,
+            2635-2650).
+        doubts: Sentences about differences between the runs that make the comparison doubtful.
     """
 
     shared: int
@@ -87,11 +88,11 @@ class Comparison:
 
     @property
     def within_noise(self) -> bool:
-        """Whether chance explains the difference."""
+        """Whether chance can explain the difference."""
         return self.p_value >= 1 - LEVEL
 
     def words(self, name_a: str, name_b: str) -> str:
-        """Returns the comparison for people, in a few sentences.
+        """Returns the comparison in a few sentences.
 
         >>> print(of_counts(300, 25, 7, 168).words("A", "B"))
         On 500 shared samples A leaves 35.0 % robust and B 38.6 %. That is 3.6 points less (95 % interval 1.4 to
@@ -128,12 +129,12 @@ class Comparison:
 
 
 def compare(a: Run, b: Run) -> Comparison:
-    """Returns the comparison of two runs, of two attacks or of two models, on the samples that both have.
+    """Returns the comparison of two runs (of two attacks or two models) on their shared samples.
 
-    Samples are the same if their ids are, and their labels, and their names if the data as a whole are not.
+    Samples are the same if their ids and labels are equal, and, if the data hashes differ, also their names.
 
     Raises:
-        ValueError: If they share no sample, or one did not finish, or its table of samples cannot be read.
+        ValueError: If they share no samples, or a run did not finish, or its table of samples cannot be read.
     """
     for run in (a, b):
         if not run.metrics:
@@ -171,8 +172,8 @@ def of_counts(
     only_in: tuple[int, int] = (0, 0),
     doubts: tuple[str, ...] = (),
 ) -> Comparison:
-    """Returns the comparison with these counts of shared samples; see `Comparison` for their meaning."""
-    from scipy.special import bdtr  # takes half a second, and few have something to compare
+    """Returns the comparison with these counts of samples; see `Comparison` for their meaning."""
+    from scipy.special import bdtr  # the import takes half a second, and is rarely needed
 
     shared, discordant = both_broken + only_a_broke + only_b_broke + neither, only_a_broke + only_b_broke
     return Comparison(
@@ -190,7 +191,7 @@ def of_counts(
 
 
 def _newcombe(both: int, first: int, second: int, none: int) -> tuple[float, float]:
-    """Returns the interval of the difference of two shares, from the number of samples in both, in one, in none."""
+    """Returns the interval of a paired difference, from the counts of samples in both, in only one, and in neither."""
     n = both + first + second + none
     share_1, share_2 = (both + first) / n, (both + second) / n
     (low_1, high_1), (low_2, high_2) = wilson(both + first, n), wilson(both + second, n)
@@ -209,8 +210,8 @@ def _newcombe(both: int, first: int, second: int, none: int) -> tuple[float, flo
 def curve_band(matrix: Many, draws: int = 1000, seed: int = 0) -> tuple[Numbers, Numbers]:
     """Returns the ends of a 95 % band, (points,), around the mean of each column.
 
-    It is the percentile bootstrap over samples, for each point alone (Efron 1979, doi.org/10.1214/aos/1176344552).
-    Where all samples agree, no draw would differ: there it is Wilson's interval.
+    It is the percentile bootstrap over samples, pointwise (Efron 1979, doi.org/10.1214/aos/1176344552). Where all
+    samples agree, all resamples would be equal, so Wilson's interval is used instead.
 
     Args:
         matrix: (samples, points): whether each sample is robust (or broken) at each point.
@@ -218,7 +219,7 @@ def curve_band(matrix: Many, draws: int = 1000, seed: int = 0) -> tuple[Numbers,
         seed: The seed of the draws.
 
     Raises:
-        ValueError: If the matrix has no two dimensions, or no sample.
+        ValueError: If the matrix does not have two dimensions, or has no samples.
 
     >>> robust = np.arange(100)[:, None] >= [0, 20, 50]
     >>> low, high = curve_band(robust)
@@ -230,7 +231,7 @@ def curve_band(matrix: Many, draws: int = 1000, seed: int = 0) -> tuple[Numbers,
         raise ValueError(f"matrix of shape {values.shape} must be (samples, points), with a sample at least.")
     n, generator = len(values), np.random.default_rng(seed)
     packed, counts = np.unique(np.packbits(values, axis=1), axis=0, return_counts=True)
-    rows = np.unpackbits(packed, axis=1, count=values.shape[1]).astype(np.float64)  # equal samples are drawn together
+    rows = np.unpackbits(packed, axis=1, count=values.shape[1]).astype(np.float64)  # equal rows are grouped
     block = max(1, MAX_WEIGHTS // len(rows))
     parts = [
         generator.multinomial(n, counts / n, size=min(block, draws - done)) @ rows / n
@@ -243,10 +244,10 @@ def curve_band(matrix: Many, draws: int = 1000, seed: int = 0) -> tuple[Numbers,
 
 
 def seed_spread(runs: Sequence[Run]) -> pl.DataFrame:
-    """Returns a row for each group of two or more finished runs that differ only in their seed.
+    """Returns one row for each group of two or more finished runs that differ only in their seed.
 
-    Columns: `folder` (of the first run), `seeds`, `n` (how many), `samples`; `mean`, `std` (n - 1), `min` and `max` of
-    their robust accuracies; `robust_against_all` (the share of samples that are robust in all of them).
+    Columns: `folder` (of the first run), `seeds`, `n` (the number of runs), `samples`; `mean`, `std` (divisor n - 1),
+    `min` and `max` of their robust accuracies; `robust_against_all` (the share of samples that are robust in all runs).
 
     Raises:
         ValueError: If a table of samples cannot be read.

@@ -1,4 +1,4 @@
-"""Samples that a run kept as examples, as pictures inside a page."""
+"""The example samples of a run as pictures embedded in a page."""
 
 import base64
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from raiopt.results.pictures import around_grey, picture
 
 MAX_SIDE, MAX_SHARP_SIDE = 160, 96
-"""Pixels of the longer side: larger pictures are scaled down; up to the second, they keep every value."""
+"""Pixels of the longer side: larger pictures are scaled down; up to the second size, they are stored losslessly."""
 
 
 def exhibits(kept: dict[str, np.ndarray], names: Sequence[str] | None) -> list[dict[str, Any]]:
@@ -18,7 +18,7 @@ def exhibits(kept: dict[str, np.ndarray], names: Sequence[str] | None) -> list[d
 
     Args:
         kept: `Run.exhibits()`.
-        names: The names of the classes; None shows their numbers.
+        names: The names of the classes; None: show their numbers.
     """
     return list(_exhibits(kept, names)) if kept else []
 
@@ -46,7 +46,7 @@ def _exhibits(kept: dict[str, np.ndarray], names: Sequence[str] | None) -> Itera
 
 
 def data_uri(pixels: np.ndarray) -> str:
-    """Returns an image (C, H, W) in [0, 1], clipped to it, as a WebP picture in a data URI.
+    """Returns an image (C, H, W), clipped to [0, 1], as a WebP picture in a data URI.
 
     >>> data_uri(np.zeros((3, 2, 2)))[:23]
     'data:image/webp;base64,'

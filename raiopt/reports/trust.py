@@ -1,4 +1,4 @@
-"""The verdict on the robust accuracy of a run: checks for a failed attack, in the run and in comparable ones."""
+"""The verdict on a run's robust accuracy: checks for a failed attack, using the run itself and comparable runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ NEEDS = {
     "stronger attack": "other attacks",
     "seeds": "other seeds",
 }
-"""What a check needs that a single run lacks."""
+"""What each check needs that a single run may lack."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Verdict:
     """Whether to trust a run's robust accuracy.
 
     Args:
-        level: The worst of its checks; unknown ones do not make it worse.
-        checks: All of them, always in the same order.
+        level: The worst level of its checks; checks with an unknown outcome do not make it worse.
+        checks: All checks, always in the same order.
     """
 
     level: Level
@@ -43,7 +43,7 @@ class Verdict:
         return [check for check in self.checks if check.level in (Level.AMBER, Level.RED)]
 
     def words(self) -> str:
-        """Returns the verdict in a line or two, for people.
+        """Returns the verdict as a short text.
 
         >>> Verdict(Level.RED, [TrustCheck("reach", Level.RED, "All 5 survivors are short of epsilon.", "")]).words()
         'RED: Robust accuracy cannot be trusted (reach). All 5 survivors are short of epsilon.'
@@ -53,7 +53,7 @@ class Verdict:
         return f"{self.level.upper()}: {WORDS[self.level]}{names}{self._open_checks()}"
 
     def _open_checks(self) -> str:
-        """Returns how many checks ran, and what the others need; nothing unless the verdict is GREEN."""
+        """Returns how many checks ran, and what the others need; empty unless the verdict is GREEN."""
         missing = [check for check in self.checks if check.level is Level.UNKNOWN]
         if self.level is not Level.GREEN or not missing:
             return ""
@@ -68,11 +68,11 @@ class Verdict:
 
 
 def judge(run: Run, others: Sequence[Run] = ()) -> Verdict:
-    """Returns the verdict on a run's robust accuracy, from records.
+    """Returns the verdict on a run's robust accuracy, from the records of runs.
 
     Args:
-        others: Runs to compare it with, as those of its sweep; those of other weights, data or norms are ignored. For
-            many runs at once see `verdicts`.
+        others: Runs to compare it with, such as those of its sweep; runs with other weights, data or norms are ignored.
+            For many runs at once, see `verdicts`.
 
     >>> import json, tempfile
     >>> from pathlib import Path
@@ -90,7 +90,7 @@ def judge(run: Run, others: Sequence[Run] = ()) -> Verdict:
 
 
 def verdicts(runs: Sequence[Run]) -> list[Verdict]:
-    """Returns the verdict on each of the runs, with all of them as the others; see `judge`."""
+    """Returns the verdict on each run, comparing it with all the others; see `judge`."""
     peers = Peers(runs)
     return [_verdict(run, peers) for run in runs]
 
@@ -100,6 +100,6 @@ def _verdict(run: Run, peers: Peers) -> Verdict:
 
 
 def verdict_of(checks: Sequence[TrustCheck]) -> Verdict:
-    """Returns the verdict of checks."""
+    """Returns the verdict that follows from these checks."""
     order = list(Level)
     return Verdict(max((check.level for check in checks), key=order.index), checks)

@@ -1,4 +1,4 @@
-"""Checks, from the record of one run, whether its attack failed: then robust accuracy is too high."""
+"""Checks for a failed attack, which makes robust accuracy too high, from the record of a single run."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from raiopt.results.words import percent
 
 
 class Level(StrEnum):
-    """The outcome of a check or of all; UNKNOWN: the check could not run."""
+    """The outcome of one check or of all checks; UNKNOWN: the check could not run."""
 
     UNKNOWN = "unknown"
     GREEN = "green"
@@ -25,11 +25,11 @@ class TrustCheck:
     """The outcome of one check of a run's robust accuracy.
 
     Args:
-        name: The same in all versions.
-        level: GREEN: nothing wrong. AMBER: the number may be too high. RED: it cannot be trusted.
+        name: The name of the check, which is the same in all versions.
+        level: GREEN: nothing wrong. AMBER: robust accuracy may be too high. RED: it cannot be trusted.
         found: The result, a sentence with numbers.
         meaning: The consequence if the check is not green.
-        remedy: Words to add to the command, as in ["criterion=margin"]; none if it is green.
+        remedy: Options to add to the command, as in ["criterion=margin"]; empty if it is green.
     """
 
     name: str
@@ -40,43 +40,43 @@ class TrustCheck:
 
 
 ANY = 0.0
-"""Any share above 0: a working attack never does it."""
+"""Any share above 0, because this never happens in a working attack."""
 RED_UNVERIFIED = 0.01
-"""Of attacked samples: rankings of models differ by as much."""
+"""Share of attacked samples: model rankings often differ by as little."""
 RED_NOT_KEPT = 0.01
-"""Of attacked samples: they have an adversarial example, and count as robust."""
+"""Share of attacked samples: they have an adversarial example, but count as robust."""
 RED_NO_GRADIENT = 0.05
-"""Of attacked samples: these were not attacked at all, and the attack was probably weak on the others."""
+"""Share of attacked samples: these effectively were not attacked, and the attack was probably weak on the others."""
 AMBER_ZERO_STEPS, RED_ZERO_STEPS = 0.1, 0.5
-"""Of all steps: a tenth is more than an occasionally saturating loss; at half, the attack hardly moved."""
+"""Shares of all steps: a tenth is more than occasional saturation of the loss; at half, the attack hardly moved."""
 RED_NOT_FINITE = 0.05
-"""Of all samples: robust accuracy is uncertain by as much."""
+"""Share of all samples: robust accuracy is uncertain by this amount."""
 AMBER_SATURATED = 0.05
-"""Of all samples: their losses round to 0, and their gradients may be lost to rounding."""
+"""Share of all samples: their losses round to 0, and their gradients may be lost to rounding."""
 AMBER_RISING, RED_RISING = 0.1, 0.5
-"""Of survivors: a sign step of constant size oscillates at the end, in a few samples; at half, the search was cut."""
+"""Shares of survivors: constant sign steps oscillate at the end for a few samples; at half, the search was cut off."""
 AMBER_STUCK, RED_STUCK = 0.1, 0.5
-"""Of survivors: a random start may be the best point by chance; at half, there was no search."""
+"""Shares of survivors: a random start may be the best point by chance; at half, the search did nothing."""
 AMBER_SHORT, RED_SHORT = 0.1, 0.5
-"""Of survivors: the best point in a ball is nearly always on its surface; few are stuck in a maximum inside."""
+"""Share of survivors: the best point in a ball is nearly always on its surface; few get stuck in a maximum inside."""
 RED_MASKED = math.nextafter(0.002, 1)
-"""Of all samples: AutoAttack warns if its last stage gains more than 0.2 points (Croce and Hein, 2020)."""
+"""Share of all samples: AutoAttack warns if its last stage gains more than 0.2 points (Croce and Hein, 2020)."""
 AMBER_RESTARTS = 0.1
-"""Of survivors: if the start matters more than the search, more restarts find more."""
+"""Share of survivors: if the start matters more than the search, more restarts find more adversarial examples."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How a share becomes the outcome of a check. Texts are formats with the names of the facts.
+    """Maps a share to the outcome of a check. Texts are format strings with the names of facts.
 
     Args:
-        count: The fact that counts what is wrong, or its share if `of` is empty.
-        of: The fact that counts all.
+        count: The fact with the number of problematic samples, or with their share if `of` is empty.
+        of: The fact with the total number.
         amber: The smallest share that is AMBER; a share of 0 is always GREEN.
         red: The smallest share that is RED; None: never.
-        needs_survivors: It means nothing if no sample survived, as one that counts survivors.
-        needs_independent: It means nothing if the samples of a batch share a perturbation.
-        missing: Shown when the run lacks this value and the remedy would produce it.
+        needs_survivors: Whether the check is meaningless if no sample survived, because it counts survivors.
+        needs_independent: Whether the check is meaningless if the samples of a batch share a perturbation.
+        missing: Shown if the run lacks this value and the remedy would produce it.
     """
 
     name: str
@@ -234,18 +234,18 @@ RULES = (
     ),
 )
 NOT_SATURATING = ("margin", "dlr", "targeted_dlr")
-"""Losses of logits, which do not round to 0 at high confidence."""
+"""Losses on logits, which do not round to 0 at high confidence."""
 STARTS = {"linf": "uniform_linf", "l2": "uniform_l2", "l1": "uniform_l1"}
 
 
 def own_checks(run: Run) -> list[TrustCheck]:
-    """Returns the checks that need the record of the run only, one for each rule."""
+    """Returns the checks that need only the run's own record, one for each rule."""
     facts = facts_of(run)
     return [_checked(rule, facts) for rule in RULES]
 
 
 def facts_of(run: Run) -> dict[str, Any]:
-    """Returns the numbers that rules and texts use, by name; those that the record lacks are left out."""
+    """Returns the facts used by rules and texts, by name; facts that the record lacks are left out."""
     record, metrics = run.record, run.metrics
     facts = asdict(metrics) if metrics else {}
     facts |= asdict(record.checks) if record.checks else {}
@@ -274,7 +274,7 @@ def facts_of(run: Run) -> dict[str, Any]:
 
 
 def _more_steps(record: Record) -> str:
-    """Returns the word that makes the search longer; of several stages that of the one that traced the survivors."""
+    """Returns the option for a longer search; with several stages, for the stage that traced the survivors."""
     stages = [stage for stage in record.stages if stage.attacked != 0] or [StageRecord(steps=record.attack.steps)]
     stage = next((each for each in reversed(stages) if not each.gradient_free), stages[-1])
     words = {word.partition("=")[0]: word for word in stage.words}
@@ -284,7 +284,7 @@ def _more_steps(record: Record) -> str:
 
 
 def _without_gradients(stages: Sequence[StageRecord]) -> int | None:
-    """Returns the successes of stages without gradients that ran after one with them; None if none tried any sample."""
+    """Returns the successes of gradient-free stages after gradient-based ones; None if these attacked no sample."""
     is_free = [stage.gradient_free for stage in stages]
     later = stages[is_free.index(False) :] if False in is_free else []
     successes = [stage.broken for stage in later if stage.gradient_free and stage.attacked]

@@ -1,7 +1,7 @@
-"""In-place mathematics on tensors of shape (N, d0, ...): each of the N data is transformed independently.
+"""In-place transforms of tensors of shape (N, d0, ...): each of the N data is transformed independently.
 
-Functions compose by calls: `normalize_(keep_top_(x, q=0.9).sign_(), p=1)`. Nothing here depends on an optimizer or
-waits for a device.
+Functions can be nested: `normalize_(keep_top_(x, q=0.9).sign_(), p=1)`. Nothing here depends on an optimizer or
+synchronizes with a device.
 """
 
 from raiopt.transforms.norms import check_order, normalize_, norms, steepest_

@@ -10,7 +10,7 @@ from raiopt.transforms.looking import all_between
 
 
 def norms(x: Tensor, p: float) -> Tensor:
-    """Returns the p-norm of each datum, of shape (N, 1, ...); powers neither underflow nor overflow.
+    """Returns the p-norm of each datum, of shape (N, 1, ...), without underflow or overflow of powers.
 
     Args:
         x: Shape (N, d0, ...).
@@ -23,7 +23,7 @@ def norms(x: Tensor, p: float) -> Tensor:
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     if p == math.inf:
         return _largest(x)
-    # Powers of entries that underflow must be too small to matter: below eps² of the sum each.
+    # Powers may underflow only if they are negligible: each below eps² of the sum.
     limits = torch.finfo(x.dtype)
     least = 0.0 if p == 1 else (limits.tiny / limits.eps**2) ** (1 / p)
     plain = _plain_norms(x, p)
@@ -34,7 +34,7 @@ def norms(x: Tensor, p: float) -> Tensor:
 
 
 def check_order(p: float) -> float:
-    """Returns p if it is the order of a norm."""
+    """Returns p; raises unless it is the order of a norm."""
     return p if p == math.inf else checks.number("p", p, low=1, scalar=True, remedy="Infinity is allowed too.")
 
 
@@ -58,8 +58,8 @@ def _plain_norms(x: Tensor, p: float) -> Tensor:
 def _l2_norms(x: Tensor) -> Tensor:
     """Returns the L2 norms (N,) of x (N, d).
 
-    torch's vector_norm is several times faster than its sum, but adds one by one, so it is accurate only for short
-    pieces; the sum adds in pairs.
+    torch's vector_norm is several times faster than its sum, but adds sequentially, so it is accurate only for short
+    pieces; the sum uses pairwise summation.
     """
     if x.shape[1] <= 256:
         return torch.linalg.vector_norm(x, 2, dim=1)
@@ -75,7 +75,7 @@ def normalize_(x: Tensor, p: float, eps: float | None = None) -> Tensor:
     Args:
         x: Shape (N, d0, ...).
         p: See `norms`.
-        eps: Divide by no less than this. None: the smallest normal number of the type of `x`, float32 at least.
+        eps: Lower bound of the divisor. None: the smallest normal number of the type of `x` (at least float32).
 
     >>> normalize_(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), p=2)
     tensor([[0.6000, 0.8000],
@@ -88,9 +88,9 @@ def normalize_(x: Tensor, p: float, eps: float | None = None) -> Tensor:
 def steepest_(x: Tensor, p: float) -> Tensor:
     """Replaces each datum by the point of the Lp unit ball that has the largest inner product with it.
 
-    That inner product is the dual norm of the datum. For p=inf it is the sign, for p=2 the datum divided by its norm,
-    for p=1 the sign of the largest entry, divided equally among equal ones; otherwise each entry becomes
-    sign(x) |x|^(q - 1) with 1/p + 1/q = 1, scaled to the norm 1. A zero datum stays zero.
+    That inner product is the dual norm of the datum. For p=inf the result is the sign, for p=2 the datum divided by its
+    norm, for p=1 the sign of the largest entry, shared equally among ties; otherwise each entry becomes
+    sign(x) |x|^(q - 1) with 1/p + 1/q = 1, scaled to norm 1. A zero datum stays zero.
 
     Args:
         x: Shape (N, d0, ...).

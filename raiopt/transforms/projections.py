@@ -1,4 +1,4 @@
-"""Projections of data onto balls around the origin, and onto the part of a ball that lies in a box."""
+"""Projections of data onto balls around the origin, and onto the intersection of a ball and a box."""
 
 import math
 
@@ -13,7 +13,7 @@ Bound = float | Tensor | None
 
 
 def clamp_(x: Tensor, lower: Bound = None, upper: Bound = None) -> Tensor:
-    """Clamps each entry to [lower, upper]; None is no bound, and numbers and tensors may be mixed."""
+    """Clamps each entry to [lower, upper]; None means no bound, and numbers and tensors may be mixed."""
     if isinstance(lower, Tensor):
         lower = lower.to(x.dtype)
     if isinstance(upper, Tensor):
@@ -43,14 +43,14 @@ def project_linf_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper
 
 
 def is_half(x: Tensor) -> bool:
-    """Says whether entries have 16 bits, so that rounding may move a point out of a ball by a percent."""
+    """Returns whether entries have 16 bits, so that rounding may move a point out of a ball by one percent."""
     return torch.finfo(x.dtype).bits < 32
 
 
 def round_inwards_(x: Tensor, exact: Tensor) -> Tensor:
-    """Writes `exact` into `x` of half precision, rounded towards zero, which leaves neither ball nor box."""
+    """Writes `exact` into `x` (half precision), rounded towards zero, so that it stays in ball and box."""
     further = x.copy_(exact).abs() > exact.abs()
-    x.view(torch.int16).sub_(further.to(torch.int16))  # a unit in the last place less; the sign has its own bit
+    x.view(torch.int16).sub_(further.to(torch.int16))  # subtract one unit in the last place; the sign is a separate bit
     return x
 
 
@@ -60,8 +60,8 @@ def project_l2_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: 
         argmin_z ||z - x||_2  s.t.  ||z||_2 <= epsilon,  lower <= z <= upper
 
     With a box, the nearest point is clip(s x, lower, upper) with the largest s in (0, 1] for which it lies in the
-    ball. Its squared norm is a concave, increasing, piecewise linear function of s²: Newton's method, started below
-    the solution, rises to it and never leaves the ball.
+    ball. Its squared norm is a concave, increasing, piecewise linear function of s², so Newton's method, started below
+    the solution, converges from below and never leaves the ball.
 
     Args:
         x: Shape (N, d0, ...).
@@ -84,7 +84,7 @@ def project_l2_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: 
 
 
 def _shrink_(x: Tensor, epsilon: float | Tensor, p: float) -> Tensor:
-    """Scales each datum whose p-norm is above epsilon down to it, slightly less so that rounding never exceeds it."""
+    """Scales each datum with p-norm above epsilon to slightly below epsilon, so that rounding never exceeds it."""
     size = norms(x, p)
     if not isinstance(epsilon, Tensor) and all_between(size, -1.0, math.nextafter(epsilon, math.inf)):
         return x
@@ -92,27 +92,27 @@ def _shrink_(x: Tensor, epsilon: float | Tensor, p: float) -> Tensor:
     return x.mul_(torch.where(size > epsilon, (epsilon * inner) / size, 1.0).to(size.dtype))
 
 
-# Perturbations of images take 4, rarely up to 8; the rest is for contrived magnitudes. After too few steps a datum is
-# still in the ball and in the box.
+# Image perturbations take 4 iterations, rarely up to 8; more are only needed for extreme magnitudes. Even with too few
+# iterations, a datum is inside ball and box.
 _NEWTON_STEPS = 16
 
 
 def _box_scale(x: Tensor, epsilon: float | Tensor, lower: Bound, upper: Bound) -> Tensor:
-    """Returns the s of each datum for which clip(s x, lower, upper) is its nearest point of ball and box.
+    """Returns for each datum the s for which clip(s x, lower, upper) is its projection onto ball and box.
 
-    Masks are numbers here, because on the CPU torch.where is many times slower than a product.
+    Masks are numbers here, because torch.where is many times slower than a product on the CPU.
     """
     info = torch.finfo(x.dtype)
     dims = tuple(range(1, x.ndim))
     unit = epsilon.to(x.dtype).clamp(min=info.tiny) if isinstance(epsilon, Tensor) else max(epsilon, info.tiny)
     limits = headroom(x, lower, upper).div_(unit).square_()
     powers = (x / unit).square_().clamp_(max=info.max / max(1, math.prod(x.shape[1:])))  # so that sums stay finite
-    breakpoints = limits / powers  # from this value of s² on, an entry is at its limit
+    breakpoints = limits / powers  # for s² above this value, an entry is at its limit
     scale = powers.sum(dims, keepdim=True).clamp_(min=1.0).reciprocal_()
     free, inside = torch.empty_like(x), torch.empty_like(x)
     for _ in range(_NEWTON_STEPS):
         value = torch.minimum(torch.mul(powers, scale, out=inside), limits, out=inside).sum(dims, keepdim=True)
-        gap = (1.0 - value).clamp_(min=0.0).mul_(scale < 1)  # 0 for a datum that is inside as it is
+        gap = (1.0 - value).clamp_(min=0.0).mul_(scale < 1)  # 0 for a datum that is already inside
         if all_between(gap, -1.0, 4 * info.eps):
             break
         slope = torch.gt(breakpoints, scale, out=free).mul_(powers).sum(dims, keepdim=True)
@@ -148,14 +148,14 @@ def project_l1_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: 
     return _shrink_(x.sign_().mul_(size), epsilon, 1)
 
 
-# Perturbations of images take 10 to 20. A third of the steps halve the bracket, which is enough for float32.
+# Image perturbations take 10 to 20 iterations. A third of them halve the bracket, which suffices for float32.
 _L1_STEPS = 90
 
 
 def _level(size: Tensor, limits: Tensor | None, radius: float | Tensor) -> Tensor:
-    """Returns by how much entries must shrink, of shape (N, 1, ...), so that within the limits their sum is `radius`.
+    """Returns the level (N, 1, ...) by which entries must shrink so that, within their limits, they sum to `radius`.
 
-    The sum decreases with the level, is piecewise linear and mostly convex: Newton's method from the lower end of a
+    The sum decreases with the level, and is piecewise linear and mostly convex: Newton's method from the lower end of a
     bracket and the chord of the bracket approach the solution from both sides.
     """
     wide = torch.float32 if size.device.type == "mps" else torch.float64  # the level resolves small differences of size
@@ -223,7 +223,9 @@ def project_l0_(
     clamp_(x, lower, upper)
     kept = x / unit
     gains = kept.mul_(scaled.mul_(2).sub_(kept))
-    gains.add_(x.ne(0), alpha=torch.finfo(gains.dtype).tiny)  # a gain that underflows is still more than none
+    gains.add_(
+        x.ne(0), alpha=torch.finfo(gains.dtype).tiny
+    )  # an entry whose gain underflows still ranks above zero entries
     mask = top_mask(gains.sum(-3, keepdim=True) if pixels else gains, _whole(epsilon))
     return x.mul_(mask)
 

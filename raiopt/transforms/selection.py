@@ -9,7 +9,7 @@ from raiopt import checks
 
 
 def keep_top_(x: Tensor, q: float) -> Tensor:
-    """Zeroes the share `q` of each datum's entries, those of smallest magnitude.
+    """Sets to zero, in each datum, the fraction `q` of entries with the smallest magnitude.
 
     Of d entries, exactly round((1 - q) d) are kept, at least one unless q is 1; ties are broken arbitrarily.
 

@@ -1,4 +1,4 @@
-"""Random changes of images (N, C, H, W) in square windows: the candidates of Square Attack.
+"""Random changes of images (N, C, H, W) in square windows, which are the candidates of Square Attack.
 
 Andriushchenko et al. 2020, https://arxiv.org/abs/1912.00049, for Linf and L2; Croce and Hein 2021,
 https://arxiv.org/abs/2103.01208, for L1. Random numbers in [0, 1) are arguments, one row for each image. Nothing here
@@ -52,7 +52,7 @@ def start_draws(p: float, channels: int, height: int, width: int) -> int:
 def starts(like: Tensor, p: float, epsilon: float | Tensor, draws: Tensor) -> Tensor:
     """Returns a perturbation of p-norm `epsilon` for each image.
 
-    For Linf those are vertical stripes of random signs, for L1 and L2 a grid of bumps of random signs.
+    For Linf, these are vertical stripes with random signs; for L1 and L2, a grid of bumps with random signs.
 
     Args:
         like: The images, for their shape and type.

@@ -31,8 +31,8 @@ _FAR = 1e12
 def support_l2_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: Bound = None) -> Tensor:
     """Replaces each datum by the point of the L2 ball, or of ball ∩ box, that has the largest inner product with it.
 
-    With a box it is the projection of a point far out in the direction of x: clip(t x, lower, upper) with the largest t
-    for which it lies in the ball. Entries below 1e-12 of the largest one may not reach their bounds.
+    With a box, it is the projection of a distant point in the direction of x: clip(t x, lower, upper) with the largest
+    t for which it lies in the ball. Entries below 1e-12 of the largest one may not reach their bounds.
 
     >>> support_l2_(torch.tensor([[3.0, 4.0]]), epsilon=1.0, upper=0.75)
     tensor([[0.6614, 0.7500]])
@@ -47,8 +47,8 @@ def support_l2_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: 
 def support_l1_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: Bound = None) -> Tensor:
     """Replaces each datum by the point of the L1 ball, or of ball ∩ box, that has the largest inner product with it.
 
-    Without a box all of epsilon goes to the largest entry, shared among equal ones. With a box the entries are filled
-    up to their bounds, the largest first, until epsilon is used up: a fractional knapsack.
+    Without a box, all of epsilon goes to the largest entry, shared among ties. With a box, entries are moved to their
+    bounds, the largest first, until epsilon is used up: a fractional knapsack.
 
     >>> support_l1_(torch.tensor([[3.0, -4.0]]), epsilon=1.0)
     tensor([[ 0., -1.]])
@@ -69,7 +69,7 @@ def support_l1_(x: Tensor, epsilon: float | Tensor, lower: Bound = None, upper: 
 def support_l0_(x: Tensor, epsilon: float | Tensor, lower: Bound, upper: Bound) -> Tensor:
     """Replaces each datum by the point of the L0 ball within a box that has the largest inner product with it.
 
-    The `epsilon` entries with the largest gain move to their bounds; without bounds there is no such point.
+    The `epsilon` entries with the largest gain move to their bounds; without bounds, no such point exists.
 
     Raises:
         ValueError: If a bound is None.

@@ -1,4 +1,4 @@
-"""Figures for papers, each made from a table of `reports.series` or from that of a sweep.
+"""Figures for papers, each drawn from a table of `reports.series` or the table of a sweep.
 
 Every function returns a matplotlib Figure with text of 8 points; `width` is in inches, `COLUMN` or `PAGE` wide where it
 is None. pyplot is not used, and no setting of matplotlib is changed: the fonts are those of your rcParams.

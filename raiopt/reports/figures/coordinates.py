@@ -1,4 +1,4 @@
-"""A line a job over all options that vary."""
+"""Parallel coordinates: one line per job over all varying options."""
 
 import textwrap
 from typing import Any
@@ -25,17 +25,17 @@ from raiopt.reports.figures.style import (
 from raiopt.results.tables import options_of
 
 TICKS = 12
-"""The largest number of values that are marked on an axis."""
+"""The largest number of marked values per axis."""
 
 
 def parallel(frame: pl.DataFrame, width: float | None = None) -> Figure:
-    """Draws one line per job over all options that vary, to its robust accuracy at the right; the smallest is on top.
+    """Draws one line per job over all varying options and robust accuracy at the right; the smallest is drawn on top.
 
     Args:
-        frame: `load_sweep`.
+        frame: The table from `load_sweep`.
 
     Raises:
-        ValueError: If no job has figures, or no option varies.
+        ValueError: If no job has a robust accuracy, or no option varies.
 
     >>> robust = {"ball": "Linf 0.1", "robust_accuracy": [0.5, 0.25]}
     >>> frame = pl.DataFrame({"status": "finished", "optim.lr": [1, 2], "optim": ["a", "b"], **robust})
@@ -55,7 +55,7 @@ def parallel(frame: pl.DataFrame, width: float | None = None) -> Figure:
     at = np.column_stack([*(places for places, _ in scales), heights])
     colours = matplotlib.colormaps["cividis"](0.85 * heights)
     lines = np.stack([np.broadcast_to(np.arange(at.shape[1]), at.shape), at], axis=2)
-    colours[:-1, 3] = max(0.15, min(1, 60 / len(at)))  # many are lighter, the best is not
+    colours[:-1, 3] = max(0.15, min(1, 60 / len(at)))  # many lines are more transparent, except the best
     axes.add_collection(LineCollection(list(lines), colors=colours, linewidths=[0.9] * (len(at) - 1) + [2.2]))
     ticks = np.linspace(0, 1, 5) if span else [0.5]
     marks = [*(captions for _, captions in scales), {place: f"{low + place * span:.1f}" for place in ticks}]

@@ -1,4 +1,4 @@
-"""Lines: robust accuracy against the radius, loss and share fooled against steps or passes."""
+"""Line plots: robust accuracy against the radius, loss and share fooled against steps or passes."""
 
 from typing import Literal
 
@@ -22,16 +22,16 @@ from raiopt.reports.figures.style import (
 
 By = Literal["steps", "passes"]
 AXES: dict[By, str] = {"steps": "step", "passes": "passes"}
-"""The column of `series.step_curves` that each is."""
+"""The column of `series.step_curves` for each horizontal axis."""
 CURVES = len(STYLES)
 """The largest number of curves."""
 
 
 def robust_against_epsilon(frame: pl.DataFrame, width: float | None = None) -> Figure:
-    """Draws robust accuracy against the radius with 95 % bands, a panel for each norm.
+    """Draws robust accuracy against the radius with 95 % bands, one panel per norm.
 
     Args:
-        frame: `series.epsilon_curves`; of many curves, those with the smallest accuracies are drawn.
+        frame: The table from `series.epsilon_curves`; of many curves, those with the smallest accuracies are drawn.
 
     Raises:
         ValueError: If the table is empty.
@@ -58,14 +58,14 @@ def robust_against_epsilon(frame: pl.DataFrame, width: float | None = None) -> F
 
 
 def loss_against(frame: pl.DataFrame, by: By = "steps", width: float | None = None) -> Figure:
-    """Draws the median loss of the attacked samples, with quartiles where there are few curves.
+    """Draws the median loss of the attacked samples, with quartiles if there are few curves.
 
     Args:
-        frame: `series.step_curves`.
-        by: The horizontal axis: steps, or passes, forward and backward, per sample.
+        frame: The table from `series.step_curves`.
+        by: The horizontal axis: "steps", or "passes" (forward and backward passes per sample).
 
     Raises:
-        ValueError: If there is nothing to draw, as if no run recorded its passes.
+        ValueError: If there is nothing to draw, such as when no run recorded its passes.
 
     >>> loss = {"loss": [0.1, 0.3], "loss_low": [0.0, 0.2], "loss_high": [0.2, 0.4]}
     >>> figure = loss_against(pl.DataFrame({"label": "a", "peers": "m on d", "step": [0, 1], **loss}))
@@ -76,7 +76,7 @@ def loss_against(frame: pl.DataFrame, by: By = "steps", width: float | None = No
 
 
 def fooled_against(frame: pl.DataFrame, by: By = "steps", width: float | None = None) -> Figure:
-    """Draws the share of the attacked samples that were fooled at some step so far; otherwise as `loss_against`.
+    """Draws the share of the attacked samples that were fooled at any step so far; arguments as in `loss_against`.
 
     >>> frame = pl.DataFrame({"label": "a", "peers": "m on d", "step": [0, 1], "fooled_so_far": [0.0, 0.25]})
     >>> fooled_against(frame).axes[0].get_lines()[0].get_ydata().tolist()
@@ -117,7 +117,7 @@ def _draw(
     lines: dict[str, Line2D],
     scale: float,
 ) -> None:
-    """Draws a line a label, in the style that it has in `lines` or, new, gets there."""
+    """Draws one line per label, in its style from `lines`; new labels are added there."""
     for (label,), curve in frame.group_by("label", maintain_order=True):
         colour, marker, dashes = STYLES[list(lines).index(label) if label in lines else len(lines)]
         at, values = curve[x].to_numpy(), scale * curve[y].to_numpy()
@@ -131,7 +131,7 @@ def _draw(
 
 
 def _most_telling(frame: pl.DataFrame, score: pl.Expr, what: str) -> tuple[pl.DataFrame, str]:
-    """Returns the curves to draw, the best of each group that can be compared first, and what to say of the others."""
+    """Returns the curves to draw, the best of each comparable group first, and a note about the omitted ones."""
     ranked = (
         frame.group_by("label", "peers", maintain_order=True)
         .agg(score.alias("_score"))

@@ -1,4 +1,4 @@
-"""Dots with intervals: one row per job, or per class."""
+"""Dot plots with intervals: one row per job or class."""
 
 import numpy as np
 import polars as pl
@@ -27,7 +27,7 @@ def jobs(frame: pl.DataFrame, width: float | None = None) -> Figure:
     """Draws robust accuracy (filled, with 95 % intervals) and clean accuracy (hollow) of each run.
 
     Args:
-        frame: `series.job_points`; of many, those with the smallest robust accuracy are drawn.
+        frame: The table from `series.job_points`; of many runs, those with the smallest robust accuracy are drawn.
 
     Raises:
         ValueError: If the table is empty.
@@ -43,7 +43,8 @@ def classes(frame: pl.DataFrame, title: str = "", width: float | None = None) ->
     """Draws robust accuracy (filled, with 95 % intervals) and clean accuracy (hollow) of each class.
 
     Args:
-        frame: `series.class_results`; of many, those with the smallest robust accuracy are drawn.
+        frame: The table from `series.class_results`; of many classes, those with the smallest robust accuracy are
+            drawn.
 
     Raises:
         ValueError: If the table is empty.

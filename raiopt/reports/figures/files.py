@@ -1,4 +1,4 @@
-"""Figures as files, and the choice of figures for some runs."""
+"""Saves figures as files, and selects the figures for a set of runs."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -30,16 +30,16 @@ Draw = Callable[[], Figure]
 _CANVASES = {"png": FigureCanvasAgg, "pdf": FigureCanvasPdf, "svg": FigureCanvasSVG}
 _SETTINGS: Any = {"pdf.fonttype": 42, "svg.hashsalt": "raiopt"}
 _LOCK = threading.RLock()
-"""Matplotlib reads these settings while it writes a file, from a place that all threads share."""
+"""Guards global settings that matplotlib reads while writing a file, which all threads share."""
 
 
 def save_figure(figure: Figure, file: Path | str) -> Path:
     """Writes a figure as .png (200 dots per inch), .pdf (fonts embedded as TrueType) or .svg, and returns the file.
 
-    Equal figures become equal files: they contain no date.
+    Files contain no date, so equal figures give equal files.
 
     Raises:
-        ValueError: If the file has another ending.
+        ValueError: If the file has a different suffix.
 
     >>> import tempfile
     >>> frame = pl.DataFrame({"label": [0, 1], "prediction": [0, 0], "count": [5, 1]})
@@ -51,7 +51,7 @@ def save_figure(figure: Figure, file: Path | str) -> Path:
     kind = checks.choice("the ending of file", file.suffix.removeprefix("."), METADATA)
     dots, canvas = figure.dpi, figure.canvas
     with _LOCK, matplotlib.rc_context(_SETTINGS):
-        try:  # by its canvas, for savefig draws everything twice
+        try:  # printed by the canvas, because savefig draws everything twice
             figure.set_dpi(200 if kind == "png" else 72)
             writer: Any = _CANVASES[kind](figure)
             write = getattr(writer, f"print_{kind}")
@@ -65,14 +65,14 @@ def save_figure(figure: Figure, file: Path | str) -> Path:
 def save_figures(runs: Sequence[Run], folder: Path | str, problems: series.Problems | None = None) -> list[Path]:
     """Writes every figure that has content for these runs as PNG and PDF, and returns the files.
 
-    Against the radius, if there are several; loss and share fooled; of several runs, their options and accuracies. The
-    map of two options is of the largest group of runs with one model, data and ball, over the two that matter most;
-    results by class are of the best run of that group.
+    These are: robust accuracy against the radius, if there are several radii; loss and share fooled; for several runs,
+    their options and accuracies. The heat map shows the largest group of runs with the same model, data and ball, over
+    the two most influential options; results by class are those of the best run of that group.
 
     Args:
-        runs: What `load_runs` returns.
-        folder: Files are written into its folder `figures`, which is created; those of the same names are replaced.
-        problems: Is given the reason why runs were left out, by their folder.
+        runs: The runs from `load_runs`.
+        folder: Files are written into its subfolder `figures`, which is created; existing files are replaced.
+        problems: Collects the reasons why runs were left out, by their folder.
 
     >>> import tempfile
     >>> save_figures([], tempfile.mkdtemp())
@@ -83,7 +83,7 @@ def save_figures(runs: Sequence[Run], folder: Path | str, problems: series.Probl
     for name, draw in _worth_drawing(runs, problems).items():
         figure = draw()
         files.append(save_figure(figure, place / f"{name}.png"))
-        figure.set_layout_engine("none")  # everything has found its place
+        figure.set_layout_engine("none")  # the layout is final
         files.append(save_figure(figure, place / f"{name}.pdf"))
     return files
 
@@ -91,7 +91,7 @@ def save_figures(runs: Sequence[Run], folder: Path | str, problems: series.Probl
 def _worth_drawing(runs: Sequence[Run], problems: series.Problems | None) -> dict[str, Draw]:
     curves, steps = series.epsilon_curves(runs, problems), series.step_curves(runs, problems)
     drawn: dict[str, Draw] = {}
-    if curves["epsilon"].n_unique() > 2:  # two radii, of which one is 0, are no curve
+    if curves["epsilon"].n_unique() > 2:  # two radii, one of which is 0, do not make a curve
         drawn["robust_against_epsilon"] = partial(robust_against_epsilon, curves)
     for by, column in AXES.items():
         if len(steps.drop_nulls([column, "loss"])):

@@ -1,4 +1,4 @@
-"""Colours in cells: a metric over two options, and which classes are taken for which."""
+"""Heat maps: a metric over two options, and confusion matrices."""
 
 from collections.abc import Sequence
 
@@ -28,26 +28,27 @@ from raiopt.reports.figures.style import (
 from raiopt.results.tables import METRICS, options_of
 
 CELLS = 15
-"""The largest number of rows or columns whose cells have numbers, and of names."""
+"""The largest number of rows or columns with numbers in their cells, and of names on an axis."""
 BRIGHT = 0.46
-"""From here on, black can be read on the colours of cividis better than white."""
+"""From this value on, black text is more readable than white on the colours of cividis."""
 
 
 def heatmap(
     frame: pl.DataFrame, x: str, y: str, value: str = "robust_accuracy", title: str = "", width: float | None = None
 ) -> Figure:
-    """Draws a metric over two options; a cell shows the best over all others, and the best of all has a frame.
+    """Draws a metric over two options; each cell shows the best value over all other options, the best cell is framed.
 
-    Best is the smallest value, of target_reached the largest. Jobs without figures are left out.
+    The best value is the smallest, except for target_reached, where it is the largest. Jobs without results are left
+    out.
 
     Args:
-        frame: `load_sweep`, perhaps with fewer rows: compare only what has one ball, one model and one data set.
+        frame: The table from `load_sweep`, filtered if necessary: compare only jobs with the same ball, model and data.
         x: Option along the horizontal axis, a column of the table.
         y: Option along the vertical axis.
         value: The metric.
 
     Raises:
-        ValueError: If there is no such column, x and y are one, or no job has figures.
+        ValueError: If there is no such column, x and y are equal, or no job has results.
 
     >>> robust = {"ball": "Linf 0.1", "robust_accuracy": [0.5, 0.25, 0.75]}
     >>> frame = pl.DataFrame({"status": "finished", "optim.lr": [1, 2, 1], "optim": ["a", "a", "b"], **robust})
@@ -83,11 +84,11 @@ def heatmap(
 def confusion_matrix(
     frame: pl.DataFrame, names: list[str] | None = None, title: str = "", width: float | None = None
 ) -> Figure:
-    """Draws which classes are predicted as which: colours are shares of a class, numbers counts.
+    """Draws a confusion matrix: colours show shares of a class, numbers show counts.
 
     Args:
-        frame: `series.confusion`; samples without a prediction count in their class alone.
-        names: The names of all classes; None: their numbers.
+        frame: The table from `series.confusion`; samples without a prediction only count towards their class's total.
+        names: The names of all classes; None: use their numbers.
 
     Raises:
         ValueError: If the table is empty.
@@ -124,7 +125,7 @@ def _map(
     limits: tuple[float, float] | None = None,
     square: bool = False,
 ) -> Axes:
-    """Draws a table as colours, with numbers in the cells if `form` says how and there is room."""
+    """Draws a table as colours, with numbers in the cells if `form` is given and there is space."""
     axes = figure.add_subplot()
     low, high = limits or (np.nanmin(table), np.nanmax(table))
     image = axes.imshow(table, "cividis", vmin=low, vmax=high, aspect="equal" if square else "auto")
@@ -140,7 +141,7 @@ def _map(
 
 
 def _number(axes: Axes, table: np.ndarray, form: str, bright: np.ndarray, whole: bool = False) -> None:
-    """Writes the numbers into the cells, of whole ones no zeros; none if they would be too small to read."""
+    """Writes numbers into the cells, omitting zeros among counts; none if they would be too small to read."""
     captions = {
         at: f"{value:{form}}" for at, value in np.ndenumerate(table) if not np.isnan(value) and (value or not whole)
     }
@@ -152,7 +153,7 @@ def _number(axes: Axes, table: np.ndarray, form: str, bright: np.ndarray, whole:
 
 
 def _mark(axes: Axes, direction: str, words: Sequence[str]) -> None:
-    """Names the rows or columns of a map; of many only some."""
+    """Labels the rows or columns of a map; if there are many, only some of them."""
     every = -(-len(words) // CELLS)
     at = range(0, len(words), every)
     captions = [fitted(words[number], 16) for number in at]

@@ -1,4 +1,4 @@
-"""What all figures have in common: sizes, colours, axes, and how words are shown."""
+"""The common style of all figures: sizes, colours, axes, and text formatting."""
 
 import textwrap
 from typing import Any, Literal
@@ -41,13 +41,13 @@ def new_axes(figure: Figure, place: tuple[int, int, int] = (1, 1, 1), grid: Lite
 
 
 def name_axes(axes: Axes, x: str, y: str) -> None:
-    """Says what stands along the axes."""
+    """Sets the labels of the axes."""
     axes.set_xlabel(x, fontsize=TEXT)
     axes.set_ylabel(y, fontsize=TEXT)
 
 
 def titled(figure: Figure, title: str) -> Figure:
-    """Puts a small title of three lines at most above all, if there is one."""
+    """Adds a small title of at most three lines, if it is not empty."""
     width, height = figure.get_size_inches()
     room = int(width * 15)
     captions = textwrap.fill(fitted(title, 3 * room), room)
@@ -58,7 +58,7 @@ def titled(figure: Figure, title: str) -> Figure:
 
 
 def with_legend(figure: Figure, handles: dict[str, Any], note: str = "") -> Figure:
-    """Puts the legend below the axes, with as many columns as fit, and the note below it."""
+    """Adds a legend below the axes, with as many columns as fit, and a note below it."""
     width, height = figure.get_size_inches()
     room = int(width * 16)
     captions = [textwrap.fill(fitted(label, 3 * room), room - 6) for label in handles]
@@ -83,7 +83,7 @@ def with_legend(figure: Figure, handles: dict[str, Any], note: str = "") -> Figu
 
 
 def in_order(values: list[Any]) -> list[Any]:
-    """Returns numbers in ascending order, null before them; other values as they came."""
+    """Returns numbers in ascending order, with null first; other values in their original order."""
     numbers = [v for v in values if v is not None]
     if all(isinstance(v, int | float) for v in numbers):
         return [None] * (None in values) + sorted(numbers)
@@ -91,25 +91,25 @@ def in_order(values: list[Any]) -> list[Any]:
 
 
 def shown(value: Any) -> str:
-    """Returns a swept value as people type it."""
+    """Returns a swept value as typed on the command line."""
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def short(option: str) -> str:
-    """Returns the name of an option without the group that most are of."""
+    """Returns the name of an option without the prefix "optim."."""
     return option.removeprefix("optim.")
 
 
 def norm_words(name: str) -> str:
-    """Returns linf, l2, l1 or l0 as mathematics."""
+    """Returns linf, l2, l1 or l0 as mathematical notation."""
     return r"$L_\infty$" if name == "linf" else f"$L_{{{name[1:]}}}$"
 
 
 def fitted(text: str, room: int) -> str:
-    """Returns the text, without its middle if it is longer."""
+    """Returns the text, with its middle replaced by dots if it is longer than `room`."""
     return plain(text if len(text) <= room else f"{text[: room // 2 - 1]}...{text[2 - room // 2 :]}")
 
 
 def plain(text: str) -> str:
-    """Returns the text as matplotlib shows it letter by letter, without mathematics."""
+    """Returns the text escaped so that matplotlib shows it literally, not as mathematics."""
     return " ".join(text.split()).replace("$", r"\$")
