@@ -413,6 +413,7 @@ def test_user_images_in_a_flat_folder_with_predicted_labels(tmp_path):
         (["optim=chain", "optim.members=null"], "members=null must be a list, as in optim.members=[l1_normed,"),
         (["optim=signed", "optim.ball=l0"], "epsilon=0.1 must be a finite number, at least 1. In an L0 ball it is a"),
         (["stages=[a,b]"], "stages=[a,b]: stages are a mapping of names to lists of words, as in stages={first:["),
+        (["stages={inf:[solver.steps=3]}"], "lists of words, as in stages={first:[solver.steps=10]}. inf, nan, null,"),
         (["stages=3"], "stages=3: stages are a mapping of names to lists of words"),
         (["stages.ce=3"], "stages.ce=3: stages are a mapping of names to lists of words"),
         (

@@ -14,8 +14,10 @@ from raiopt import checks
 from raiopt.config.options import INFERENCE, OPTIONS
 from raiopt.config.signatures import described
 from raiopt.config.sources import CONFIG_DIR, composed, options
-from raiopt.config.words import dotted, refused_value, type_rule
+from raiopt.config.words import VALUES, dotted, refused_value, type_rule
 
+NO_NAME = rf"(?i)[.{{,]\s*({'|'.join(VALUES)})\s*[:=]"
+"""A name of a stage that Hydra reads as a value."""
 VERBS = ("doctor", "export", "list", "report", "rerun", "show", "track")
 """The verbs (subcommands) of the command; each is a module of raiopt/verbs/."""
 
@@ -72,7 +74,8 @@ def explain(error: BaseException, words: Sequence[str] = ()) -> str:
     if isinstance(error, HydraException | OmegaConfBaseException):
         if wrong and re.search(r"ListConfig|Dict\[str, List", text):
             form = "stages={first:[solver.steps=10]}"
-            return f"{wrong}: stages are a mapping of names to lists of words, as in {form}."
+            named = " inf, nan, null, true and false are not names." if re.search(NO_NAME, wrong) else ""
+            return f"{wrong}: stages are a mapping of names to lists of words, as in {form}.{named}"
         return _shortened(text)
     if isinstance(error, ValueError | TypeError | OSError):
         return with_groups(text)

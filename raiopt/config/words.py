@@ -9,6 +9,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from raiopt import checks
 from raiopt.config.options import OPTIONS, option_of
+from raiopt.results.words import joined
 
 GROUPS = ("optim", "optim/InnerOpt", "criterion", "init", "schedule")
 PARTS = ("optim", "criterion", "init", "schedule", "solver")
@@ -19,6 +20,8 @@ JOB_SETTINGS = (
 """The settings that belong to the whole job and cannot differ between stages."""
 BALL_SETTINGS = ("epsilon", "param_ndim", "ball", "pixels")
 """The settings that define the ball of the job's optimizer; the optimizer of a stage inherits them."""
+VALUES = ("inf", "nan", "null", "true", "false")
+"""Words that Hydra does not read as text, in upper case either."""
 TYPE_RULES = {
     "could not be converted to Integer": "must be an integer",
     "could not be converted to Float": "must be a number",
@@ -52,6 +55,8 @@ def words_of(config: DictConfig) -> dict[str, list[str]]:
     for name, words in found.items():
         if not re.fullmatch(r"[A-Za-z][\w-]*", str(name), re.ASCII):
             raise ValueError(f"stages: {name!r} must be letters, digits, '-' or '_', the first a letter.")
+        if str(name).lower() in VALUES:
+            raise ValueError(f"stages: {name!r} must not be {joined(VALUES, 'or')}: the command reads them as values.")
         if not isinstance(words, list) or any(not isinstance(word, str) for word in words):
             raise ValueError(f"stages.{name} must be a list of words as typed, as in [solver.steps=10].")
     return {str(name): words for name, words in found.items()}

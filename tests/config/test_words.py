@@ -18,7 +18,7 @@ from raiopt.config.explain import typed
 from raiopt.config.jobs import build
 from raiopt.config.options import OPTIONS
 from raiopt.config.saved import UnsafeConfig, saved_job
-from raiopt.config.words import GROUPS, JOB_SETTINGS, PARTS, quoted, staged, words_of
+from raiopt.config.words import GROUPS, JOB_SETTINGS, PARTS, VALUES, quoted, staged, words_of
 from raiopt.sweep.job_key import job_key
 from tests.config.test_saved import folder_with
 from tests.test_readme import composed
@@ -155,6 +155,7 @@ def test_invalid_stage_settings_are_refused(word, message):
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
+        ({"NaN": []}, "stages: 'NaN' must not be inf, nan, null, true or false"),
         ({"1st": []}, "stages: '1st' must be letters, digits, '-' or '_', the first a letter."),
         ({"a": ["solver.steps=1", "solver.steps=2"]}, "stages.a: solver.steps=2: solver.steps is given twice."),
         ({"a": ["optim=linf_frank_wolfe", "optim/InnerOpt=adam"]}, "the optim of this stage has no inner optimizer."),
@@ -173,7 +174,7 @@ def test_stages_of_another_type_are_refused(stages):
 
 @given(
     st.dictionaries(
-        st.from_regex(r"[a-z][a-z0-9_]{0,5}", fullmatch=True),
+        st.from_regex(r"[a-z][a-z0-9_]{0,5}", fullmatch=True).filter(lambda name: name not in VALUES),
         st.lists(st.sampled_from(["solver.steps=3", "optim/InnerOpt=adam", "solver.target=[next,3]", "optim.lr=1e-3"])),
         min_size=1,
     )
