@@ -1,4 +1,4 @@
-"""Find the smallest changes of an input that break an image classifier: an attack is an optimizer.
+"""Adversarial attacks on image classifiers, in which every attack is an optimizer.
 
 The names below are loaded on first use, so that importing raiopt does not import torch.
 """

@@ -6,12 +6,12 @@ from torch import Tensor, strided
 
 
 def merged_dims(shape: tuple[int, ...], param_ndim: int | None) -> int:
-    """Returns the number of leading dimensions that count the data; the others form each datum.
+    """Returns the number of leading dimensions that index the data; the remaining ones form each datum.
 
     Args:
         shape: The shape of a parameter.
         param_ndim: The number of trailing dimensions that form one datum. Negative: the number of leading dimensions
-            that count the data. None: the whole tensor is one datum.
+            that index the data. None: the whole tensor is one datum.
     """
     if param_ndim is None:
         return 0
@@ -30,10 +30,10 @@ def as_batch(x: Tensor, param_ndim: int | None) -> Tensor:
     """Returns `x` or a view of it, of shape (N, d0, ...), in which (d0, ...) has `param_ndim` dimensions.
 
     Transforms treat each of the N data independently, so `param_ndim` chooses between one datum per image, per row or
-    per entry, and a single one.
+    per entry, and a single datum for everything.
 
     Args:
-        x: The tensor that the view shares its memory with.
+        x: The tensor to view; the view shares its memory.
         param_ndim: See `merged_dims`. With 0 each entry is a datum of shape (1,).
 
     >>> import torch

@@ -1,4 +1,4 @@
-"""Errors about arguments, all of one form: the name, the value, the rule, and the remedy if it is known."""
+"""Argument checks with uniform error messages: the name, the value, the rule, and the remedy if known."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -24,12 +24,12 @@ def number(
 
     Args:
         name: The name of the argument.
-        value: The value; a bool is refused, because it is always a mistake.
+        value: The value; a bool is rejected, because it is always a mistake.
         low: The smallest allowed value.
         high: The largest allowed value.
         above: The value must be larger than this.
-        integer: Refuse all types but integers, tensors included.
-        scalar: Refuse tensors.
+        integer: Reject all types except integers, also for tensors.
+        scalar: Reject tensors.
         remedy: A sentence that ends the message.
 
     Raises:
@@ -55,7 +55,7 @@ def number(
 
 
 def _outside(value: Any, low: float | None, high: float | None, above: float | None) -> Any:
-    """Says whether `value` is outside the limits: one bool, or a tensor of them."""
+    """Returns whether `value` is outside the limits: a bool, or a tensor of bools."""
     wrong = value != value
     if low is not None:
         wrong = wrong | (value < low)
@@ -81,7 +81,7 @@ def _entries(name: str, value: Any, *, ending: str, **limits: float | None) -> N
 
 
 def choice(name: str, value: T, options: Iterable[T]) -> T:
-    """Returns `value` if it is one of the options; the error lists them and names the nearest.
+    """Returns `value` if it is one of the options; otherwise the error lists them and suggests the most similar one.
 
     >>> choice("optim", "addam", ["sgd", "adam"])
     Traceback (most recent call last):
@@ -96,7 +96,7 @@ def choice(name: str, value: T, options: Iterable[T]) -> T:
 
 
 def shard(index: Any, count: Any) -> bool:
-    """Says whether the data are one shard, data.shard, of data.num_shards; shards are numbered from 0.
+    """Returns whether the data are divided into shards; checks data.shard (from 0) and data.num_shards.
 
     Raises:
         TypeError, ValueError: If one is given without the other, or they are not valid numbers.
@@ -121,13 +121,13 @@ def near(word: str, words: Iterable[str]) -> list[str]:
 def ball_words(
     norm: str | None, epsilon: float | Sequence[float] | None, *, pixels: bool = False, scope: str = ""
 ) -> str:
-    """Returns a ball of perturbations for people; of several radii the largest.
+    """Returns a readable description of a ball of perturbations; with several radii, of the largest.
 
     Args:
-        norm: As in "linf"; None: nothing is bounded.
+        norm: The norm, such as "linf"; None: there is no ball.
         epsilon: The radius, or several; None: no limit.
-        pixels: The radius counts pixels.
-        scope: What the ball contains if it is not the perturbation of one image.
+        pixels: Whether the radius counts pixels.
+        scope: What the ball bounds if it is not the perturbation of one image.
 
     >>> ball_words("linf", 0.1), ball_words("l0", [5.0, 9.0], pixels=True), ball_words("l2", None), ball_words(None, 1)
     ('Linf 0.1', 'L0 up to 9 pixels', 'L2 of any size', 'unbounded')
@@ -142,7 +142,7 @@ def ball_words(
 
 
 def printable(text: str) -> str:
-    """Returns the text with all control characters escaped, which a terminal would obey.
+    """Returns the text with all control characters escaped, which a terminal would interpret.
 
     >>> print(printable("\\x1b[31m red\\n"), end="")
     \\x1b[31m red

@@ -1,4 +1,4 @@
-"""The command: `raiopt key=value ...` runs a job, `-m` a sweep, and a word in front is a verb."""
+"""The command: `raiopt key=value ...` runs a job, `-m` runs a sweep, and `raiopt VERB ...` runs a subcommand."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ from raiopt.sweep.session import CommandSession, current_session
 from raiopt.verbs import carry_out as carry_out_verb
 
 LOOKING = {"--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help"}
-"""Flags with which Hydra shows something and runs nothing."""
+"""Flags with which Hydra only prints information and runs nothing."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,10 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     session = CommandSession()
     full_errors = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    # Threads of torch that wait for each other by spinning take the cores from each other on a busy machine: ten times
-    # slower was measured. Read when torch is imported; who sets it otherwise keeps it.
+    # Spinning threads of torch block each other on a busy machine: a tenfold slowdown was measured. The variable is
+    # read when torch is imported; a value set by the user is kept.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    with suppress(ValueError):  # only the main thread may
+    with suppress(ValueError):  # only the main thread may set signal handlers
         signal.signal(signal.SIGTERM, _terminated)
     try:
         register_resolvers()
@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> int:
         then = f" Go on with: {_go_on(words, session)}" if session.job_keys else ""
         print(f"raiopt: {str(interrupt) or 'interrupted'}; what was finished is kept.{then}", file=sys.stderr)
         return 143 if interrupt.args else 130
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # lest Python flushes into the pipe at exit
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # so that Python does not flush into the pipe at exit
         return 1
     except Exception as error:
         if full_errors:
@@ -70,14 +70,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _terminated(*_: Any) -> None:
-    """Ends the command as Ctrl-C does, so that the job's record says so."""
+    """Ends the command like Ctrl-C, so that the job's record is updated."""
     raise KeyboardInterrupt("terminated")
 
 
 def _run(words: list[str], session: CommandSession) -> int:
     import hydra
 
-    if not LOOKING & set(words):  # these must be quick, above all tab completion
+    if not LOOKING & set(words):  # these must be fast, especially tab completion
         from raiopt.sweep.plugins import register_plugins
 
         register_plugins()
@@ -91,7 +91,7 @@ def _run(words: list[str], session: CommandSession) -> int:
     except Exception:
         if session.folder is not None:
             with suppress(OSError):
-                session.folder.rmdir()  # of a refused command, if it made the folder
+                session.folder.rmdir()  # if a rejected command created the folder
         raise
     if session.folder is not None:
         return _end_sweep(session.folder, session)
@@ -101,9 +101,9 @@ def _run(words: list[str], session: CommandSession) -> int:
 
 
 def _go_on(words: list[str], session: CommandSession) -> str:
-    """Returns the command that goes on with the sweep of this one: in the same folder, whether it was named or not."""
+    """Returns the command that continues this command's sweep in the same folder, whether it was named or not."""
     assert session.folder is not None
-    words = [word for word in words if not word.startswith("force=")]  # what it ran already is finished
+    words = [word for word in words if not word.startswith("force=")]  # jobs that already ran must not run again
     if not any(word.startswith("name=") for word in words):
         words = [word for word in words if not word.startswith("outputs=")]
         words = [*words, f"outputs={session.folder.parent}", f"name={session.folder.name}"]
@@ -112,7 +112,7 @@ def _go_on(words: list[str], session: CommandSession) -> str:
 
 @contextmanager
 def _hydra_raises() -> Iterator[None]:
-    """Makes Hydra raise its errors, so that `main` can say them in one line, instead of printing a traceback."""
+    """Makes Hydra raise its errors, so that `main` can print them in one line, instead of printing a traceback."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -151,7 +151,7 @@ def _end_sweep(folder: Path, session: CommandSession) -> int:
 
 
 def job(config: DictConfig) -> Record | None:
-    """Runs one job in the folder that Hydra made; returns its record, which says so if the job failed."""
+    """Runs one job in the folder created by Hydra; returns its record, also if the job failed."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -191,26 +191,26 @@ def job(config: DictConfig) -> Record | None:
 
 
 def _set_aside(folder: RunFolder) -> None:
-    """Moves the content of the folder to `replaced/`, and begins a log in the new one."""
+    """Moves the content of the folder to `replaced/`, and starts a new log in the folder."""
     folder.set_aside()
     folder.path.mkdir()
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
-            handler.close()  # else it writes into the file that moved; it opens the one of this name when it writes
+            handler.close()  # otherwise it would write into the moved file; it reopens by name on the next write
 
 
 def _remove_unused(folder: RunFolder, outputs: Path) -> None:
-    """Removes the folder that Hydra made for a job that was refused."""
+    """Removes the folder that Hydra created for a rejected job."""
     if not (folder / "run.json").exists():
         with suppress(OSError):
             (folder / "run.log").unlink(missing_ok=True)
             folder.path.rmdir()
-            if folder.path.parent.parent == outputs:  # that of the day
+            if folder.path.parent.parent == outputs:  # also the folder of the day
                 folder.path.parent.rmdir()
 
 
 def describe(config: DictConfig, hydra_config: Any) -> dict[str, Any]:
-    """Returns what run.json says of a job beside its results: its key, and how it was asked for."""
+    """Returns the fields of run.json that describe a job apart from its results: its key, command and options."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     choices = {group: choice for group, choice in hydra_config.runtime.choices.items() if not group.startswith("hydra")}

@@ -1,4 +1,4 @@
-"""Runs a job: attacks every sample, and fills the job's folder."""
+"""Runs a job: attacks every sample, and writes the results to the job's folder."""
 
 import itertools
 import logging
@@ -35,14 +35,14 @@ log = logging.getLogger("raiopt")
 
 
 def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any], memory: Memory | None = None) -> Record:
-    """Carries out a job in its folder and returns its record.
+    """Runs a job in its folder and returns its record.
 
-    A folder with the finished run of the same job, weights and data is not changed.
+    If the folder contains a finished run of the same job, weights and data, it is not changed.
 
     Args:
-        make: Builds the job; errors of its options become part of the folder's record.
-        about: Fields of the record that are known before: job key, overrides, ...
-        memory: The cache of this process. None: nothing is kept.
+        make: Builds the job; errors in its options are stored in the folder's record.
+        about: Fields of the record that are known in advance: job key, overrides, ...
+        memory: The cache of this process. None: no cache.
 
     Raises:
         FileExistsError: If the folder contains results of another job, or a finished run with other weights or data.
@@ -56,7 +56,9 @@ def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any], memor
         device = choose_device(job.device)
         if job.threads is not None:
             torch.set_num_threads(job.threads)
-        torch.set_flush_denormal(True)  # weights that decayed into denormals cost a factor of eight
+        torch.set_flush_denormal(
+            True
+        )  # weights that decayed to denormal numbers slow the model down by a factor of eight
         try_optimizers(job)
         model, data, classes = load(job, device, memory)
         plain = ModelView(model, job.inference)
@@ -70,15 +72,15 @@ def run(make: Callable[[], Job], folder: RunFolder, about: dict[str, Any], memor
         view = partial(memory.view, model, job.inference, known=known)
         parts, exhibits = _attack_all(engine, view, memory.data(data), device, chunks, folder, anew=before is None)
         _finish(engine, folder, chunks, parts, exhibits, model.classes or data.classes)
-    chunks.discard()  # not before the record says finished
+    chunks.discard()  # only after the record is marked as finished
     return folder.record
 
 
 def _continued(chunks: Chunks, folder: RunFolder) -> Record | None:
-    """Returns the record of the run whose chunks this one continues; None, after chunks of another were removed.
+    """Returns the record of the run whose chunks are resumed; if there is none, removes unusable chunks, returns None.
 
     Raises:
-        FileExistsError: If that run had other data.
+        FileExistsError: If that run had different data.
     """
 
     def key(record: Record) -> list[Any]:
@@ -114,7 +116,7 @@ def _attack_all(
 
     Args:
         view: Returns the model, prepared on the first batch.
-        anew: There is no chunk yet.
+        anew: Whether there are no chunks yet.
     """
     parts, exhibits, done, found = [], Exhibits(), 0, ""
     with progress(len(data)) as advance:
@@ -153,8 +155,8 @@ def _attack_batch(
     """Attacks a batch, writes its chunk and returns a summary of it.
 
     Args:
-        data: The hash of the data up to here.
-        exhibits: Those of the batches before; those of this one are added.
+        data: The hash of the data up to this batch.
+        exhibits: The examples of earlier batches, to which those of this batch are added.
     """
     labels = None if batch.labels is None else batch.labels.to(device)
     began = time.perf_counter()
@@ -177,7 +179,7 @@ def _attack_batch(
 def _finish(
     engine: Engine, folder: RunFolder, chunks: Chunks, parts: list[dict[str, Any]], exhibits: Exhibits, classes: Any
 ) -> None:
-    """Joins the chunks into the tables, the figures and the picture of the run."""
+    """Merges the chunks into the tables, the metrics and the picture of the run."""
     chunks.merge_samples(folder / "samples.parquet")
     record = folder.record
     replace_file(folder / "trace.parquet", _trace(engine, chunks).write_parquet)
@@ -208,7 +210,7 @@ def _finish(
 
 
 def _trace(engine: Engine, chunks: Chunks) -> pl.DataFrame:
-    """Returns the table of steps, that of one stage after another."""
+    """Returns the table of steps, concatenated over stages."""
     kinds = [(f"steps{number}", stage.name) for number, stage in enumerate(engine.stages)] or [("steps", None)]
     return pl.concat(
         trace_frame(chunks.tables(kind), attack, passes_per_step=start.passes_per_step, stage=name)
@@ -226,7 +228,7 @@ def _report_undecided(folder: RunFolder) -> None:
 
 
 def _compared(before: Record, job: Job, folder: RunFolder, memory: Memory) -> Record:
-    """Returns the finished record if weights and data are still what they were."""
+    """Returns the finished record if weights and data have not changed."""
     for part, now in hashes(job, memory).items():
         then = str(getattr(before.hashes, part))
         if then != now:

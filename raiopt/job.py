@@ -1,4 +1,4 @@
-"""One job: its parts and settings, its model and data, loaded and checked, and its description in the record."""
+"""A job: its settings, the loading and checking of model and data, and its description in the record."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +29,7 @@ from raiopt.zoo.data import check_labels
 
 SAVE = ("fooled", "all", "none")
 MAX_THREADS = 1024
-"""Some systems allow no more, and kill a process that asks for more without a message."""
+"""The largest number of threads: some systems silently kill a process that asks for more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +39,11 @@ class Job:
     Args:
         model: Loads the model.
         data: Called with the model; opens the data.
-        attack: Used where there are no stages.
+        attack: Used only if there are no stages.
         stages: Attacks that run one after another, each on the samples that are still robust.
         device: auto, cpu, cuda, cuda:N or mps.
         threads: The number of CPU threads of torch; None does not change it.
-        batch_size: None: as many images as have the pixels of 64 at 224 by 224, between 16 and 256.
+        batch_size: None: as many images as have the pixels of 64 images of 224 by 224, between 16 and 256.
         save: Which perturbations are stored: fooled, all or none.
         inference: How the search runs the model.
         shard: Which part of the data; None: all.
@@ -74,12 +74,12 @@ class Job:
 
     @property
     def attacks(self) -> list[Attack]:
-        """The attacks on the model, one after another."""
+        """The attacks on the model, in order."""
         return [stage.attack for stage in self.stages] or [self.attack]
 
     @property
     def rows(self) -> int:
-        """The largest number of rows of a batch that one sample takes."""
+        """The largest number of rows that one sample occupies in a batch."""
         return max(attack.rows for attack in self.attacks)
 
 
@@ -100,7 +100,7 @@ def try_optimizers(job: Job) -> None:
 
 
 def load(job: Job, device: torch.device, memory: Memory | None = None) -> tuple[Classifier, ImageData, int]:
-    """Returns model, data and the number of classes, after it was checked that model and data fit each other.
+    """Returns model, data and the number of classes after checking that model and data fit together.
 
     Raises:
         ValueError: If the model's output is not (N, classes), or data and model have different classes.
@@ -108,7 +108,9 @@ def load(job: Job, device: torch.device, memory: Memory | None = None) -> tuple[
     model = job.model().to(device)
     data = job.data(model)
     if job.shard is not None:
-        data = job.shard.select(data, max(1, batch_size(job, data) // job.rows))  # as the engine splits batches
+        data = job.shard.select(
+            data, max(1, batch_size(job, data) // job.rows)
+        )  # matches how the engine splits batches
     classes = (memory or Memory(capacity_bytes=0)).classes(model, data)
     check_labels(data, classes)
     return model, data, classes
@@ -131,7 +133,7 @@ def batch_size(job: Job, data: ImageData) -> int:
 
 
 def describe(record: Record, job: Job, engine: Engine, model: Classifier, data: ImageData, weights_hash: str) -> Record:
-    """Returns the record with what is known before the attack."""
+    """Returns the record with the fields that are known before the attack."""
     device, start, attack = next(model.buffers()).device, engine.example, job.attack
     radii = engine.attack.epsilons
     shard = (None, None) if job.shard is None else (job.shard.index, job.shard.count)
@@ -165,7 +167,7 @@ def describe(record: Record, job: Job, engine: Engine, model: Classifier, data: 
 
 
 def _ball_info(ball: Ball, epsilons: Sequence[float] | None) -> BallInfo:
-    """Returns the ball as the record holds it."""
+    """Returns the ball in the form stored in the record."""
     if ball.p is None:
         return BallInfo()
     radius = ball.epsilon if ball.is_finite else None
@@ -176,6 +178,6 @@ def _ball_info(ball: Ball, epsilons: Sequence[float] | None) -> BallInfo:
 
 
 def _row_shape(start: Start) -> list[int]:
-    """Returns the shape of one sample's parameter, or of the one that all samples share."""
+    """Returns the shape of one sample's parameter, or of the shared parameter."""
     shape = list(start.parameter.shape)
     return shape if start.shared and len(shape) < 4 else shape[1:]

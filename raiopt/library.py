@@ -38,28 +38,28 @@ def attack(
     return_images: bool = False,
     **settings: Any,
 ) -> Any:
-    """Attacks every image of a data set; returns a polars DataFrame with one row for each sample.
+    """Attacks every image of a data set; returns a polars DataFrame with one row per sample.
 
-    Its columns are those of a run's samples.parquet; `verified` says which samples were attacked successfully. `id`
-    counts the samples in the order of the data, and is the key of their random starts. During the attack the model is
-    in eval mode and its weights are frozen; both are restored. It works inside `torch.no_grad()`, too.
+    Its columns are those of a run's samples.parquet; `verified` is true for samples that were attacked successfully.
+    `id` numbers the samples in the order of the data, and seeds their random starts. During the attack the model is in
+    eval mode and its weights are frozen; both are restored. It also works inside `torch.no_grad()`.
 
     Args:
         model: Takes images (N, C, H, W) in [0, 1], returns logits (N, classes); its normalisation is inside.
-        data: Images and labels (N,), or an iterable of such pairs, as a DataLoader is; one pair at a time is in memory.
-        optimizer: A class or partial, called with the perturbation's parameters; it lowers the loss that it is given.
-        perturbation: A class or partial, called with images; with `generators=`, one a sample, if it takes them.
-        criterion: Called with logits and classes (N,), with `labels=` and `clean=` (logits) if it takes them; returns
-            the loss of each sample.
+        data: Images and labels (N,), or an iterable of such pairs, such as a DataLoader, which is read pair by pair.
+        optimizer: A class or partial, called with the perturbation's parameters; it minimizes the loss it is given.
+        perturbation: A class or partial, called with images, and with `generators=`, one per sample, if its signature
+            has that argument.
+        criterion: Called with logits and classes (N,), and with `labels=` and `clean=` (logits) if its signature has
+            them; returns one loss per sample.
         init: Fills the parameter of one sample, called with it and `generator=`. None: zeros.
-        steps: At least 0.
+        steps: The number of steps, at least 0.
         stages: For each stage of the attack, the arguments that it replaces, as in {"first": {"steps": 10},
             "rest": {"restarts": 5}}. A stage attacks the samples that are still robust. None: one attack.
-        batch_size: The largest number of rows that pass the model together. None: by the size of the images, at most
-            256.
-        inference: How the search may accelerate the model. None: batch norm is folded, channels_last where faster.
-        return_images: Return the perturbed images as well, as they were kept: a tensor on the CPU.
-        settings: The other ones of `raiopt.attacks.Attack`: stop, restarts, epsilons, targeted, target, seed, ...
+        batch_size: The largest number of rows in one forward pass. None: chosen by image size, at most 256.
+        inference: How the search may accelerate the model. None: batch norm is folded, channels_last if faster.
+        return_images: Also return the kept perturbed images, as a tensor on the CPU.
+        settings: Other settings of `raiopt.attacks.Attack`: stop, restarts, epsilons, targeted, target, seed, ...
 
     Raises:
         TypeError, ValueError: If a setting is invalid, the parts do not fit together, the data are not images in

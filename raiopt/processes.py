@@ -1,7 +1,7 @@
-"""The one place that says how Python is started in another process: without the current folder in sys.path.
+"""Starts Python in other processes safely, without the current folder in sys.path.
 
-`python -c` and `python -m` look for modules in the current folder first. In a folder of somebody else, its `json.py` or
-`polars.py` would run instead of the module that was meant.
+`python -c` and `python -m` look for modules in the current folder first. In an untrusted folder, its `json.py` or
+`polars.py` would run instead of the intended module.
 """
 
 import os
@@ -13,7 +13,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from typing import Any, Literal, overload
 
-_VARIABLE, _OURS = "PYTHONSAFEPATH", "raiopt"  # any text switches it on; this one shows that we did
+_VARIABLE, _OURS = "PYTHONSAFEPATH", "raiopt"  # any text enables it; this one marks that raiopt set it
 _guard = threading.RLock()
 
 
@@ -24,9 +24,10 @@ def python_command(*words: Any) -> list[Any]:
 
 @contextmanager
 def without_current_folder() -> Iterator[None]:
-    """Holds for every Python that multiprocessing starts meanwhile: it takes no options, but hands on the environment.
+    """Applies to all Python processes that multiprocessing starts in the context, by an environment variable.
 
-    It is set for these moments alone: scripts that a user's own code starts may need the folder they are in.
+    multiprocessing accepts no options, but passes on the environment. The variable is set only temporarily, because
+    scripts started by user code may need the folder they are in.
     """
     with _guard:
         before = os.environ.get(_VARIABLE)
@@ -41,7 +42,7 @@ def without_current_folder() -> Iterator[None]:
 
 
 def forget_start() -> None:
-    """Removes from the environment of a new process what `without_current_folder` put there."""
+    """Removes the variable of `without_current_folder` from the environment of a new process."""
     if os.environ.get(_VARIABLE) == _OURS:
         del os.environ[_VARIABLE]
 
@@ -56,7 +57,7 @@ class _SpawnProcess(SpawnProcess):
 class _ForkServerProcess(ForkServerProcess):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
-        with without_current_folder():  # it starts the server again if that has died
+        with without_current_folder():  # it restarts the server if that has died
             return ForkServerProcess._Popen(process_obj)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -73,7 +74,7 @@ def process_context(method: Literal["spawn"]) -> SpawnContext: ...
 @overload
 def process_context(method: Literal["forkserver"]) -> ForkServerContext: ...
 def process_context(method: str) -> SpawnContext | ForkServerContext:
-    """Returns the context of multiprocessing for processes that start in this way, now and whenever one is replaced."""
+    """Returns a multiprocessing context whose processes, including later replacements, start in this safe way."""
     with without_current_folder():
-        resource_tracker.ensure_running()  # else the first lock of the context would start it
+        resource_tracker.ensure_running()  # otherwise the first lock of the context would start it
     return _SpawnContext() if method == "spawn" else _ForkServerContext()

@@ -37,7 +37,7 @@ def uniform_like_l2_n_ball_(
 ) -> Tensor:
     """Fills `x` with data drawn uniformly from the L2 ball.
 
-    The direction is that of a normal vector, the d-th power of the radius is uniform. The arguments are those of
+    The direction is that of a normal vector, and the d-th power of the norm is uniform. The arguments are those of
     `uniform_like_linf_n_ball_`; here each datum of `as_batch` has its own ball.
 
     >>> x = uniform_like_l2_n_ball_(torch.zeros(2, 3), epsilon=0.5)
@@ -55,7 +55,7 @@ def uniform_like_l2_n_ball_(
 def uniform_like_l2_n_sphere_(
     x: Tensor, epsilon: float = 1.0, param_ndim: int | None = -1, generator: Generator | None = None
 ) -> Tensor:
-    """Fills `x` with data drawn uniformly from the L2 sphere: of norm `epsilon`, in a random direction.
+    """Fills `x` with data drawn uniformly from the L2 sphere: random directions with norm `epsilon`.
 
     The arguments are those of `uniform_like_l2_n_ball_`.
 
@@ -71,14 +71,14 @@ def uniform_like_l2_n_sphere_(
 def _directions(
     x: Tensor, epsilon: float, param_ndim: int | None, generator: Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Returns `x` as data, and for each datum a uniformly random direction: a vector of norm 1."""
+    """Returns `x` as a batch of data, and for each datum a uniformly random unit vector."""
     data = as_batch(x, param_ndim)
     checks.number("epsilon", epsilon, low=0)
     return data, transforms.normalize_(_work(data).normal_(generator=generator), p=2)
 
 
 def _work(x: Tensor) -> Tensor:
-    """Returns an empty tensor like `x`, in float32 at least, because radii in half precision are too coarse."""
+    """Returns an empty tensor like `x`, at least in float32, because radii in half precision are too coarse."""
     return torch.empty(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
 
 
@@ -154,14 +154,14 @@ def keyed_generator(seed: int, sample_id: int, restart: int = 0) -> Generator:
 def uniform_rows(rows: Tensor, shape: Sequence[int], generators: Sequence[Generator] | None = None) -> Tensor:
     """Returns numbers drawn uniformly from [0, 1), of shape (N, *shape), for the N rows of a batch.
 
-    They are drawn on the CPU, so that they are the same on every device; their type is that of the rows, float32 at
-    least.
+    They are drawn on the CPU, so that they are the same on every device; their type is that of the rows, at least
+    float32.
 
     Args:
         rows: The batch, of shape (N, ...).
         shape: The shape of a row.
-        generators: One for each sample: all draw the same amount. Where a sample has several rows, they share one;
-            where a row spans several samples, it takes that of the first. None: the global generator.
+        generators: One per sample; all draw the same amount of numbers. If a sample has several rows, they share its
+            generator; if a row spans several samples, it uses that of the first. None: the global generator.
 
     >>> generators = [keyed_generator(0, sample_id) for sample_id in (3, 17)]
     >>> uniform_rows(torch.zeros(2, 5), (4,), generators)[1] == torch.rand(4, generator=keyed_generator(0, 17))

@@ -1,4 +1,4 @@
-"""Rotation, shift and zoom of images: a perturbation of the positions of pixels, not of their values."""
+"""Spatial perturbations: rotation, shift and zoom of images, which move pixels instead of changing their values."""
 
 from collections.abc import Callable, Sequence
 from math import radians
@@ -13,11 +13,11 @@ from raiopt.perturbations.models import started, template
 
 
 class AffinePerturbation(nn.Module):
-    """Turns, shifts and zooms each image (N, C, H, W) about its centre, as the parameter `pose` (N, 4) says.
+    """Rotates, shifts and zooms each image (N, C, H, W) about its centre, according to the parameter `pose` (N, 4).
 
-    The columns of `pose` are rotation (anticlockwise), shift to the right, shift down and zoom (enlarges), each in
-    [-1, 1] as a share of its largest value; 0 is the identity, but for rounding. Pixels are interpolated bilinearly,
-    and are 0 outside of the image. `data_or_shape`, `init_fn`, `device` and `dtype` are those of
+    The columns of `pose` are rotation (anticlockwise), shift to the right, shift down and zoom (positive enlarges),
+    each in [-1, 1] relative to its largest value; 0 is the identity, up to rounding. Pixels are interpolated
+    bilinearly, and are 0 outside the image. `data_or_shape`, `init_fn`, `device` and `dtype` are those of
     `AdditivePerturbation`. Source: Engstrom et al., 2019 (https://arxiv.org/abs/1712.02779), there without zoom.
 
     Args:
@@ -26,7 +26,7 @@ class AffinePerturbation(nn.Module):
         scale: The largest zoom, below 1: the image's sides are multiplied by 1 - scale to 1 + scale.
 
     Raises:
-        ValueError: If the data are no images, or a largest value is negative or too large.
+        ValueError: If the data are not images, or a largest value is negative or too large.
 
     >>> image = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
     >>> quarter_turn = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
@@ -60,19 +60,19 @@ class AffinePerturbation(nn.Module):
         self.pose = started(like.new_zeros(len(like), 4), init_fn, init_fn_kwargs)
 
     def forward(self, data: Tensor) -> Tensor:
-        """Returns the moved images, of the data's shape; `data` must have as many as `pose` has rows."""
+        """Returns the transformed images, in the shape of `data`, which must have as many images as `pose` has rows."""
         work = torch.promote_types(data.dtype, torch.float32)  # half precision places pixels too coarsely
         grid = F.affine_grid(self._sources(data.shape).to(work), list(data.shape), align_corners=False)
         moved = F.grid_sample(data.to(work), grid, align_corners=False)
         known = data.detach()
         low, high = (extreme(known, dim=(1, 2, 3), keepdim=True) for extreme in (torch.amin, torch.amax))
-        # The interpolation's weights, rounded, can sum up to more than 1.
+        # Because of rounding, the interpolation weights can sum to more than 1.
         return moved.to(data.dtype).clamp(low.clamp(max=0), high.clamp(min=0))
 
     def _sources(self, shape: torch.Size) -> Tensor:
-        """Returns the matrices (N, 2, 3) that map a place in the moved image to its source in the original.
+        """Returns the matrices (N, 2, 3) that map a position in the transformed image to its source in the original.
 
-        Places are (x, y), from -1 to 1 within the image, so a rotation depends on the ratio of width to height.
+        Positions are (x, y), from -1 to 1 within the image, so a rotation depends on the ratio of width to height.
         """
         turn, right, down, zoom = self.pose.to(torch.promote_types(self.pose.dtype, torch.float32)).unbind(1)
         wider = shape[3] / shape[2]

@@ -1,4 +1,4 @@
-"""Weights without gradients and modules in eval mode: for a while, with what was there before restored."""
+"""Temporarily freezes weights and sets modules to eval mode, and restores the previous state."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,7 +48,7 @@ def _tensors(items: Iterable[Any]) -> Iterator[Tensor]:
 
 @contextmanager
 def frozen(*items: Tensor | nn.Module | Optimizer | Iterable[Any]) -> Iterator[None]:
-    """Freezes what `freeze` takes within a context, or during each call of a function that it decorates.
+    """Freezes the same items as `freeze` within a context, or during each call of a decorated function.
 
     >>> import torch
     >>> net = torch.nn.Linear(2, 1)
@@ -67,7 +67,7 @@ def frozen(*items: Tensor | nn.Module | Optimizer | Iterable[Any]) -> Iterator[N
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Sets modules to eval mode, and restores the mode of each of their submodules on leaving."""
+    """Sets modules to eval mode within the context, and restores the mode of each submodule on exit."""
     modes = [(part, part.training) for module in modules for part in module.modules()]
     try:
         for module in modules:

@@ -1,6 +1,6 @@
-"""Losses of a batch of logits (N, classes) against classes (N,), one value a sample (N,): what an attack makes large.
+"""Losses of logits (N, classes) with respect to classes (N,), one value per sample (N,), which an attack maximizes.
 
-`targeted_dlr` is made small instead, as every loss is in a targeted attack.
+`targeted_dlr` is minimized instead, as is every loss in a targeted attack.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def negate(criterion: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Returns a criterion with the negative losses of another.
+    """Returns a criterion with the negated losses of another one.
 
     >>> negate(cross_entropy)(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
     tensor([-0.6931])
@@ -49,7 +49,7 @@ def margin(logits: Tensor, target: Tensor) -> Tensor:
 def probability_margin(logits: Tensor, target: Tensor) -> Tensor:
     """Returns the best other probability minus that of `target`, from -1 to 1: positive where misclassified.
 
-    The loss of the probability margin attack (PMA). Where the model is sure, it is as flat as the softmax. Source:
+    The loss of the probability margin attack (PMA). Where the model is confident, it is as flat as the softmax. Source:
     Xie et al., 2024 (https://arxiv.org/abs/2411.15210).
 
     >>> probability_margin(torch.tensor([[0.0, 0.0, 100.0]]), torch.tensor([2]))
@@ -59,9 +59,9 @@ def probability_margin(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, target: Tensor) -> Tensor:
-    """Returns the margin over the gap between the largest and the third largest logit: the difference of logits ratio.
+    """Returns the difference of logits ratio: the margin divided by the gap of the largest and third largest logit.
 
-    It does not change if all logits are shifted, or scaled, together. With fewer than 3 classes: the margin itself.
+    It is invariant to shifting and scaling all logits. With fewer than 3 classes, it is the margin itself.
     Source: Croce and Hein, 2020 (https://arxiv.org/abs/2003.01690).
 
     >>> dlr(torch.tensor([[30.0, 10.0, 20.0], [0.0, 0.0, 0.0]]), torch.tensor([0, 0]))
@@ -74,10 +74,10 @@ def dlr(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def targeted_dlr(logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
-    """Returns how far the logit of `target` is below that of the label, over a gap among the four largest logits.
+    """Returns the label's logit minus the target's, divided by a gap among the four largest logits.
 
-    The gap is z1 - (z3 + z4) / 2. With fewer than 4 classes: the plain difference. It falls as the target is
-    approached, as a targeted attack wants it, and so is the negative of the paper's. Source: as of `dlr`.
+    The gap is z1 - (z3 + z4) / 2. With fewer than 4 classes, it is the plain difference. It decreases towards the
+    target, as needed by a targeted attack, so it is the negative of the paper's loss. Source: see `dlr`.
 
     >>> targeted_dlr(torch.tensor([[9.0, 6.0, 5.0, 3.0]]), target=torch.tensor([1]), labels=torch.tensor([0]))
     tensor([0.6000])
@@ -94,10 +94,10 @@ def targeted_dlr(logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
 def kl_divergence(
     logits: Tensor, target: Tensor | None = None, *, clean: Tensor, labels: Tensor | None = None
 ) -> Tensor:
-    """Returns how far the probabilities moved away from those of `clean`, KL(clean || perturbed), in nats.
+    """Returns the KL divergence KL(clean || perturbed) of the predicted probabilities, in nats.
 
-    `clean` are the logits (N, classes) of the clean samples, which receive no gradient; it needs no class. At the clean
-    sample its gradient is 0: start from a random point. Source: TRADES, Zhang et al., 2019
+    `clean` are the logits (N, classes) of the clean samples, which receive no gradient; labels are not used. At the
+    clean sample its gradient is 0, so start from a random point. Source: TRADES, Zhang et al., 2019
     (https://arxiv.org/abs/1901.08573).
 
     >>> kl_divergence(torch.tensor([[0.0, 100.0], [1.0, 2.0]]), clean=torch.tensor([[0.0, 0.0], [1.0, 2.0]]))
@@ -113,7 +113,7 @@ def _of(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _gap(top: Tensor, lower: Tensor) -> Tensor:
-    """Returns `top - lower`, but no less than the rounding unit of `top`: ties must not divide by zero.
+    """Returns `top - lower`, but at least the rounding unit of `top`, so that ties do not cause a division by zero.
 
     The paper adds 1e-12, with which the gradient of a tie reaches 1e24.
     """

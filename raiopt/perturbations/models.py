@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class PerturbationModel(Protocol):
-    """What an attack requires of a perturbation: a call that perturbs data without writing into it, and parameters.
+    """The interface of a perturbation: a call that returns perturbed data without modifying its input, and parameters.
 
-    An attack on a whole data set requires exactly one parameter, and uses more methods where they exist:
+    An attack on a whole data set requires exactly one parameter, and uses these optional methods:
 
     - `is_shared(data) -> bool`: whether the samples of `data` (N, ...) share the parameter. If not, it has one row for
       each sample. Without the method: True.
     - `bounds(data) -> tuple[Tensor, Tensor] | None`: the limits of the parameter, shaped like it, that keep the
       perturbed data in [0, 1] for data in [0, 1]. None, or no method: there are no such limits, and the perturbed data
       are clamped.
-    - `select(index)`: keeps these rows (a tensor of numbers, (n,)) of every other tensor that has one for each sample;
-      the attack selects the rows of the parameter. Without the method no sample leaves a batch before its end.
+    - `select(index)`: keeps these rows (a tensor of indices, (n,)) of every tensor with one row per sample, except the
+      parameter, whose rows are selected by the attack. Without the method, all samples stay until the batch is done.
     """
 
     def __call__(self, data: Tensor) -> Tensor: ...
@@ -28,7 +28,7 @@ class PerturbationModel(Protocol):
 
 
 class AdditivePerturbation(nn.Module):
-    """Adds a parameter `delta` to the data: one perturbation a sample, or one that all samples share.
+    """Adds a parameter `delta` to the data: one perturbation per sample, or one shared by all samples.
 
     Args:
         data_or_shape: The data (N, ...) to be perturbed, or its shape. The parameter takes the data's dtype and device.
@@ -40,7 +40,7 @@ class AdditivePerturbation(nn.Module):
         mask: Broadcasts to the data; `delta` is added only where it is not zero. None: everywhere.
 
     Raises:
-        TypeError: If `dtype`, or that of the data, is no floating type.
+        TypeError: If `dtype`, or that of the data, is not a floating type.
         ValueError: If `delta_ndim` or `mask` does not fit the data.
 
     >>> data = torch.ones(3, 2, 2)
@@ -73,27 +73,27 @@ class AdditivePerturbation(nn.Module):
         like = template(data_or_shape, device, dtype)
         self.delta = started(like.new_zeros(_trailing(like.shape, delta_ndim)), init_fn, init_fn_kwargs)
         self.register_buffer("mask", None if mask is None else _fitting(mask, like))
-        if self.mask is not None:  # norms do not count what is never added
+        if self.mask is not None:  # zero, because norms must not count entries that are never added
             used = self.mask.expand(like.shape).sum_to_size(self.delta.shape) > 0
             self.delta.detach().mul_(used)
 
     def forward(self, data: Tensor) -> Tensor:
-        """Returns the perturbed data, of the data's shape."""
+        """Returns the perturbed data, in the data's shape."""
         return data + (self.delta if self.mask is None else self.delta * self.mask)
 
     def is_shared(self, data: Tensor) -> bool:
-        """Says whether several samples of `data` (N, ...) share `delta`."""
+        """Returns whether several samples of `data` (N, ...) share `delta`."""
         return self.delta.shape != data.shape
 
     def select(self, index: Tensor) -> None:
-        """Keeps these rows of a mask that has one for each sample."""
+        """Keeps these rows of a mask that has one row per sample."""
         if self.mask is not None and self.mask.ndim == self.delta.ndim and len(self.mask) > 1:
             self.mask = self.mask.index_select(0, index)
 
     def bounds(self, data: Tensor, low: float = 0.0, high: float = 1.0) -> tuple[Tensor, Tensor] | None:
         """Returns `lower` and `upper` for `delta` such that the perturbed data stay in [low, high]; 0 off the mask.
 
-        None if samples share `delta`: no single limit suits them all, so the perturbed data must be clamped instead.
+        None if samples share `delta`: no single limit fits all of them, so the perturbed data must be clamped instead.
         """
         if self.is_shared(data):
             return None
@@ -102,7 +102,7 @@ class AdditivePerturbation(nn.Module):
 
 
 def template(data_or_shape: Tensor | Sequence[int], device: torch.device | str | None, dtype: Any) -> Tensor:
-    """Returns a tensor, which takes no memory, with the shape, device and floating type of the data."""
+    """Returns a tensor that uses no memory, with the shape, device and floating type of the data."""
     if isinstance(data_or_shape, Tensor):
         device, dtype = device or data_or_shape.device, dtype or data_or_shape.dtype
         data_or_shape = data_or_shape.shape

@@ -1,4 +1,4 @@
-"""Patches: a rectangle of each image is replaced."""
+"""Adversarial patches, which replace a rectangle of each image."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,8 +24,8 @@ class PatchPerturbation(nn.Module):
         shared: One patch for all images, instead of one for each.
 
     Raises:
-        TypeError: If `size` or `places` are no integers.
-        ValueError: If the data are no images, or the patch does not lie within them.
+        TypeError: If `size` or `places` are not integers.
+        ValueError: If the data are not images, or the patch does not lie within them.
 
     >>> perturbation = PatchPerturbation((1, 1, 3, 4), torch.nn.init.ones_, size=2, places=(1, 0))
     >>> perturbation(torch.zeros(1, 1, 3, 4)).detach()[0, 0]
@@ -60,7 +60,7 @@ class PatchPerturbation(nn.Module):
         self.register_buffer("places", _places(places, count, places_per_side).to(like.device))
 
     def forward(self, data: Tensor) -> Tensor:
-        """Returns the images with the patch on them; `data` must have as many as there are places."""
+        """Returns the images with the patch applied; `data` must have as many images as there are places."""
         if len(data) != len(self.places):
             raise ValueError(f"data has {len(data)} images, but there are places for {len(self.places)}.")
         count, channels, height, width = len(data), *self.patch.shape[1:]
@@ -70,11 +70,11 @@ class PatchPerturbation(nn.Module):
         return data.index_put(index, self.patch.to(data.dtype).expand(count, -1, -1, -1))
 
     def is_shared(self, data: Tensor) -> bool:
-        """Says whether the samples of `data` share the patch."""
+        """Returns whether the samples of `data` share the patch."""
         return self.shared
 
     def select(self, index: Tensor) -> None:
-        """Keeps the places with these numbers."""
+        """Keeps the places with these indices."""
         self.places = self.places.index_select(0, index)
 
     def bounds(self, data: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +88,7 @@ def random_places(shape: Sequence[int], size: int | Sequence[int], generators: S
     Args:
         shape: The shape of the images, (N, C, H, W).
         size: See `PatchPerturbation`.
-        generators: One for each image, so that its place depends on no other; see `raiopt.sampling.keyed_generator`.
+        generators: One per image, so that its place does not depend on others; see `raiopt.sampling.keyed_generator`.
 
     >>> random_places((2, 3, 8, 8), 8, [torch.Generator()] * 2)
     tensor([[0, 0],

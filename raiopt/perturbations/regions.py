@@ -1,4 +1,4 @@
-"""Perturbations of a part of each image, from plain values: a rectangle, or a patch and its place."""
+"""Perturbations of a part of each image (a rectangle or a patch), constructed from plain option values."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from raiopt.perturbations.patches import PatchPerturbation, random_places
 
 
 def masked(images: Tensor, *, region: Sequence[int]) -> AdditivePerturbation:
-    """Returns one perturbation per sample that is added within a rectangle.
+    """Returns an additive perturbation, one per sample, restricted to a rectangle.
 
     Args:
         region: `[top,left,height,width]` in pixels.

@@ -1,4 +1,4 @@
-"""The verbs of the command: a module each, whose `main(words)` returns the exit status."""
+"""The verbs (subcommands) of the command: one module each, whose `main(words)` returns the exit status."""
 
 import argparse
 from importlib import import_module
@@ -8,11 +8,11 @@ from raiopt.config.explain import VERBS
 
 
 class Parser(argparse.ArgumentParser):
-    """Parses the words after a verb; a mistake is an error like any other of the command.
+    """Parses the words after a verb; invalid words raise a ValueError, like other errors of the command.
 
     Args:
-        verb: Its name.
-        what: Its description, a sentence.
+        verb: The name of the verb.
+        what: A sentence that describes it.
 
     >>> parser = Parser("report", "Writes a report.")
     >>> _ = parser.add_argument("folder")
@@ -31,10 +31,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def carry_out(words: list[str]) -> int | None:
-    """Runs the verb that the words start with, and returns the exit status; None if they start with none."""
+    """Runs the verb at the start of the words, and returns the exit status; None if there is no verb."""
     if not words or words[0] not in VERBS:
         return None
     try:
         return import_module(f"raiopt.verbs.{words[0]}").main(words[1:])
-    except SystemExit as end:  # of argparse, after it printed its help
+    except SystemExit as end:  # raised by argparse after printing its help
         return int(end.code or 0)

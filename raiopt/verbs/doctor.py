@@ -1,4 +1,4 @@
-"""`raiopt doctor`: whether everything works on this machine, and how fast."""
+"""`raiopt doctor`: checks whether everything works on this machine, and how fast."""
 
 import hashlib
 import importlib.util
@@ -22,7 +22,7 @@ from raiopt.verbs import Parser
 OK, NOTE, WRONG = "ok", "note", "wrong"
 GIB = 2**30
 NOTE_FREE_BYTES, WRONG_FREE_BYTES = 5 * GIB, GIB // 10
-"""Free bytes of a disk: with less, a note; with less, no run can finish."""
+"""Free bytes of a disk: below the first, doctor prints a note; below the second, no run can finish."""
 BUILT_IN = {
     "digits.safetensors": "fa665fa0e6f209a62871aea3ab6063c9aa3ce7cf52ee0baf242379c8cc781347",
     "digits_robust.safetensors": "388f3de480ea249774eeb686a8ff97d76a1b080cd5cb6a504b84d14484098a3d",
@@ -42,14 +42,14 @@ IMAGES, STEPS = (500, 10_000), 40
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one examination.
+    """The result of one check of the machine.
 
     Args:
-        part: What was examined.
+        part: The part that was checked.
         level: ok, note (worth knowing) or wrong (something does not work).
-        found: For people.
+        found: The result as text.
         remedy: What to do about it.
-        figures: The same for machines.
+        figures: The result as JSON data.
     """
 
     part: str
@@ -85,7 +85,7 @@ def main(words: list[str]) -> int:
 
 
 def findings(outputs: Path, images: Sequence[int] = IMAGES, model: str | None = None) -> Iterator[Finding]:
-    """Yields the findings of this machine, part by part; a part that fails is wrong."""
+    """Yields the findings about this machine, part by part; a check that raises is reported as wrong."""
     parts: dict[str, Callable[[], Iterator[Finding]]] = {
         "versions": _versions,
         "torchvision": _torchvision,
@@ -273,7 +273,7 @@ def _speed(images: Sequence[int], name: str | None) -> Iterator[Finding]:
 
 
 def _duration(seconds: float) -> str:
-    """Returns a duration for people.
+    """Formats a duration in seconds.
 
     >>> _duration(0.5), _duration(90), _duration(7200)
     ('0.5 s', '1.5 min', '2.0 h')

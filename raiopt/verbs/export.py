@@ -1,4 +1,4 @@
-"""`raiopt export`: the adversarial images of a run as PNG files, each classified again as it is on disk."""
+"""`raiopt export`: writes the adversarial images of a run as PNG files, and classifies each file again."""
 
 import csv
 import math
@@ -26,11 +26,11 @@ COLUMNS = (
     *("fools", "norm", "in_ball", "file"),
 )
 MAX_IMAGES = 64
-"""Images held in memory at once."""
+"""The number of images in memory at once."""
 ROUNDING = 1e-6
-"""The largest distance of a clean float32 pixel from its multiple of 1/255: no change of the pixel."""
+"""A clean float32 pixel this close to a multiple of 1/255 counts as equal to it."""
 MAX_NAME_LENGTH = 24
-"""Characters of a class name in the name of a file."""
+"""The largest number of characters of a class name in a file name."""
 
 
 def main(words: list[str]) -> int:
@@ -54,17 +54,17 @@ def main(words: list[str]) -> int:
 def export_png(run: Run, folder: Path, *, everything: bool = False, allow: Sequence[str] = ()) -> None:
     """Writes the images of a run as PNG files, with a list of them, and prints how many fool the model.
 
-    Each image is rounded to the nearest multiples of 1/255 inside the ball, if there is a ball around the image; see
-    `raiopt.attacks.grid.to_8bit`. The prediction is that of the original model for the file, read back from disk.
+    Each image is rounded to multiples of 1/255 inside the ball, if there is a ball around the image; see
+    `raiopt.attacks.grid.to_8bit`. The listed prediction is the original model's, for the file read back from disk.
 
     Args:
-        folder: Is created; an earlier export in it is removed.
-        everything: Also images that do not fool the model.
+        folder: The target folder, which is created; an earlier export in it is removed.
+        everything: Also export images that do not fool the model.
         allow: See `raiopt.config.saved.saved_job`.
 
     Raises:
-        ValueError: If the run stored no perturbations, its config needs code outside raiopt, weights or data are not
-            those of the run, or its images cannot be PNG.
+        ValueError: If the run stored no perturbations, its config needs code outside raiopt, weights or data have
+            changed since the run, or its images cannot be stored as PNG.
     """
     import torch
 
@@ -96,7 +96,7 @@ def export_png(run: Run, folder: Path, *, everything: bool = False, allow: Seque
 
 
 def _loaded(run: Run, allow: Sequence[str]) -> tuple["Classifier", "ImageData"]:
-    """Returns the model and the data of a run, after a check that they have not changed."""
+    """Returns the model and the data of a run after checking that they have not changed."""
     import torch
 
     from raiopt import experiment
@@ -120,7 +120,7 @@ def _loaded(run: Run, allow: Sequence[str]) -> tuple["Classifier", "ImageData"]:
 
 
 def _rows(run: Run, everything: bool) -> dict[int, dict[str, Any]]:
-    """Returns the rows of the samples whose images are wanted, by their ids."""
+    """Returns the rows of the samples to export, by id."""
     import polars as pl
 
     wanted = pl.col("forward_passes").is_not_null() if everything else pl.col("verified").fill_null(False)
@@ -134,7 +134,7 @@ def _rows(run: Run, everything: bool) -> dict[int, dict[str, Any]]:
 def _write(
     run: Run, folder: Path, model: "Classifier", rows: Sequence[dict[str, Any]], images: "Tensor", delta: "Tensor"
 ) -> list[list[Any]]:
-    """Writes the files of some samples, whose clean images are given, and returns their lines of the list."""
+    """Writes the files of some samples with the given clean images, and returns their rows of the list."""
     import torch
 
     from raiopt.attacks.grid import to_8bit
@@ -166,7 +166,7 @@ def _write(
 
 
 def _ball(info: "BallInfo", epsilons: list[float | None]) -> "Ball":
-    """Returns the ball around an image, of several radii the smallest successful one; none if it bounds no image."""
+    """Returns the ball around an image; with several radii, the smallest successful one; unbounded if there is none."""
     import torch
 
     from raiopt.attacks.verify import Ball
@@ -186,7 +186,7 @@ def _file_name(row: dict[str, Any], classes: list[str] | None) -> str:
 
 
 def _class_name(number: int, classes: list[str] | None) -> str:
-    """Returns the name of a class as a part of a file's name: letters, digits, dots, dashes.
+    """Returns the name of a class in a form that is safe in file names: letters, digits, dots, dashes.
 
     >>> _class_name(0, ["../../x <script>"]), _class_name(7, None)
     ('x_script', '7')

@@ -1,4 +1,4 @@
-"""`raiopt list`: the options of a group, and the runs in a folder."""
+"""`raiopt list`: lists the options of a group, or the runs in a folder."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -17,11 +17,11 @@ from raiopt.verbs import Parser
 
 COLUMNS = ("folder", "when", "model", "data", "attack", "ball", "robust", "status")
 LEFT_OUT = ("data", "when", "attack", "model", "ball")
-"""Columns that are left out of a table that does not fit the terminal, in this order."""
+"""Columns to drop, in this order, if a table does not fit the terminal."""
 
 
 def main(words: list[str]) -> int:
-    """Prints the options of some groups, or of all; after the word `runs`, the runs in a folder."""
+    """Prints the options of some or all groups; with `runs` as first word, the runs in a folder."""
     if words[:1] == ["runs"]:
         parser = Parser("list runs", "Lists the runs and sweeps below a folder, the newest first.")
         parser.add_argument("folder", nargs="?", default="outputs", type=Path, help="default: outputs")
@@ -35,7 +35,7 @@ def main(words: list[str]) -> int:
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the table, for a run or a sweep: its folder, start (ISO, UTC), cells, and what went wrong."""
+    """A row of the table, for a run or a sweep: its folder, start (ISO, UTC), cells, and an error, if any."""
 
     folder: Path
     started: str
@@ -94,7 +94,7 @@ def _entry(path: Path, root: Path) -> Entry:
 
 
 def _cells(jobs: Sequence[JobRecord]) -> dict[str, str]:
-    """Returns the common values of the jobs of a sweep, or how many there are; the smallest robust accuracy."""
+    """Returns the cells of a sweep: values common to all jobs, else their number; and the smallest robust accuracy."""
     metrics, records = (
         [job.metrics for job in jobs if job.metrics],
         [job.record for job in jobs if job.record.is_described],
@@ -139,7 +139,7 @@ def _table(entries: Sequence[Entry], shown: Sequence[str]) -> Any:
 
 
 def _when(started: str) -> str:
-    """Returns a time of UTC as local time, to the minute."""
+    """Converts a UTC time to local time, to the minute."""
     from datetime import datetime
 
     try:

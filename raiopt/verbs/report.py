@@ -1,4 +1,4 @@
-"""`raiopt report`: one page about runs, and figures for a paper."""
+"""`raiopt report`: writes an HTML report on runs, and figures for a paper."""
 
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ save_figures(load_runs(sys.argv[2:]), sys.argv[1])
 
 
 def main(words: list[str]) -> int:
-    """Writes the report of the folders that the words name; returns the exit status."""
+    """Writes the report on the folders given by the words; returns the exit status."""
     parser = Parser("report", WHAT)
     parser.add_argument("folder", nargs="+", type=Path, help="of a run, of a sweep, or one with such folders in it")
     place = "the file of the page; default: report.html in the folder, or here if several are given"
@@ -53,7 +53,7 @@ def main(words: list[str]) -> int:
 
 @contextmanager
 def _figures(folders: Sequence[Path], place: Path, wanted: bool) -> Iterator[None]:
-    """Draws the figures in another process while the context lasts: they take longer than the page."""
+    """Draws the figures in another process during the context, because they take longer than the page."""
     if not wanted:
         yield
         return
@@ -76,7 +76,7 @@ def _title(folders: Sequence[Path]) -> str:
 
 
 def default_settings() -> dict[str, Any]:
-    """Returns the default of each option by its name with dots, and of each group."""
+    """Returns the default of each option, by dotted name, and of each group."""
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf, open_dict
 
@@ -91,7 +91,7 @@ def _print(report: Report, runs: Sequence[Run], *, every: bool) -> None:
     """Prints the best result, whether to trust it, and what could not be read.
 
     Args:
-        every: Name all runs that are RED.
+        every: Whether to list all runs that are RED.
     """
     judged = list(zip(runs, report.verdicts, strict=True))
     red = [(run, verdict) for run, verdict in judged if verdict.level is Level.RED]

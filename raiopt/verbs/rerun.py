@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from raiopt import experiment
 
 DECIDED = ("fold", "channels_last", "compile")
-"""Options of the model that a run decides by itself unless they are given."""
+"""Options of the model that a run decides automatically unless they are given."""
 
 
 def main(words: list[str]) -> int:
-    """Repeats a run; returns 0 if the new one repeats it, else 1."""
+    """Repeats a run; returns 0 if the new run reproduces it, else 1."""
     parser = Parser("rerun", "Repeats a job in a new folder, and compares the results. Its folder is read as data.")
     parser.add_argument("folder", help="of the job, as outputs/NAME/JOB")
     parser.add_argument(
@@ -58,11 +58,11 @@ def main(words: list[str]) -> int:
 
 
 def rerun(folder: Path, allow: list[str], outputs: str, *, anyway: bool, words: list[str]) -> RunFolder:
-    """Runs the job in `folder` again, in a new folder below `outputs`, and returns that.
+    """Runs the job in `folder` again in a new folder below `outputs`, and returns the new folder.
 
     Raises:
-        UnsafeConfig: If its config asks for more than is allowed.
-        ValueError: If weights or data have changed, or there is no table to compare with; before any attack.
+        UnsafeConfig: If its config uses anything that is not allowed.
+        ValueError: If weights or data have changed, or there is no table to compare with; raised before the attack.
     """
     from raiopt import experiment
     from raiopt.fast.memory import Memory
@@ -70,7 +70,7 @@ def rerun(folder: Path, allow: list[str], outputs: str, *, anyway: bool, words: 
 
     config, before = saved_config(folder, allow), load_record(folder)
     if before.status == "finished":
-        load_run(folder).samples()  # what cannot be compared is an error before hours of work
+        load_run(folder).samples()  # fail before hours of work if there is nothing to compare with
     for key in ("name", "force", "retry", "yes"):
         config[key] = getattr(JobOptions, key)
     config.outputs = outputs
@@ -101,9 +101,9 @@ def rerun(folder: Path, allow: list[str], outputs: str, *, anyway: bool, words: 
 
 
 def _check_files(config: DictConfig, before: Record, folder: Path) -> None:
-    """Raises a ValueError if image files are not those of the run, before one of them is decoded.
+    """Raises a ValueError if image files differ from those of the run, before decoding any of them.
 
-    Only the record of a folder of images has a hash of its files.
+    Only the record of an image folder has a hash of its files.
     """
     then = before.data.files
     if then is None or choices(config)["data"] != "image_folder":
@@ -119,9 +119,9 @@ def _check_files(config: DictConfig, before: Record, folder: Path) -> None:
 
 
 def as_decided(job: "experiment.Job", before: Record) -> "experiment.Job":
-    """Returns the job with what the earlier run decided by itself: layout, batch size, device and threads.
+    """Returns the job with the earlier run's automatic decisions: layout, batch size, device and threads.
 
-    A device or a number of threads that this machine lacks is decided again.
+    A device or a number of threads that this machine does not have is chosen again.
     """
     from raiopt.fast.device import choose_device
 
@@ -151,7 +151,7 @@ def _about(config: DictConfig, before: Record, folder: Path, words: list[str]) -
 
 
 def _chosen(config: DictConfig, before: Record) -> dict[str, str]:
-    """Returns the option of each group; one that is not raiopt's own has the name under which it was recorded."""
+    """Returns the option of each group; options from outside raiopt have the name under which they were recorded."""
     recorded = {group: str(name) for group, name in before.choices.items() if name not in OPTIONS.get(group, ())}
     found = choices(config)
     return {group: name if name in OPTIONS[group] else recorded.get(group, name) for group, name in found.items()}

@@ -1,4 +1,4 @@
-"""`raiopt show`: a run on the terminal, one of its samples, or the table of a sweep."""
+"""`raiopt show`: prints a run, one of its samples, or the table of a sweep."""
 
 import shlex
 from pathlib import Path
@@ -18,7 +18,7 @@ from raiopt.results.words import percent, plural
 from raiopt.verbs import Parser
 
 MAX_CLASSES = 3
-"""Classes that are named."""
+"""The largest number of classes that are listed."""
 COLOURS = {"amber": "yellow", "unknown": None}
 
 
@@ -81,7 +81,7 @@ def print_verdict(verdict: Verdict) -> None:
 
 
 def _same_sweep(run: Run) -> list[Run]:
-    """Returns the other runs of the same sweep or name."""
+    """Returns the other runs of the same sweep, or with the same name."""
     try:
         return [other for other in load_runs([run.folder.absolute().parent]) if other.folder.name != run.folder.name]
     except ValueError:  # a sweep.json that cannot be read
@@ -113,7 +113,7 @@ def _show_origin(record: Record) -> None:
 
 
 def _line(text: str, style: str | None = None) -> None:
-    """Prints a line; a terminal breaks it between words, but for a command, which is to be copied."""
+    """Prints a line, wrapped between words, except for commands, which should be copyable."""
     console = Console()
     whole = not console.is_terminal or style == "bold"
     console.print(
@@ -180,5 +180,5 @@ def _sample_rows(run: Run, row: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _name(run: Run, number: int | None) -> str:
-    """Returns a class by its name, or by its number if it has none."""
+    """Returns the name of a class, or its number if it has no name."""
     return "-" if number is None else class_names(run, [number])[0]

@@ -1,4 +1,4 @@
-"""The time of a step of an attack on this machine."""
+"""Measures the time per attack step on this machine."""
 
 import time
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ IMAGES, STEPS = 8, 5
 
 @dataclass(frozen=True)
 class Timed:
-    """The time of a step of the default attack for one image of `size` by `size` pixels."""
+    """The time per step of the default attack for one image of `size` by `size` pixels."""
 
     model: str
     device: str
@@ -63,7 +63,7 @@ def _seconds_per_step(model: zoo.Classifier, images: Tensor) -> float:
 
     def ticking(logits: Tensor, target: Tensor) -> Tensor:
         losses = cross_entropy(logits, target)
-        losses.sum().item()  # waits for the device
+        losses.sum().item()  # synchronizes with the device
         ticks.append(time.perf_counter())
         return losses
 

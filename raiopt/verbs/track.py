@@ -1,4 +1,4 @@
-"""`raiopt track`: logs runs that are on disk in MLflow."""
+"""`raiopt track`: logs existing runs to MLflow."""
 
 from raiopt.reports.runs import load_runs
 from raiopt.verbs import Parser

@@ -25,10 +25,10 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """Images that are read when they are needed; the batch size does not change how an image is read.
+    """Images that are read on demand; the batch size does not change how an image is read.
 
     Args:
-        ids: Each sample's index in the whole data set, whatever is selected and in whatever order.
+        ids: Each sample's index in the whole data set, independent of selection and order.
         names: For example "digits/0017", or a file's path below the data set's folder.
         labels: int64 (N,); None: the model's own prediction of the clean image is the label.
         read: Returns the pixels (C, H, W) of the sample with this id.
@@ -79,7 +79,7 @@ class ImageData:
             yield Batch(self.ids[part], self.names[part], images, labels)
 
     def select(self, limit: int | None = None, indices: Sequence[int] | str | None = None) -> ImageData:
-        """Returns the samples at these positions, in this order, and of these the first `limit`.
+        """Returns the first `limit` of the samples at these positions, in this order.
 
         Args:
             indices: Positions in this data set, or a slice as text: "10:20", "::-1".
@@ -152,7 +152,7 @@ _INDICES = 'must be a list like [3,1,7] or a slice like "10:20" or "::-1".'
 
 
 def positions(count: int, limit: int | None = None, indices: Sequence[int] | str | None = None) -> list[int]:
-    """Returns the positions in a data set of `count` samples that `indices` selects, and of these the first `limit`.
+    """Returns the first `limit` of the positions that `indices` selects in a data set of `count` samples.
 
     Examples:
         >>> positions(10, limit=3, indices="::-2")

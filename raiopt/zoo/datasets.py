@@ -137,7 +137,7 @@ def _known_labels(name: str, source: Any) -> Tensor | None:
 
 
 def _class_names(source: Any, categories: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Returns the name of each class: among synonyms the model's; None if the data set has no names."""
+    """Returns the name of each class, choosing the model's name among synonyms; None if the data set has no names."""
     classes = getattr(source, "classes", getattr(source, "categories", None))
     if classes is None:
         return None

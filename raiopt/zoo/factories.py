@@ -52,10 +52,10 @@ def imported(name: str, path: str) -> Callable[..., Any]:
 
 @contextmanager
 def _current_folder(package: str) -> Iterator[None]:
-    """Puts the current folder first in sys.path while one of its packages is imported, and last from then on.
+    """Puts the current folder first in sys.path while one of its packages is imported, and last afterwards.
 
-    So its modules are found, but none replaces an installed module that is imported later. An installed package is
-    imported with the folder last from the start.
+    So its modules are found, but do not shadow installed modules that are imported later. For an installed package, the
+    folder is last from the start.
     """
     folder = os.getcwd()
     if folder in sys.path:

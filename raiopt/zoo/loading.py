@@ -16,7 +16,7 @@ MAX_RESULTS = 8
 def once(load: Callable[P, R]) -> Callable[P, R]:
     """Decorates a loader with a cache of its last results: equal arguments return the same object.
 
-    A file that is named by an argument is loaded again after it has changed.
+    A file named by an argument is loaded again after it has changed.
     """
     parameters = signature(load)
     kept: dict[Hashable, R] = {}
@@ -28,7 +28,7 @@ def once(load: Callable[P, R]) -> Callable[P, R]:
         key = _hashable(bound.arguments)
         try:
             hash(key)
-        except TypeError:  # an argument is an array, say, which only Python code can pass
+        except TypeError:  # an unhashable argument such as an array, which only Python code can pass
             return load(*args, **kwargs)
         if key not in kept:
             result = load(*args, **kwargs)

@@ -20,7 +20,7 @@ class Classifier(nn.Module):
         classes: The names of the classes, if they are known.
         num_classes: The number of classes, if it is known; not needed with `classes`.
         geometry: How the weights expect images to be resized and cropped; None: unknown.
-        preset: The source of mean, std and geometry, as it is recorded.
+        preset: The source of mean, std and geometry, as stored in the record.
 
     Examples:
         >>> model = Classifier(nn.Flatten(), name="mine", mean=0.5, std=0.25)
@@ -54,7 +54,7 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.net((x - self.mean) / self.std)
-        if not isinstance(logits, Tensor | fx.Proxy):  # the latter while torch.fx traces the model
+        if not isinstance(logits, Tensor | fx.Proxy):  # a Proxy while torch.fx traces the model
             raise TypeError(f"The model {self.name} must return a tensor of logits (N, classes), not {type(logits)}.")
         return logits  # pyright: ignore[reportReturnType]
 

@@ -29,7 +29,7 @@ _open, _lock = Image.open, threading.RLock()
 
 
 def open_picture(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
-    """Returns the image in a file, of which only the header has been read.
+    """Opens the image in a file, reading only its header.
 
     Args:
         file: A path, or an open file.
@@ -54,7 +54,7 @@ def open_picture(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
 
 @contextmanager
 def opened(file: Path) -> Iterator[Image.Image]:
-    """Opens an image; damage that is found while it is decoded is a ValueError that names the file, too."""
+    """Opens an image; damage found while decoding it also raises a ValueError that names the file."""
     with open_picture(file) as image:
         try:
             yield image
