@@ -185,7 +185,12 @@ def _metrics(run: Run) -> dict[str, Any]:
 
 
 def _options(one: Record, other: Record) -> dict[str, Pair]:
-    """Returns the differing options if the job keys differ; the keys themselves if no given option explains it."""
+    """Returns the differing options if the job keys differ; the keys themselves if no given option explains it.
+
+    Keys depend on the defaults of their day, so that all values decide where both runs recorded them.
+    """
+    if one.options and other.options:
+        return _differing({**one.options, **one.choices}, {**other.options, **other.choices})
     keys = {"options": (one.job_key, other.job_key)} if one.job_key != other.job_key else {}
     given = _differing(without_volatile(one.overrides), without_volatile(other.overrides), both=True)
     return keys and (given or keys)

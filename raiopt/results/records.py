@@ -51,8 +51,9 @@ class JobRecord:
         return self.record.metrics if self.status == "finished" else None
 
     def option(self, name: str) -> Any:
-        """Returns the value of an option that was given, or the choice of a group; None if neither is known."""
-        return self.options.get(name, self.record.choices.get(name))
+        """Returns the value of an option, given or by default, or the choice of a group; None if it is not known."""
+        known = (self.options, self.record.choices, self.record.options)
+        return next((values[name] for values in known if name in values), None)
 
 
 def read_jobs(folder: Path | str) -> list[JobRecord]:

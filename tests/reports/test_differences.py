@@ -190,6 +190,14 @@ def test_other_options_are_reported_unless_the_version_differs(before, folder, t
     assert (found.question, found.repeated) == ({}, "bitwise")
 
 
+def test_where_all_values_are_recorded_they_decide_instead_of_the_keys(folder, tmp_path):
+    ours = edited(RECORD, options={"optim.lr": 0.1, "solver.steps": 40}, choices={"optim": "signed"})
+    first = run(tmp_path, ours)
+    assert compare(first, run(folder, edited(ours, job_key="x"))).question == {}  # a default has changed since
+    other = edited(ours, job_key="x", options={"optim.lr": 0.1, "solver.steps": 30}, choices={"optim": "steepest"})
+    assert compare(first, run(folder, other)).question == {"solver.steps": (40, 30), "optim": ("signed", "steepest")}
+
+
 def test_metrics_that_disagree_with_the_samples_are_reported(before, folder):
     found = compare(before, run(folder, edited(RECORD, metrics__robust_accuracy=0.9)))
     assert found.repeated is None

@@ -211,3 +211,11 @@ def test_no_cell_of_the_printed_table_is_cut(tmp_path, capsys, monkeypatch, colu
     (best,) = [line.split() for line in lines if "37.5 %" in line or line.lstrip().startswith("*  0")][:1]
     assert any(line.startswith((" * ", "\x1b[1m * ", "* ")) for line in lines)
     assert best
+
+
+def test_an_option_that_was_not_given_has_its_default(tmp_path):
+    default = {"schema": 2, "status": "finished", "overrides": {"optim.lr": 1.0}, "options": {"optim.param_ndim": -1}}
+    for name, changes in {"a": {}, "b": {"overrides": {"optim.param_ndim": None}}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps({**default, **changes}))
+    assert load_sweep(tmp_path)["optim.param_ndim"].to_list() == [-1, None]
