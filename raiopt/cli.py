@@ -27,7 +27,7 @@ from raiopt.sweep.plan import describe_changes
 from raiopt.sweep.session import CommandSession, current_session
 from raiopt.verbs import carry_out as carry_out_verb
 
-LOOKING = {"--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help"}
+INFO_FLAGS = {"--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help"}
 """Flags with which Hydra only prints information and runs nothing."""
 
 
@@ -77,7 +77,7 @@ def _terminated(*_: Any) -> None:
 def _run(words: list[str], session: CommandSession) -> int:
     import hydra
 
-    if not LOOKING & set(words):  # these must be fast, especially tab completion
+    if not INFO_FLAGS & set(words):  # these must be fast, especially tab completion
         from raiopt.sweep.plugins import register_plugins
 
         register_plugins()

@@ -28,7 +28,7 @@ def by_norm(attack: Attack, count: int, device: torch.device, probe: Probe) -> P
     every, radii = torch.arange(count, device=device), _radii(attack, device)
     result = probe(every, radii[-1].float().expand(count), torch.zeros_like(every))
     broken, last = result.verification.broken, len(radii) - 1
-    least = torch.where(broken, _smallest_that_holds(result, radii).clamp(max=last), last)
+    least = torch.where(broken, _smallest_containing_radius(result, radii).clamp(max=last), last)
     broken_at = broken[:, None] & (torch.arange(len(radii), device=device) >= least[:, None])
     return replace(result, epsilon=radii[least], broken_at=broken_at)
 
@@ -50,7 +50,7 @@ def smallest_radius(attack: Attack, count: int, device: torch.device, probe: Pro
         broken = result.verification.broken
         broken_at[chosen, at] = broken
         passes[:, chosen] += torch.stack([result.search.forward_passes, result.search.backward_passes])
-        least = torch.where(broken, torch.minimum(at, _smallest_that_holds(result, radii)), at)
+        least = torch.where(broken, torch.minimum(at, _smallest_containing_radius(result, radii)), at)
         taken = (broken | (high[chosen] == len(radii))).nonzero().flatten()
         result = replace(result, epsilon=radii[least])
         record = result if record is None else with_rows(record, chosen[taken], take_rows(result, taken))
@@ -65,6 +65,6 @@ def _radii(attack: Attack, device: torch.device) -> Tensor:
     return torch.tensor(attack.epsilons, dtype=torch.float64, device=device)
 
 
-def _smallest_that_holds(result: ProbeResult, radii: Tensor) -> Tensor:
+def _smallest_containing_radius(result: ProbeResult, radii: Tensor) -> Tensor:
     """Returns the position of the smallest radius that is at least the norm of each sample's perturbation."""
     return torch.searchsorted(radii * (1 + TOLERANCE), result.ball.norms(result.bounded))

@@ -169,4 +169,4 @@ class Engine:
         if not self.stages:
             return radii(self.attack, len(ids), ids.device, probers[0])
         stages = Stages(probers)
-        return replace(radii(self.attack, len(ids), ids.device, stages), past=stages.past)
+        return replace(radii(self.attack, len(ids), ids.device, stages), history=stages.history)

@@ -22,18 +22,18 @@ FINAL_RANK = 4
 
 
 @dataclass(frozen=True)
-class Past:
+class StageHistory:
     """The history of one stage on n samples: tensors of n rows.
 
     Args:
-        tried: Whether the stage attacked the sample, at any radius.
-        broke: Whether the stage succeeded, at any radius.
+        attacked: Whether the stage attacked the sample, at any radius.
+        succeeded: Whether the stage succeeded, at any radius.
         forward_passes, backward_passes: Summed over all radii.
         steps, gains, fooled_at: The fields of `SearchResult` for its last search.
     """
 
-    tried: Tensor
-    broke: Tensor
+    attacked: Tensor
+    succeeded: Tensor
     forward_passes: Tensor
     backward_passes: Tensor
     steps: Tensor
@@ -41,7 +41,7 @@ class Past:
     fooled_at: Tensor
 
     @classmethod
-    def empty(cls, count: int, like: Tensor) -> "Past":
+    def empty(cls, count: int, like: Tensor) -> "StageHistory":
         """Returns the history before the stage attacked any of `count` samples, with traces as long as `like`."""
         numbers = torch.zeros(count, dtype=torch.int64, device=like.device)
         gains = like.new_full((count, like.shape[1]), float("nan"))
@@ -65,7 +65,7 @@ class ProbeResult:
         stride: `search` records the losses of every `stride`-th step.
         broken_at: (n, radii): the radii at which a search succeeded, if there are several.
         stage: The number of the stage that succeeded, else of the last gradient-based one, if any; None without stages.
-        past: The history of each stage; None for a stage that attacked no sample.
+        history: The history of each stage; None for a stage that attacked no sample.
     """
 
     search: SearchResult
@@ -81,7 +81,7 @@ class ProbeResult:
     stride: Tensor
     broken_at: Tensor | None = None
     stage: Tensor | None = None
-    past: Sequence[Past | None] = ()
+    history: Sequence[StageHistory | None] = ()
 
     @property
     def bounded(self) -> Tensor:

@@ -13,7 +13,7 @@ from raiopt.attacks.rows import Rows, any_of_sample, joined, take_rows
 from raiopt.attacks.search import Problem, search
 from raiopt.attacks.search_result import FOOLED, NOT_FINITE, PASSES, STEPS, SearchResult, Trace
 from raiopt.attacks.start import Start, prepare
-from raiopt.transforms.looking import can_look
+from raiopt.transforms.looking import can_read_cheaply
 
 MIN_LEAVING_SHARE = 1 / 16
 """Decided rows leave when they are at least this share of the batch: each new batch size costs the setup of kernels.
@@ -236,6 +236,6 @@ def _magnitudes(gradient: Tensor, *, shared: bool) -> Tensor:
     """Returns a number for each row, or one for all, that is 0 or not finite if the gradient is."""
     rows = gradient.reshape(1 if shared else len(gradient), -1)
     total = rows.sum(1)  # several times as fast as the sum of magnitudes, and sufficient unless it is 0 or not finite
-    if not can_look(total) or not (total.isfinite() & (total != 0)).all():
+    if not can_read_cheaply(total) or not (total.isfinite() & (total != 0)).all():
         total = rows.abs().sum(1)
     return total[0] if shared else total

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from raiopt.attacks.attack import Attack
-from raiopt.attacks.prober import FINAL_RANK, Past, Prober, ProbeResult
+from raiopt.attacks.prober import FINAL_RANK, Prober, ProbeResult, StageHistory
 from raiopt.attacks.rows import take_rows, with_rows
 from raiopt.attacks.start import Start
 
@@ -53,11 +53,11 @@ def check_together(stages: Sequence[Stage], starts: Sequence[Start]) -> None:
 
 
 class Stages:
-    """Attacks samples with several probers in sequence; `past` holds the history of each on the n samples."""
+    """Attacks samples with several probers in sequence; `history` holds the history of each on the n samples."""
 
     def __init__(self, probers: Sequence[Prober]) -> None:
         self.probers = probers
-        self.past: list[Past | None] = [None] * len(probers)
+        self.history: list[StageHistory | None] = [None] * len(probers)
         self.columns = max(1 + prober.attack.steps // prober.attack.stride for prober in probers)
 
     def can_go_on(self, spent: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class Stages:
             if not len(at):
                 continue
             result = prober(chosen[at], None if epsilon is None else epsilon[at], spent_now[at])
-            self._add_to_past(number, chosen[at], result)
+            self._add_to_history(number, chosen[at], result)
             passes[:, at] += torch.stack([result.search.forward_passes, result.search.backward_passes])
             rank = prober.rank(result)
             kept = (rank >= ranks[at]).nonzero().flatten()
@@ -89,15 +89,15 @@ class Stages:
         assert record is not None  # `can_go_on` is true for each, so at least one stage attacks it
         return replace(record, search=replace(record.search, forward_passes=passes[0], backward_passes=passes[1]))
 
-    def _add_to_past(self, number: int, index: Tensor, result: ProbeResult) -> None:
+    def _add_to_history(self, number: int, index: Tensor, result: ProbeResult) -> None:
         found = result.search
-        past = self.past[number] or Past.empty(len(self.probers[0].samples.ids), found.gains)
+        past = self.history[number] or StageHistory.empty(len(self.probers[0].samples.ids), found.gains)
         latest = {name: getattr(found, name) for name in ("steps", "gains", "fooled_at")}
         sums = {name: getattr(found, name) for name in ("forward_passes", "backward_passes")}
-        self.past[number] = replace(
+        self.history[number] = replace(
             past,
-            tried=past.tried.index_fill(0, index, True),
-            broke=past.broke.index_copy(0, index, past.broke[index] | result.verification.broken),
+            attacked=past.attacked.index_fill(0, index, True),
+            succeeded=past.succeeded.index_copy(0, index, past.succeeded[index] | result.verification.broken),
             **{name: getattr(past, name).index_copy(0, index, value) for name, value in latest.items()},
             **{name: getattr(past, name).index_add(0, index, value) for name, value in sums.items()},
         )

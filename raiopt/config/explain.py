@@ -46,6 +46,8 @@ def check_words(words: list[str]) -> None:
         if not equals and not word.startswith("~"):
             near = checks.near(word, VERBS)
             hint = f"Did you mean 'raiopt {near[0]}'?" if near else "Options are given as key=value: see raiopt --help."
+            if word in VERBS:
+                raise ValueError(f"The verb comes first, before flags and options: raiopt {word} ...")
             raise ValueError(f"{word!r} is neither a verb ({', '.join(VERBS)}) nor an option. {hint}")
         if key in groups:
             raise ValueError(

@@ -18,6 +18,7 @@ usage: raiopt [key=value ...]                     one job
        raiopt report FOLDER ...                   one page about runs and sweeps, and figures for papers
        raiopt list runs [FOLDER], raiopt show RUN, raiopt export RUN --png DIR
        raiopt rerun RUN                           repeats a run and compares the results
+       raiopt track FOLDER                        logs finished runs and sweeps in MLflow
        raiopt doctor                              checks this machine, and estimates how long a run takes
        raiopt list [GROUP]                        the options of a group, and their defaults
 
@@ -57,7 +58,7 @@ def list_options(groups: list[str], words: Sequence[str] = ()) -> int:
 
     known = options(words)
     for group in groups:
-        checks.choice("raiopt list", group, sorted(known))
+        checks.choice("GROUP", group, sorted(known))
     console = Console()
 
     def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -12,7 +12,7 @@ from raiopt import checks, transforms
 from raiopt.batching import as_batch
 from raiopt.optim.groups import check_ball, check_group, seen_as_batch
 from raiopt.optim.inner import InnerOptimizer, Params, built, check_agreement, ready_made
-from raiopt.optim.signatures import full_signature, handing_on
+from raiopt.optim.signatures import forwarding_init, full_signature
 from raiopt.optim.state import State, laid_out, seen
 from raiopt.optim.traits import Traits
 from raiopt.optim.wrapper import InnerOwned
@@ -131,7 +131,7 @@ class ParamTransformingOptimizer(InnerOwned):
         """Ensures that each subclass has its own `__init__`, with a complete signature for tools to inspect."""
         super().__init_subclass__(**kwargs)
         if "__init__" not in vars(cls):
-            cls.__init__ = handing_on(cls)
+            cls.__init__ = forwarding_init(cls)
         shown = full_signature(cls, ParamTransformingOptimizer)
         cls.__init__.__signature__ = shown  # pyright: ignore[reportFunctionMemberAccess]
 

@@ -38,7 +38,7 @@ def full_signature(cls: type, base: type) -> Signature:
     return found.replace(parameters=parameters)
 
 
-def handing_on(cls: type) -> Callable[..., None]:
+def forwarding_init(cls: type) -> Callable[..., None]:
     """Returns an `__init__` that calls the parent's, for a class without one: hydra-zen reads its signature."""
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:

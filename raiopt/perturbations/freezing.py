@@ -14,6 +14,9 @@ def freeze(*items: Tensor | nn.Module | Optimizer | Iterable[Any]) -> Callable[[
     Args:
         items: Tensors, modules, optimizers, or iterables of tensors or parameter groups.
 
+    Raises:
+        TypeError: If an item is anything else.
+
     >>> import torch
     >>> net = torch.nn.Linear(2, 1)
     >>> unfreeze = freeze(net)
@@ -42,8 +45,12 @@ def _tensors(items: Iterable[Any]) -> Iterator[Tensor]:
             yield from item.parameters()
         elif isinstance(item, Optimizer):
             yield from _tensors(item.param_groups)
+        elif isinstance(item, Mapping) and "params" in item:
+            yield from _tensors([item["params"]])
+        elif isinstance(item, Iterable) and not isinstance(item, str | bytes | Mapping):
+            yield from _tensors(item)
         else:
-            yield from _tensors(item["params"] if isinstance(item, Mapping) else item)
+            raise TypeError(f"{item!r} must be a tensor, a module, an optimizer, or an iterable of them.")
 
 
 @contextmanager

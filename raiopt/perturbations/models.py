@@ -108,7 +108,11 @@ def template(data_or_shape: Tensor | Sequence[int], device: torch.device | str |
         data_or_shape = data_or_shape.shape
     if dtype is not None and not dtype.is_floating_point:
         raise TypeError(f"dtype={dtype} must be a floating type; pass dtype=torch.float32 or convert the data.")
-    return torch.empty((), device=device, dtype=dtype).expand(torch.Size(data_or_shape))
+    try:
+        shape = torch.Size(data_or_shape)
+    except TypeError:
+        raise TypeError(f"data_or_shape={data_or_shape!r} must be a tensor or a shape, as in (8, 3, 32, 32).") from None
+    return torch.empty((), device=device, dtype=dtype).expand(shape)
 
 
 def started(zeros: Tensor, init_fn: Callable[..., Any] | None, init_fn_kwargs: dict[str, Any]) -> nn.Parameter:

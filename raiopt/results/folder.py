@@ -104,7 +104,7 @@ class RunFolder:
             try:
                 yield
             except BaseException as error:
-                interrupted = isinstance(error, KeyboardInterrupt)
+                interrupted = isinstance(error, KeyboardInterrupt | GeneratorExit)  # the latter: on its way out
                 message = str(error) or ("interrupted" if interrupted else type(error).__name__)
                 self.save(
                     status="killed" if interrupted else "failed",

@@ -166,9 +166,9 @@ def steps_frames(outcomes: Sequence[Outcome]) -> dict[str, pl.DataFrame]:
     for trial in trials:
         if trial.stage is None:
             parts.setdefault("steps", []).append(tuple(getattr(trial.search, name) for name in STEP_FIELDS))
-        for number, past in enumerate(trial.past):
+        for number, past in enumerate(trial.history):
             if past is not None:
-                tried = tuple(getattr(past, name)[past.tried] for name in STEP_FIELDS)
+                tried = tuple(getattr(past, name)[past.attacked] for name in STEP_FIELDS)
                 parts.setdefault(f"steps{number}", []).append(tried)
     return {
         kind: _steps_frame(*(torch.cat(tensors).cpu() for tensors in zip(*part, strict=True)))

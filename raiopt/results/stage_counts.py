@@ -30,13 +30,13 @@ def _of_outcome(outcome: "Outcome") -> Iterator[dict[str, int]]:
         robust = robust.index_fill(0, attacked[undecided], False)
     for number, _ in enumerate(outcome.stages):
         counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
-        past = trial.past[number] if trial is not None else None
+        past = trial.history[number] if trial is not None else None
         if past is not None:
-            newly = past.broke & ~broken
+            newly = past.succeeded & ~broken
             broken = broken | newly
             robust = robust.index_fill(0, attacked[newly], False)
             passes = {name: int(getattr(past, name).sum()) for name in ("forward_passes", "backward_passes")}
-            counts.update({"attacked": int(past.tried.sum()), "broken": int(newly.sum()), **passes})
+            counts.update({"attacked": int(past.attacked.sum()), "broken": int(newly.sum()), **passes})
         yield {**counts, "robust": int(robust.sum())}
 
 

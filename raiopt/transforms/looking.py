@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 
-def can_look(x: Tensor) -> bool:
+def can_read_cheaply(x: Tensor) -> bool:
     """Returns whether a value of `x` can be read without device synchronization or a graph break."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def all_between(x: Tensor, low: float, high: float) -> bool:
     """Returns whether all entries lie strictly between two numbers; False if checking would be expensive."""
-    if not can_look(x):
+    if not can_read_cheaply(x):
         return False
     if x.numel() == 0:
         return True

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from raiopt.transforms.looking import all_between, can_look
+from raiopt.transforms.looking import all_between, can_read_cheaply
 from raiopt.transforms.norms import norms
 from raiopt.transforms.selection import top_mask
 
@@ -172,7 +172,7 @@ def _level(size: Tensor, limits: Tensor | None, radius: float | Tensor) -> Tenso
             torch.minimum(left, limits, out=left)
         excess = (_total(left) - radius).to(wide)
         done = (excess.abs() <= close) | ((level == 0) & (excess < 0))
-        if can_look(size) and bool(done.all()):
+        if can_read_cheaply(size) and bool(done.all()):
             return level
         is_low = excess > 0
         low, above = torch.where(is_low, level, low), torch.where(is_low, excess, above)

@@ -126,15 +126,15 @@ def test_a_stage_gets_the_remaining_samples_and_passes_agree_with_the_model():
     (outcome,) = run(x, fast=model, stages=plan)
     trial = outcome.result
     left = torch.ones(N, dtype=torch.bool)
-    for past in trial.past:
-        assert torch.equal(past.tried, left)
-        assert not past.broke[~left].any()
-        left = left & ~past.broke
+    for past in trial.history:
+        assert torch.equal(past.attacked, left)
+        assert not past.succeeded[~left].any()
+        left = left & ~past.succeeded
     assert torch.equal(trial.verification.broken, ~left)
     assert 0 < int(left.sum()) < N
-    assert sum(bool(past.broke.any()) for past in trial.past) > 1
+    assert sum(bool(past.succeeded.any()) for past in trial.history) > 1
     for name, passed in zip(PASSES, model.total, strict=True):
-        assert sum(int(getattr(past, name).sum()) for past in trial.past) == passed
+        assert sum(int(getattr(past, name).sum()) for past in trial.history) == passed
         assert int(getattr(trial.search, name).sum()) == passed
 
 

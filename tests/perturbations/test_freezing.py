@@ -55,3 +55,9 @@ def test_negated_losses():
     logits, target = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     assert_close(negate(cross_entropy)(logits, target), -cross_entropy(logits, target))
     assert negate(cross_entropy).__name__ == "cross_entropy"
+
+
+@pytest.mark.parametrize("item", ["weights", 1, None, {"lr": 1.0}, [["weights"]]])
+def test_other_items_are_refused_by_name(item):
+    with pytest.raises(TypeError, match="must be a tensor, a module, an optimizer, or an iterable of them"):
+        freeze(item)

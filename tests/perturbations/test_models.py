@@ -27,6 +27,12 @@ def test_delta_ndim_out_of_range_is_an_error(delta_ndim):
         AdditivePerturbation((2, 3, 4), delta_ndim=delta_ndim)
 
 
+@pytest.mark.parametrize("shape", [3, None, "images", 2.5])
+def test_neither_data_nor_shape_is_an_error(shape):
+    with pytest.raises(TypeError, match=r"data_or_shape=.* must be a tensor or a shape"):
+        AdditivePerturbation(shape)
+
+
 def test_type_and_device_follow_the_data_unless_given():
     data = torch.zeros(2, 3, dtype=torch.float64)
     assert AdditivePerturbation(data).delta.dtype == torch.float64

@@ -87,3 +87,11 @@ def test_a_folder_that_is_in_use_stays_where_it_is(tmp_path, monkeypatch):
     with locked(folder.path), pytest.raises(FileExistsError, match="in use"):
         RunFolder(folder.path).set_aside()
     assert folder.set_aside() == tmp_path / "replaced" / "run-1"
+
+
+def test_a_recording_that_is_abandoned_is_killed(tmp_path):
+    folder = RunFolder(tmp_path)
+    recording = folder.recording({})
+    recording.__enter__()
+    del recording  # as when Ctrl-C arrives while the context is left
+    assert (folder.record.status, folder.record.error.message) == ("killed", "interrupted")
