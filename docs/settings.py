@@ -8,8 +8,9 @@ from typing import Any
 from unittest import mock
 
 from raiopt.config.explain import VERBS, typed
+from raiopt.config.groups import OPTIONS
 from raiopt.config.listing import USAGE, meanings
-from raiopt.config.options import OPTIONS, JobOptions
+from raiopt.config.options import JobOptions
 from raiopt.config.signatures import documented
 from raiopt.config.sources import options, read_from_yaml
 from raiopt.verbs import carry_out

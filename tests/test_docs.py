@@ -15,8 +15,9 @@ import torch
 import raiopt
 from docs import record_fields, settings
 from raiopt import as_batch, optim
+from raiopt.config.groups import OPTIONS
 from raiopt.config.listing import meanings
-from raiopt.config.options import OPTIONS, JobOptions
+from raiopt.config.options import JobOptions
 from raiopt.config.sources import options
 from raiopt.fast import Inference
 from raiopt.optim.bounded import TRANSFORMS

@@ -112,7 +112,8 @@ def test_a_slurm_job_imports_no_module_of_the_current_folder(base, tmp_path):
     code = """if 1:
         import sys
         sys.path.remove("")
-        from raiopt.sweep.slurm import SlurmExecutor, SlurmOptions
+        from raiopt.sweep.slurm import SlurmExecutor
+        from raiopt.sweep.slurm_options import SlurmOptions
         from raiopt.sweep.task import Task
         task = Task(key="k", folder=sys.argv[1] + "/k", config={}, hydra={}, about={})
         SlurmExecutor(sys.argv[1], SlurmOptions()).start([task])

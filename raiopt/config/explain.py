@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from raiopt import checks
-from raiopt.config.options import INFERENCE, OPTIONS
+from raiopt.config.groups import INFERENCE, OPTIONS
 from raiopt.config.signatures import described
 from raiopt.config.sources import CONFIG_DIR, composed, options
 from raiopt.config.words import VALUES, dotted, refused_value, type_rule

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 
-from raiopt.config.options import INFERENCE, OPTIONS, SHARD, JobOptions, option_of
+from raiopt.config.groups import INFERENCE, OPTIONS, SHARD, option_of
+from raiopt.config.options import JobOptions
 from raiopt.config.signatures import described
 from raiopt.config.words import staged, words_of
 from raiopt.processes import forget_start

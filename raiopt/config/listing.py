@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from raiopt import checks
 from raiopt.config.explain import typed
-from raiopt.config.options import CHOSEN, OPTIONS
+from raiopt.config.groups import CHOSEN, OPTIONS
 from raiopt.config.sources import composed, options, read_from_yaml
 from raiopt.config.words import dotted
 

@@ -10,8 +10,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from raiopt.config.groups import CHOSEN, OPTIONS, option_of
 from raiopt.config.jobs import build
-from raiopt.config.options import CHOSEN, OPTIONS, JobOptions, option_of
+from raiopt.config.options import JobOptions
 from raiopt.config.words import refused_value, staged, type_rule
 from raiopt.results.files import LinkError, read_file
 from raiopt.results.options import flat

@@ -14,7 +14,7 @@ from hydra.plugins.config_source import ConfigSource
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from raiopt.config.options import OPTIONS
+from raiopt.config.groups import OPTIONS
 from raiopt.config.signatures import Described, described
 
 CONFIG_DIR = ("--config-dir", "-cd")

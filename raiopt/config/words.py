@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from raiopt import checks
-from raiopt.config.options import OPTIONS, option_of
+from raiopt.config.groups import OPTIONS, option_of
 from raiopt.results.words import joined
 
 GROUPS = ("optim", "optim/InnerOpt", "criterion", "init", "schedule")

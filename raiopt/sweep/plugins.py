@@ -6,7 +6,7 @@ from types import ModuleType
 
 from hydra.core.plugins import Plugins
 
-from raiopt.config.options import PLUGINS
+from raiopt.config.groups import PLUGINS
 from raiopt.sweep.grid import GridSweeper
 from raiopt.sweep.local import LocalLauncher
 from raiopt.sweep.ray import RayLauncher

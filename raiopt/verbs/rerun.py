@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from raiopt.config.groups import OPTIONS
 from raiopt.config.jobs import build, carry_out, logged, plain
-from raiopt.config.options import OPTIONS, JobOptions
+from raiopt.config.options import JobOptions
 from raiopt.config.saved import choices, saved_config
 from raiopt.reports.differences import Comparison, compare
 from raiopt.reports.runs import load_run

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from raiopt.config.groups import OPTIONS
 from raiopt.config.jobs import build
-from raiopt.config.options import OPTIONS
 from raiopt.config.saved import GROUPS, MAX_FILE_BYTES, UnsafeConfig, choices, saved_config, saved_job
 from tests.test_readme import composed
 

@@ -9,13 +9,13 @@ from torch import optim as torch_optim
 
 import raiopt
 from raiopt import optim
-from raiopt.config.options import OPTIONS
+from raiopt.config.groups import OPTIONS
 from raiopt.config.signatures import REQUIRED, Argument, constant, described, documented
 from raiopt.optim import bounded
 
 PATHS = [f"raiopt.optim.{name}" for name in optim.__all__ if name != "ParamTransformingOptimizer"]
 PATHS += [option.target for options in OPTIONS.values() for option in options.values()]
-PATHS += [f"raiopt.sweep.{name}" for name in ("local.LocalLauncher", "slurm.SlurmOptions", "ray.RayLauncher")]
+PATHS += [f"raiopt.sweep.{name}" for name in ("local.LocalLauncher", "slurm_options.SlurmOptions", "ray.RayLauncher")]
 PATHS += [f"raiopt.sweep.{name}" for name in ("grid.GridSweeper", "tuning.OptunaSweeper")]
 PATHS = sorted({path for path in PATHS if not path.startswith("hydra_plugins")} | {"raiopt.fast.Inference"})
 KINDS = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 
 from raiopt.cli import main
 from raiopt.config.explain import typed
+from raiopt.config.groups import OPTIONS
 from raiopt.config.jobs import build
-from raiopt.config.options import OPTIONS
 from raiopt.config.saved import UnsafeConfig, saved_job
 from raiopt.config.words import GROUPS, JOB_SETTINGS, PARTS, VALUES, quoted, staged, words_of
 from raiopt.sweep.job_key import job_key

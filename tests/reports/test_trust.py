@@ -19,7 +19,8 @@ from raiopt.fast import Inference
 from raiopt.reports.peers import huge_radius
 from raiopt.reports.runs import Run, load_run
 from raiopt.reports.trust import judge, verdict_of, verdicts
-from raiopt.reports.trust_checks import RED_MASKED, RULES, Level, TrustCheck
+from raiopt.reports.trust_checks import Level, TrustCheck
+from raiopt.reports.trust_rules import RED_MASKED, RULES
 from raiopt.results.folder import RunFolder
 from raiopt.results.record import SCHEMA
 from raiopt.results.record_reader import record_of

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from raiopt.results.record import SCHEMA
 from raiopt.sweep import slurm, slurm_queue
-from raiopt.sweep.slurm import GRACE, INTERVAL, PATIENCE, SlurmExecutor, SlurmLauncher, SlurmOptions, run_on_node
+from raiopt.sweep.slurm import GRACE, INTERVAL, PATIENCE, SlurmExecutor, SlurmLauncher, run_on_node
+from raiopt.sweep.slurm_options import SlurmOptions
 from raiopt.sweep.task import Task
 from tests.sweep.fake_slurm import FakeSlurm
 

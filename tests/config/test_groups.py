@@ -12,9 +12,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf, ValidationError
 
 from raiopt.attacks import Attack
+from raiopt.config.groups import CHOSEN, NOT_SETTINGS, OPTIONS, option_of
 from raiopt.config.jobs import build
 from raiopt.config.listing import meanings
-from raiopt.config.options import CHOSEN, NOT_SETTINGS, OPTIONS, option_of, store
+from raiopt.config.options import store
 from raiopt.config.signatures import REQUIRED
 from raiopt.fast import Inference
 from raiopt.sweep.plugins import register_plugins
