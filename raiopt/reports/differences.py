@@ -190,7 +190,8 @@ def _options(one: Record, other: Record) -> dict[str, Pair]:
     Keys depend on the defaults of their day, so that all values decide where both runs recorded them.
     """
     if one.options and other.options:
-        return _differing({**one.options, **one.choices}, {**other.options, **other.choices})
+        choices = [without_volatile({**record.choices, "experiment": None}) for record in (one, other)]
+        return _differing(one.options, other.options) | _differing(*choices, both=True)
     keys = {"options": (one.job_key, other.job_key)} if one.job_key != other.job_key else {}
     given = _differing(without_volatile(one.overrides), without_volatile(other.overrides), both=True)
     return keys and (given or keys)
