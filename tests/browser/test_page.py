@@ -28,6 +28,7 @@ def cells(page):
     details = page.locator("#map details")
     if details.get_attribute("open") is None:
         details.locator("summary").click()
+    details.locator("tbody tr").first.wait_for()  # it is filled when the browser reports that it is open
     return details.locator("tbody tr").all_inner_texts()
 
 
@@ -174,15 +175,14 @@ def test_samples_are_enlarged_one_after_another(open_report, by):
         page.keyboard.press("ArrowRight")
     expected = samples.nth(2).locator("img").evaluate_all("(images) => images.map((image) => image.src)")
     assert dialog.locator("img").evaluate_all("(images) => images.map((image) => image.src)") == expected
-    assert dialog.locator("img").evaluate_all("(images) => images.every((image) => image.naturalWidth === 64)")
+    page.wait_for_function("[...document.querySelectorAll('dialog img')].every((image) => image.naturalWidth === 64)")
     if by == "mouse":
         dialog.get_by_role("button", name="Close").click()
     else:
         page.keyboard.press("Escape")
-    assert dialog.count() == 0
-    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == samples.nth(2).get_attribute(
-        "aria-label"
-    )
+    dialog.wait_for(state="hidden")
+    name = samples.nth(2).get_attribute("aria-label")
+    page.wait_for_function("(name) => document.activeElement.getAttribute('aria-label') === name", arg=name)
 
 
 def test_the_theme_is_switched_and_plots_with_it(open_report):
