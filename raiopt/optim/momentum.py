@@ -115,7 +115,7 @@ class VarianceTunedGradientOptim(ParamTransformingOptimizer):
         beta: At least 0; 1.5 in the paper.
         neighbors: At least 1; 20 in the paper.
 
-    The gradient of |x| is 1 for x > 0, and -1 for about a quarter of the points within 0.2 of 0.1:
+    The gradient of ``abs(x)`` is 1 for x > 0, and -1 for about a quarter of the points within 0.2 of 0.1:
 
     >>> import torch
     >>> x = torch.full((1, 1), 0.1, requires_grad=True)
