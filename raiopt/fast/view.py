@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from raiopt import checks
 from raiopt.fast.equivalence import EquivalenceCheck, Model, answer, off_by, seconds
 from raiopt.fast.folding import first_line, fold_
+from raiopt.fast.layout import in_channels_last
 
 log = logging.getLogger("raiopt")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -181,7 +182,7 @@ class ModelView:
         fast = _Fast(net, False, self.options.precision)
         if wanted is False:
             return fast
-        other = replace(fast, net=_in_channels_last(net), channels_last=True)
+        other = replace(fast, net=in_channels_last(net), channels_last=True)
         if not self._accepts("channels_last", replace(other, precision="float32"), equivalence):
             return fast
         if wanted is None:
@@ -252,10 +253,6 @@ def _grow(gradient: Tensor, grown: list[Tensor]) -> Tensor:
     power = (10 - torch.frexp(largest).exponent).clamp(-100, 100)
     grown.append(torch.ldexp(torch.ones_like(largest), power))
     return gradient * grown[-1]
-
-
-def _in_channels_last(net: nn.Module) -> nn.Module:
-    return copy.deepcopy(net).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def _probe(images: Tensor) -> Tensor:
