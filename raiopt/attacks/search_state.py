@@ -95,9 +95,8 @@ class SearchState(Problem):
             norms = self.start.ball.norms(kept)
             if self.start.traits.smallest_norm:  # its iterates may lie outside the ball
                 fooled, claimed = (flags & self.start.counts(norms) for flags in (fooled, claimed))
-            if (
-                self.by_norm
-            ):  # minimum-norm iterates lie at the decision boundary, where rounding can flip them at another batch size
+            if self.by_norm:
+                # Such iterates lie at the decision boundary, where rounding can flip them at another batch size.
                 certain = _beyond_rounding(output)
                 fooled, claimed = fooled & certain, claimed & certain
                 norms = norms.float()
